@@ -1,0 +1,52 @@
+# Everything a newcomer needs is Python 3.10 or later, a C++ compiler and make; the rest comes into .venv with pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTHON_SOURCES := synq_fast kernels tests benchmarks setup.py
+CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint typecheck bench compile-check build format clean
+
+demo: build
+	$(BIN)/synq-fast quantize
+
+test: build
+	$(BIN)/python -m pytest
+
+bench: build
+	$(BIN)/python -m pytest benchmarks
+
+# Compiles the device code without a device and inspects the result.
+compile-check: build
+	$(BIN)/python -m pytest tests/compile
+
+lint: typecheck
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+typecheck: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# Ninja compiles what changed since the last build, usually nothing.
+build: $(STAMP)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+# torch comes first and build isolation is off, so that the extension is built against this torch.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) 'torch>=2.6' setuptools wheel cmake ninja
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info synq_fast/_C.* synq_fast/_build_info.json \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find synq_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Benchmarks of synq-fast: its ops and steps against what a user would run instead."""

@@ -1,0 +1,57 @@
+"""Columns that several suites share: our backends on this device, and compiled functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch._inductor import config as inductor_config
+
+from benchmarks import harness
+from synq_fast import ops
+
+_BACKENDS_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+
+def our_columns(
+    function: Callable[..., object], /, *arguments: Any, **options: Any
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Our op on each backend with kernels for this device.
+
+    Returns:
+        Callables by column name (``ours (cpu)``), fastest default first, and the reasons of the
+        backends that are not there.
+    """
+    available: dict[str, str | None] = ops.available_backends()
+
+    def call(backend: str) -> Any:
+        with ops.backend(backend):
+            return function(*arguments, **options)
+
+    columns: dict[str, Callable[[], Any]] = {}
+    omitted: dict[str, str] = {}
+    for backend in _BACKENDS_OF_DEVICE[harness.DEVICE.type]:
+        reason = available.get(backend, "unknown to this build")
+        if reason is None:
+            columns[f"ours ({backend})"] = partial(call, backend)
+        else:
+            omitted[f"ours ({backend})"] = reason
+    return columns, omitted
+
+
+def compiled_column(
+    function: Callable[..., Any], *arguments: Any, **options: Any
+) -> tuple[Callable[[], Any] | None, str]:
+    """``torch.compile`` of a function, compiled here and now; None and the reason if it fails."""
+    torch.compiler.reset()
+    compiled = torch.compile(function, dynamic=False)
+    call = partial(compiled, *arguments, **options)
+    try:
+        # The thread count is part of the generated code but not of the cache's key.
+        with inductor_config.patch(force_disable_caches=True):
+            call()
+    except Exception as error:
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return call, ""

@@ -1,0 +1,82 @@
+// The quantizer's arithmetic, one definition for every compiler: CPU kernels and CUDA kernels include this file.
+//
+// Each operation is rounded on its own. The host side relies on -ffp-contract=off, the device side on the
+// __f*_rn intrinsics, so no path contracts a product and a sum into one rounding.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#define SYNQ_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define SYNQ_HOST_DEVICE inline
+#endif
+
+namespace synq {
+// Internal linkage: this file is compiled for several instruction sets, and the linker must not merge the copies.
+namespace {
+
+#if defined(__CUDA_ARCH__)
+SYNQ_HOST_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
+SYNQ_HOST_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
+SYNQ_HOST_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
+SYNQ_HOST_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+#else
+SYNQ_HOST_DEVICE float mul(float a, float b) { return a * b; }
+SYNQ_HOST_DEVICE float add(float a, float b) { return a + b; }
+SYNQ_HOST_DEVICE float sub(float a, float b) { return a - b; }
+SYNQ_HOST_DEVICE float divide(float a, float b) { return a / b; }
+#endif
+
+// Ranges narrower than this are widened to it, so that a constant tensor has a finite scale.
+constexpr float kMinimumWidth = 1e-8f;
+
+struct Affine {
+  float scale;       // steps per unit of x
+  float zero_point;  // an integer held in float: it exceeds int32 for narrow ranges far from zero
+};
+
+// NaN compares false both times and so passes through.
+SYNQ_HOST_DEVICE float clamp(float value, float low, float high) {
+  value = value < low ? low : value;
+  return value > high ? high : value;
+}
+
+// Half to even for |value| <= 2^22, without the rounding instruction that baseline x86-64 lacks.
+SYNQ_HOST_DEVICE float round_small(float value) { return sub(add(value, 12582912.0f), 12582912.0f); }
+
+SYNQ_HOST_DEVICE float lowest_code(int bits) { return -static_cast<float>(1 << (bits - 1)); }
+SYNQ_HOST_DEVICE float highest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
+
+SYNQ_HOST_DEVICE Affine make_affine(float range_min, float range_max, int bits) {
+  const float difference = sub(range_max, range_min);
+  const float width = difference < kMinimumWidth ? kMinimumWidth : difference;
+  // A reciprocal, then a product: one rounding away from a plain division, and what eager PyTorch computes.
+  const float scale = mul(divide(1.0f, width), static_cast<float>((1 << bits) - 1));
+  const float zero_point = add(rintf(mul(scale, range_min)), static_cast<float>(1 << (bits - 1)));
+  return {scale, zero_point};
+}
+
+// Clamping to integers before rounding equals clamping after it.
+SYNQ_HOST_DEVICE float quantize(float x, Affine affine, float low, float high) {
+  return round_small(clamp(sub(mul(affine.scale, x), affine.zero_point), low, high));
+}
+
+SYNQ_HOST_DEVICE float dequantize(float code, Affine affine) {
+  return divide(add(code, affine.zero_point), affine.scale);
+}
+
+SYNQ_HOST_DEVICE float fake_quantize(float x, Affine affine, float low, float high) {
+  return dequantize(quantize(x, affine, low, high), affine);
+}
+
+// The clipped straight-through gradient: zero where round(scale * x - zero_point) leaves [low, high]. A NaN lies on
+// neither side and lets the gradient through.
+SYNQ_HOST_DEVICE float clipped_gradient(float gradient, float x, Affine affine, float low, float high) {
+  const float code = quantize(x, affine, low - 1.0f, high + 1.0f);
+  return (code < low || code > high) ? 0.0f : gradient;
+}
+
+}  // namespace
+}  // namespace synq

@@ -1,0 +1,145 @@
+// y[i] = Operation(x[i], gradient[i], quantizer of i's channel): the one elementwise kernel of the family.
+//
+// A thread's elements lie a grid's width apart. The grid is chosen so that this distance is a multiple of
+// channels * inner whenever the device can hold such a grid; a thread then meets the same channels at every step and
+// computes their quantizers once, whatever the layout. No result depends on the grid.
+#pragma once
+
+#include <numeric>
+
+#include "memory.cuh"
+
+namespace synq {
+
+template <typename Operation>
+struct MapArguments {
+  const typename Operation::Input* x;
+  const typename Operation::Input* gradient;
+  typename Operation::Output* y;
+  const float* range_min;
+  const float* range_max;
+  float* scale;       // written when not null
+  float* zero_point;  // written when not null
+  int64_t elements;
+  int64_t head;   // elements before the first pack
+  int64_t packs;  // whole packs after the head; what is left is the tail
+  int64_t channels;
+  int64_t inner;
+  int bits;
+  bool periodic;  // the distance between a thread's elements is a multiple of channels * inner
+};
+
+__device__ __forceinline__ int64_t channel_of(int64_t element, int64_t channels, int64_t inner) {
+  return (element / inner) % channels;
+}
+
+template <int kCount>
+__device__ __forceinline__ void load_quantizers(Affine (&affine)[kCount], int64_t element, const float* range_min,
+                                                const float* range_max, int64_t channels, int64_t inner, int bits) {
+  int64_t position = element % inner;
+  int64_t channel = channel_of(element, channels, inner);
+  affine[0] = make_affine(range_min[channel], range_max[channel], bits);
+#pragma unroll
+  for (int i = 1; i < kCount; ++i) {
+    affine[i] = affine[i - 1];
+    if (++position == inner) {
+      position = 0;
+      channel = channel + 1 == channels ? 0 : channel + 1;
+      affine[i] = make_affine(range_min[channel], range_max[channel], bits);
+    }
+  }
+}
+
+template <typename Operation, int kCount, bool kPerChannel>
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(const MapArguments<Operation> arguments) {
+  using Input = typename Operation::Input;
+  using Output = typename Operation::Output;
+  constexpr int kQuantizers = kPerChannel ? kCount : 1;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const float low = lowest_code(arguments.bits);
+  const float high = highest_code(arguments.bits);
+
+  if (arguments.scale != nullptr) {
+    for (int64_t c = thread; c < arguments.channels; c += threads) {
+      const Affine affine = make_affine(arguments.range_min[c], arguments.range_max[c], arguments.bits);
+      arguments.scale[c] = affine.scale;
+      arguments.zero_point[c] = affine.zero_point;
+    }
+  }
+
+  Affine affine[kQuantizers];
+  if (!kPerChannel) affine[0] = make_affine(arguments.range_min[0], arguments.range_max[0], arguments.bits);
+  for (int64_t pack = thread; pack < arguments.packs; pack += threads) {
+    const int64_t first = arguments.head + pack * kCount;
+    if (kPerChannel && (pack == thread || !arguments.periodic)) {
+      load_quantizers(affine, first, arguments.range_min, arguments.range_max, arguments.channels, arguments.inner,
+                      arguments.bits);
+    }
+    const Pack<Input, kCount> x = load_pack<kCount>(arguments.x + first);
+    Pack<Input, kCount> gradient = x;
+    if (Operation::kReadsGradient) gradient = load_pack<kCount>(arguments.gradient + first);
+    Pack<Output, kCount> y;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      y.values[i] = Operation::apply(to_float(x.values[i]), gradient.values[i], affine[kPerChannel ? i : 0], low, high);
+    }
+    store_pack<kCount>(arguments.y + first, y);
+  }
+
+  const int64_t packed = arguments.packs * kCount;
+  if (thread < arguments.elements - packed) {
+    const int64_t element = thread < arguments.head ? thread : thread + packed;
+    const int64_t channel = kPerChannel ? channel_of(element, arguments.channels, arguments.inner) : 0;
+    const Affine single = make_affine(arguments.range_min[channel], arguments.range_max[channel], arguments.bits);
+    const Input gradient = Operation::kReadsGradient ? arguments.gradient[element] : arguments.x[element];
+    arguments.y[element] = Operation::apply(to_float(arguments.x[element]), gradient, single, low, high);
+  }
+}
+
+template <typename Operation, int kCount>
+int launch_packs(MapArguments<Operation> arguments, void* stream) {
+  arguments.packs = std::max<int64_t>(arguments.elements - arguments.head, 0) / kCount;
+  const int64_t needed = std::max<int64_t>(ceil_divide(arguments.packs, kThreads), 1);
+  const int64_t limit = resident_blocks();
+  int64_t blocks = std::min(needed, limit);
+  if (arguments.channels == 1) {
+    return launch(affine_map_kernel<Operation, kCount, false>, blocks, kThreads, 0, stream, arguments);
+  }
+  const int64_t period = arguments.channels * arguments.inner;
+  const int64_t multiple = period / std::gcd(period, static_cast<int64_t>(kThreads) * kCount);
+  arguments.periodic = needed > limit && multiple <= limit;
+  if (arguments.periodic) blocks = limit / multiple * multiple;
+  return launch(affine_map_kernel<Operation, kCount, true>, blocks, kThreads, 0, stream, arguments);
+}
+
+// Packs need x, the gradient and y to reach a pack boundary at the same element; otherwise elements go one by one.
+template <typename Operation>
+int launch_affine_map(const FakeQuantizeParams& params, void* stream) {
+  using Input = typename Operation::Input;
+  using Output = typename Operation::Output;
+  constexpr int kCount = pack_size<Input>();
+  MapArguments<Operation> arguments = {};
+  arguments.x = static_cast<const Input*>(params.x);
+  arguments.gradient = static_cast<const Input*>(params.gradient);
+  arguments.y = static_cast<Output*>(params.y);
+  arguments.range_min = params.range_min;
+  arguments.range_max = params.range_max;
+  if (Operation::kWritesQuantizer) {
+    arguments.scale = params.out_min;
+    arguments.zero_point = params.out_max;
+  }
+  arguments.elements = params.elements();
+  arguments.channels = params.channels;
+  arguments.inner = std::max<int64_t>(params.inner, 1);
+  arguments.bits = params.bits;
+
+  const int64_t head = std::min(elements_to_boundary(arguments.x), arguments.elements);
+  const bool packed = is_aligned(arguments.y + head, sizeof(Output) * kCount) &&
+                      (!Operation::kReadsGradient || is_aligned(arguments.gradient + head, kPackBytes));
+  if (!packed) return launch_packs<Operation, 1>(arguments, stream);
+  arguments.head = head;
+  return launch_packs<Operation, kCount>(arguments, stream);
+}
+
+}  // namespace synq

@@ -1,0 +1,297 @@
+// Fake quantization with the tensor's own range, per tensor or per channel.
+//
+// A channel that fits in shared memory is read once: one block finds its range and quantizes it. Otherwise each block
+// reduces a part of a channel to one partial range, a second kernel reduces the partials, and the elementwise kernel
+// follows. Partials have fixed places and minimum and maximum are exact, so every run gives the same bits.
+#include "affine_map.cuh"
+
+namespace synq {
+namespace {
+
+constexpr int64_t kRowBytes = 40 * 1024;  // with the reduction's arrays, within the 48 KiB every device has
+constexpr int64_t kNarrowInner = 16;      // below this, a channel's pieces are too short to read on their own
+constexpr int kColumns = 32;              // columns a block reduces side by side
+constexpr int64_t kMaximumSplits = 2048;
+
+struct Range {
+  float low;
+  float high;
+};
+
+// Unlike fminf and fmaxf these keep NaN, and order -0 below +0: the result does not depend on the order of the
+// operands.
+__device__ __forceinline__ float minimum(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a != a || a < b ? a : b;
+#endif
+}
+
+__device__ __forceinline__ float maximum(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a != a || a > b ? a : b;
+#endif
+}
+
+__device__ __forceinline__ Range empty_range() { return {INFINITY, -INFINITY}; }
+
+__device__ __forceinline__ Range merge(Range a, Range b) { return {minimum(a.low, b.low), maximum(a.high, b.high)}; }
+
+__device__ __forceinline__ Range include(Range range, float value) { return merge(range, {value, value}); }
+
+// Merges the ranges of the threads whose indices agree modulo kStride. Every thread receives its result. The number of
+// threads is a power of two.
+template <int kStride>
+__device__ __forceinline__ Range merge_block(Range range) {
+  __shared__ Range shared[kThreads];
+  __syncthreads();
+  shared[threadIdx.x] = range;
+  for (int width = blockDim.x / 2; width >= kStride; width /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < width) {
+      shared[threadIdx.x] = merge(shared[threadIdx.x], shared[threadIdx.x + width]);
+    }
+  }
+  __syncthreads();
+  return shared[threadIdx.x % kStride];
+}
+
+struct Layout {
+  int64_t outer;
+  int64_t channels;
+  int64_t inner;
+
+  // The place in memory of a channel's element.
+  __device__ __forceinline__ int64_t offset(int64_t channel, int64_t element) const {
+    const int64_t o = outer == 1 ? 0 : element / inner;
+    return (o * channels + channel) * inner + (element - o * inner);
+  }
+};
+
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads)
+    row_kernel(const T* x, T* y, float* range_min, float* range_max, Layout layout, int bits) {
+  extern __shared__ __align__(kPackBytes) unsigned char row_bytes[];
+  T* row = reinterpret_cast<T*>(row_bytes);
+  const int length = static_cast<int>(layout.outer * layout.inner);
+  const int step = static_cast<int>(blockDim.x) * kCount;
+  const float low = lowest_code(bits);
+  const float high = highest_code(bits);
+  for (int64_t channel = blockIdx.x; channel < layout.channels; channel += gridDim.x) {
+    Range range = empty_range();
+    for (int first = static_cast<int>(threadIdx.x) * kCount; first < length; first += step) {
+      const Pack<T, kCount> pack = load_pack<kCount>(x + layout.offset(channel, first));
+      store_pack<kCount>(row + first, pack);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) range = include(range, to_float(pack.values[i]));
+    }
+    range = merge_block<1>(range);
+    if (threadIdx.x == 0) {
+      range_min[channel] = range.low;
+      range_max[channel] = range.high;
+    }
+    const Affine affine = make_affine(range.low, range.high, bits);
+    // Each thread reads back only what it stored itself.
+    for (int first = static_cast<int>(threadIdx.x) * kCount; first < length; first += step) {
+      Pack<T, kCount> pack = load_pack<kCount>(row + first);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        pack.values[i] = from_float<T>(fake_quantize(to_float(pack.values[i]), affine, low, high));
+      }
+      store_pack<kCount>(y + layout.offset(channel, first), pack);
+    }
+  }
+}
+
+// Block (channel, split) reduces one part of one channel.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads)
+    channel_partials_kernel(const T* x, float* low, float* high, Layout layout, int64_t splits, int64_t head) {
+  const int64_t length = layout.outer * layout.inner;
+  const int64_t packs = (length - head) / kCount;
+  const int64_t step = splits * kThreads;
+  for (int64_t item = blockIdx.x; item < layout.channels * splits; item += gridDim.x) {
+    const int64_t channel = item / splits;
+    const int64_t start = (item - channel * splits) * kThreads + threadIdx.x;
+    Range range = empty_range();
+#pragma unroll 4
+    for (int64_t index = start; index < packs; index += step) {
+      const Pack<T, kCount> pack = load_pack<kCount>(x + layout.offset(channel, head + index * kCount));
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) range = include(range, to_float(pack.values[i]));
+    }
+    const int64_t packed = packs * kCount;
+    if (start < length - packed) {
+      const int64_t element = start < head ? start : start + packed;
+      range = include(range, to_float(x[layout.offset(channel, element)]));
+    }
+    range = merge_block<1>(range);
+    if (threadIdx.x == 0) {
+      low[item] = range.low;
+      high[item] = range.high;
+    }
+  }
+}
+
+// Memory as an (outer, columns) matrix, columns = channels * inner: neighbouring threads read neighbouring columns.
+// Block (split, group of columns) reduces the rows of one split; partials are (columns, splits).
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    column_partials_kernel(const T* x, float* low, float* high, int64_t outer, int64_t columns, int64_t splits) {
+  constexpr int kRows = kThreads / kColumns;
+  const int64_t groups = (columns + kColumns - 1) / kColumns;
+  for (int64_t item = blockIdx.x; item < groups * splits; item += gridDim.x) {
+    const int64_t split = item / groups;
+    const int64_t column = (item - split * groups) * kColumns + threadIdx.x % kColumns;
+    Range range = empty_range();
+    if (column < columns) {
+#pragma unroll 4
+      for (int64_t row = split * kRows + threadIdx.x / kColumns; row < outer; row += splits * kRows) {
+        range = include(range, to_float(x[row * columns + column]));
+      }
+    }
+    range = merge_block<kColumns>(range);
+    if (threadIdx.x < kColumns && column < columns) {
+      low[column * splits + split] = range.low;
+      high[column * splits + split] = range.high;
+    }
+  }
+}
+
+// Each channel's range from its `count` consecutive partials.
+__global__ void __launch_bounds__(kThreads) finish_kernel(const float* low, const float* high, float* range_min,
+                                                          float* range_max, int64_t channels, int64_t count) {
+  for (int64_t channel = blockIdx.x; channel < channels; channel += gridDim.x) {
+    Range range = empty_range();
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+      range = merge(range, {low[channel * count + i], high[channel * count + i]});
+    }
+    range = merge_block<1>(range);
+    if (threadIdx.x == 0) {
+      range_min[channel] = range.low;
+      range_max[channel] = range.high;
+    }
+  }
+}
+
+// One warp at least, one block at most, about four elements or packs a thread.
+int threads_for(int64_t items) {
+  int threads = 32;
+  while (threads < kThreads && threads * 4 < items) threads *= 2;
+  return threads;
+}
+
+enum class Strategy { kRow, kChannels, kColumns };
+
+struct Plan {
+  Strategy strategy;
+  int64_t splits;
+  int64_t partials;  // per bound
+};
+
+template <typename T>
+Plan make_plan(const Layout& layout) {
+  const int64_t length = layout.outer * layout.inner;
+  const bool narrow = layout.outer > 1 && layout.inner < kNarrowInner && layout.channels > 1;
+  if (!narrow && length * static_cast<int64_t>(sizeof(T)) <= kRowBytes) return {Strategy::kRow, 1, 0};
+  const int64_t blocks = resident_blocks();
+  if (narrow) {
+    const int64_t columns = layout.channels * layout.inner;
+    const int64_t useful = ceil_divide(layout.outer, 4 * kThreads / kColumns);
+    const int64_t wanted = ceil_divide(blocks, ceil_divide(columns, kColumns));
+    const int64_t splits = std::min({useful, wanted, kMaximumSplits});
+    return {Strategy::kColumns, splits, columns * splits};
+  }
+  const int64_t useful = ceil_divide(length, 4 * kThreads * pack_size<T>());
+  const int64_t splits = std::min({useful, ceil_divide(blocks, layout.channels), kMaximumSplits});
+  return {Strategy::kChannels, splits, splits > 1 ? layout.channels * splits : 0};
+}
+
+Layout layout_of(const FakeQuantizeParams& params) {
+  if (params.channels == 1) return {1, 1, params.elements()};
+  return {params.outer, params.channels, params.inner};
+}
+
+template <typename T>
+int launch_row(const FakeQuantizeParams& params, const Layout& layout, void* stream) {
+  constexpr int kCount = pack_size<T>();
+  const T* x = static_cast<const T*>(params.x);
+  T* y = static_cast<T*>(params.y);
+  const int64_t length = layout.outer * layout.inner;
+  const size_t bytes = static_cast<size_t>(length) * sizeof(T);
+  const int64_t blocks = std::min(layout.channels, resident_blocks());
+  const bool packed = layout.inner % kCount == 0 && is_aligned(x, kPackBytes) && is_aligned(y, kPackBytes);
+  if (packed) {
+    return launch(row_kernel<T, kCount>, blocks, threads_for(length / kCount), bytes, stream, x, y, params.out_min,
+                  params.out_max, layout, params.bits);
+  }
+  return launch(row_kernel<T, 1>, blocks, threads_for(length), bytes, stream, x, y, params.out_min, params.out_max,
+                layout, params.bits);
+}
+
+template <typename T>
+int launch_channel_partials(const T* x, float* low, float* high, const Layout& layout, int64_t splits, void* stream) {
+  constexpr int kCount = pack_size<T>();
+  const int64_t blocks = std::min(layout.channels * splits, resident_blocks());
+  // A single row may start and end anywhere; rows that follow each other must all start at a boundary.
+  const int64_t head = layout.channels == 1 ? std::min(elements_to_boundary(x), layout.inner) : 0;
+  const bool packed = layout.channels == 1 || (layout.inner % kCount == 0 && is_aligned(x, kPackBytes));
+  if (packed) {
+    return launch(channel_partials_kernel<T, kCount>, blocks, kThreads, 0, stream, x, low, high, layout, splits, head);
+  }
+  return launch(channel_partials_kernel<T, 1>, blocks, kThreads, 0, stream, x, low, high, layout, splits, int64_t{0});
+}
+
+template <typename T>
+int launch_dynamic(const FakeQuantizeParams& params, void* stream) {
+  const Layout layout = layout_of(params);
+  const Plan plan = make_plan<T>(layout);
+  if (plan.strategy == Strategy::kRow) return launch_row<T>(params, layout, stream);
+
+  const T* x = static_cast<const T*>(params.x);
+  float* low = plan.partials > 0 ? params.workspace : params.out_min;
+  float* high = plan.partials > 0 ? params.workspace + plan.partials : params.out_max;
+  int error;
+  if (plan.strategy == Strategy::kColumns) {
+    const int64_t columns = layout.channels * layout.inner;
+    const int64_t blocks = std::min(ceil_divide(columns, kColumns) * plan.splits, resident_blocks());
+    error = launch(column_partials_kernel<T>, blocks, kThreads, 0, stream, x, low, high, layout.outer, columns,
+                   plan.splits);
+  } else {
+    error = launch_channel_partials<T>(x, low, high, layout, plan.splits, stream);
+  }
+  if (error == cudaSuccess && plan.partials > 0) {
+    const int64_t count = plan.partials / layout.channels;
+    error = launch(finish_kernel, std::min(layout.channels, resident_blocks()), threads_for(count), 0, stream,
+                   static_cast<const float*>(low), static_cast<const float*>(high), params.out_min, params.out_max,
+                   layout.channels, count);
+  }
+  if (error != cudaSuccess) return error;
+  FakeQuantizeParams given = params;
+  given.range_min = params.out_min;
+  given.range_max = params.out_max;
+  return fake_quantize_cuda(given, stream);
+}
+
+}  // namespace
+
+int64_t fake_quantize_dynamic_workspace_cuda(const FakeQuantizeParams& params) {
+  const Layout layout = layout_of(params);
+  const int64_t size =
+      params.dtype == DType::kFloat32 ? make_plan<float>(layout).partials : make_plan<__half>(layout).partials;
+  return 2 * size;
+}
+
+int fake_quantize_dynamic_cuda(const FakeQuantizeParams& params, void* stream) {
+  return with_element_type(params.dtype,
+                           [&](auto tag) { return launch_dynamic<typename decltype(tag)::Type>(params, stream); });
+}
+
+}  // namespace synq

@@ -1,0 +1,39 @@
+// Launch interface of the fake quantization kernels. Plain C++: kernels include no torch headers.
+#pragma once
+
+#include <stdint.h>
+
+namespace synq {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// Memory is read as (outer, channels, inner), inner fastest. Any axis of any dense tensor fits: the channels of a
+// channels_last image have inner = 1, one range for the whole tensor is outer = channels = 1. Sizes are in elements.
+struct FakeQuantizeParams {
+  const void* x;           // dtype
+  const void* gradient;    // dtype, same layout as x; backward only
+  void* y;                 // forward, dynamic: dtype; backward: gradient of x, dtype; codes: int8 (bits <= 8) or int16
+  const float* range_min;  // (channels,); not read by dynamic
+  const float* range_max;  // (channels,); not read by dynamic
+  float* out_min;          // (channels,); dynamic: range found; codes: scale; otherwise null
+  float* out_max;          // (channels,); dynamic: range found; codes: zero point; otherwise null
+  float* workspace;        // dynamic only: fake_quantize_dynamic_workspace_cuda(params) floats
+  int64_t outer;
+  int64_t channels;
+  int64_t inner;
+  int32_t bits;  // 2..16
+  DType dtype;
+
+  int64_t elements() const { return outer * channels * inner; }
+};
+
+// Every launcher enqueues on `stream` (a cudaStream_t) of the current device, never synchronizes, and returns the
+// cudaError_t of the launch (0 is success). Pointers may be unaligned to vector width. elements() may be 0 for codes
+// (scale and zero point are still written) and is positive otherwise.
+int fake_quantize_cuda(const FakeQuantizeParams& params, void* stream);
+int fake_quantize_backward_cuda(const FakeQuantizeParams& params, void* stream);  // the clipped gradient
+int64_t fake_quantize_dynamic_workspace_cuda(const FakeQuantizeParams& params);
+int fake_quantize_dynamic_cuda(const FakeQuantizeParams& params, void* stream);
+int quantize_codes_cuda(const FakeQuantizeParams& params, void* stream);  // NaN becomes code 0
+
+}  // namespace synq

@@ -1,0 +1,81 @@
+#include "ops/arguments.h"
+
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
+
+namespace synq {
+namespace {
+
+DType check_dtype(const char* op, const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kHalf:
+      return DType::kFloat16;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      C10_THROW_ERROR(TypeError, c10::str(op, ": x must be float32, float16 or bfloat16, got ", x.scalar_type()));
+  }
+}
+
+}  // namespace
+
+Input check_input(const char* op, const at::Tensor& x, int64_t bits, std::optional<int64_t> axis) {
+  TORCH_CHECK_VALUE(bits >= 2 && bits <= 16, op, ": bits must be from 2 to 16, got ", bits);
+  const DType dtype = check_dtype(op, x);
+  // empty_like keeps the order of x's strides, so outputs have the strides that torch's own elementwise ops give.
+  const at::Tensor dense = x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
+  Input input{dense, 1, 1, x.numel(), dtype, {}};
+  if (!axis) return input;
+
+  const int64_t rank = x.dim();
+  TORCH_CHECK_INDEX(*axis >= -rank && *axis < rank, op, ": axis ", *axis, " is out of range for a tensor with ", rank,
+                    " dimensions");
+  const int64_t dimension = *axis < 0 ? *axis + rank : *axis;
+  input.channels = x.size(dimension);
+  input.range_shape = {input.channels};
+  if (input.channels > 1 && x.numel() > 0) {
+    // In dense memory everything faster than the axis fills exactly one of its strides.
+    input.inner = input.x.stride(dimension);
+    input.outer = x.numel() / (input.channels * input.inner);
+  } else if (x.numel() == 0) {
+    input.outer = 0;
+    input.inner = 1;
+  }
+  return input;
+}
+
+at::Tensor check_range(const char* op, const char* name, const at::Tensor& range, const Input& input) {
+  TORCH_CHECK_TYPE(range.scalar_type() == at::kFloat, op, ": ", name, " must be float32, got ", range.scalar_type());
+  TORCH_CHECK_VALUE(range.device() == input.x.device(), op, ": ", name, " is on ", range.device(), " but x is on ",
+                    input.x.device(), "; move it with .to(x.device)");
+  if (input.range_shape.empty()) {
+    TORCH_CHECK_VALUE(range.numel() == 1, op, ": ", name, " must hold one value without axis, got shape ",
+                      range.sizes());
+  } else {
+    TORCH_CHECK_VALUE(range.dim() == 1 && range.numel() == input.channels, op, ": ", name, " must have shape (",
+                      input.channels, ",), one value per channel, got ", range.sizes());
+  }
+  return range.contiguous();
+}
+
+at::Tensor match_layout(const at::Tensor& gradient, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(gradient.sizes() == x.sizes(), "fake_quantize_backward: grad has shape ", gradient.sizes(),
+                    " but x has ", x.sizes());
+  if (gradient.strides() == x.strides() && gradient.scalar_type() == x.scalar_type()) return gradient;
+  return at::empty_like(x).copy_(gradient);
+}
+
+FakeQuantizeParams make_params(const Input& input, int64_t bits) {
+  FakeQuantizeParams params{};
+  params.x = input.x.const_data_ptr();
+  params.outer = input.outer;
+  params.channels = input.channels;
+  params.inner = input.inner;
+  params.bits = static_cast<int32_t>(bits);
+  params.dtype = input.dtype;
+  return params;
+}
+
+}  // namespace synq

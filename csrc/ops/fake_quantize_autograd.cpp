@@ -1,0 +1,144 @@
+// The straight-through estimator. Written in C++ because on small tensors the autograd node is most of the call.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+namespace synq {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Axis = std::optional<int64_t>;
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor call_forward(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
+                    bool clip) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, Axis, bool)>("synq_fast::fake_quantize");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, range_min, range_max, bits, axis, clip);
+}
+
+// Not below autograd: the gradient of the gradient records its own node.
+Tensor call_backward(const Tensor& gradient, const Tensor& x, const Tensor& range_min, const Tensor& range_max,
+                     int64_t bits, Axis axis) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, Axis)>(
+      "synq_fast::fake_quantize_backward");
+  return op.call(gradient, x, range_min, range_max, bits, axis);
+}
+
+Triple call_dynamic(const Tensor& x, int64_t bits, Axis axis, bool clip) {
+  static const auto op = find<Triple(const Tensor&, int64_t, Axis, bool)>("synq_fast::fake_quantize_dynamic");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, bits, axis, clip);
+}
+
+Triple call_codes(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis) {
+  static const auto op =
+      find<Triple(const Tensor&, const Tensor&, const Tensor&, int64_t, Axis)>("synq_fast::quantize_codes");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, range_min, range_max, bits, axis);
+}
+
+// Saves what the clipped gradient needs, and nothing for the identity.
+void save(AutogradContext* ctx, const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits,
+          Axis axis) {
+  ctx->save_for_backward({x, range_min, range_max});
+  ctx->saved_data["bits"] = bits;
+  ctx->saved_data["axis"] = axis;
+}
+
+Tensor straight_through(AutogradContext* ctx, const Tensor& gradient) {
+  const auto saved = ctx->get_saved_variables();
+  if (saved.empty()) return gradient;
+  return call_backward(gradient, saved[0], saved[1], saved[2], ctx->saved_data["bits"].toInt(),
+                       ctx->saved_data["axis"].toOptional<int64_t>());
+}
+
+struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& range_min, const Tensor& range_max,
+                        int64_t bits, Axis axis, bool clip) {
+    if (clip) save(ctx, x, range_min, range_max, bits, axis);
+    return call_forward(x, range_min, range_max, bits, axis, clip);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    return {straight_through(ctx, gradients[0]), {}, {}, {}, {}, {}};
+  }
+};
+
+struct FakeQuantizeDynamic : torch::autograd::Function<FakeQuantizeDynamic> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, int64_t bits, Axis axis, bool clip) {
+    auto [y, range_min, range_max] = call_dynamic(x, bits, axis, clip);
+    ctx->mark_non_differentiable({range_min, range_max});
+    if (clip) save(ctx, x, range_min, range_max, bits, axis);
+    return {y, range_min, range_max};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    return {straight_through(ctx, gradients[0]), {}, {}, {}};
+  }
+};
+
+// The clipped gradient is linear in the incoming one with a symmetric mask, so it is its own derivative.
+struct FakeQuantizeBackward : torch::autograd::Function<FakeQuantizeBackward> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& gradient, const Tensor& x, const Tensor& range_min,
+                        const Tensor& range_max, int64_t bits, Axis axis) {
+    save(ctx, x, range_min, range_max, bits, axis);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return call_backward(gradient, x, range_min, range_max, bits, axis);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    return {straight_through(ctx, gradients[0]), {}, {}, {}, {}, {}};
+  }
+};
+
+bool needs_node(const Tensor& input) { return at::GradMode::is_enabled() && input.requires_grad(); }
+
+Tensor fake_quantize(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
+                     bool clip) {
+  if (!needs_node(x)) return call_forward(x, range_min, range_max, bits, axis, clip);
+  return FakeQuantize::apply(x, range_min, range_max, bits, axis, clip);
+}
+
+Tensor fake_quantize_backward(const Tensor& gradient, const Tensor& x, const Tensor& range_min, const Tensor& range_max,
+                              int64_t bits, Axis axis) {
+  if (needs_node(gradient)) return FakeQuantizeBackward::apply(gradient, x, range_min, range_max, bits, axis);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(gradient, x, range_min, range_max, bits, axis);
+}
+
+Triple fake_quantize_dynamic(const Tensor& x, int64_t bits, Axis axis, bool clip) {
+  if (!needs_node(x)) return call_dynamic(x, bits, axis, clip);
+  const variable_list result = FakeQuantizeDynamic::apply(x, bits, axis, clip);
+  return {result[0], result[1], result[2]};
+}
+
+Triple quantize_codes(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis) {
+  return call_codes(x, range_min, range_max, bits, axis);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(synq_fast, Autograd, m) {
+  m.impl("fake_quantize", &fake_quantize);
+  m.impl("fake_quantize_backward", &fake_quantize_backward);
+  m.impl("fake_quantize_dynamic", &fake_quantize_dynamic);
+  m.impl("quantize_codes", &quantize_codes);
+}
+
+}  // namespace synq

@@ -1,0 +1,25 @@
+"""Triton kernels of the fused ops, installed as `synq_fast.kernels`.
+
+Each module holds one op's kernels and a launcher that takes and returns tensors. The launchers are
+behind `torch.ops.synq_fast.<op>.triton`; `synq_fast.ops` checks the arguments. Tensors live on a
+GPU, or on the CPU when TRITON_INTERPRET=1 was set before Triton was imported.
+"""
+
+try:
+    import triton  # noqa: F401  (the check is the import)
+except ImportError as error:
+    raise ImportError(
+        "synq_fast.kernels needs Triton, which is not installed; `pip install triton`, "
+        "or use another backend (synq_fast.ops.available_backends() lists them)"
+    ) from error
+
+from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
+from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
+from synq_fast.kernels.quantize_codes import quantize_codes
+
+__all__ = [
+    "fake_quantize",
+    "fake_quantize_backward",
+    "fake_quantize_dynamic",
+    "quantize_codes",
+]

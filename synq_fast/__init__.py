@@ -1,0 +1,59 @@
+"""Accurate low-bit vision models without any data."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from synq_fast import ops, reference
+
+if TYPE_CHECKING:
+    from synq_fast.engine import QuantizationResult, quantize, synthesize
+    from synq_fast.errors import SynqFastError
+    from synq_fast.evaluation import EvaluationResult, evaluate
+    from synq_fast.models import Teacher, load_teacher
+    from synq_fast.recipes import list_recipes, load_recipe
+    from synq_fast.saved_model import load
+
+__version__ = "0.1.0"
+
+# The engine brings torchvision and more; whoever imports only the ops does not wait for it.
+_LAZY = {
+    "EvaluationResult": "evaluation",
+    "QuantizationResult": "engine",
+    "SynqFastError": "errors",
+    "Teacher": "models",
+    "evaluate": "evaluation",
+    "list_recipes": "recipes",
+    "load": "saved_model",
+    "load_recipe": "recipes",
+    "load_teacher": "models",
+    "quantize": "engine",
+    "synthesize": "engine",
+}
+
+__all__ = [
+    "EvaluationResult",
+    "QuantizationResult",
+    "SynqFastError",
+    "Teacher",
+    "evaluate",
+    "list_recipes",
+    "load",
+    "load_recipe",
+    "load_teacher",
+    "ops",
+    "quantize",
+    "reference",
+    "synthesize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'synq_fast' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"synq_fast.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

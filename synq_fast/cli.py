@@ -1,0 +1,286 @@
+"""The ``synq-fast`` command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from synq_fast import recipes
+from synq_fast.errors import RecipeError, SynqFastError
+from synq_fast.ops import BackendUnavailableError
+
+EMBEDDED = "digits-resnet20"
+_OWN_SET = {
+    EMBEDDED: "digits",
+    "cifar10-resnet20": "cifar10",
+    "cifar100-resnet20kd": "cifar100",
+}
+_OWN_RECIPE = {EMBEDDED: "synq-digits", "cifar10-resnet20": "synq-cifar"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 when all went well, 2 for what the user can mend, 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    try:
+        options.run(options)
+    except (SynqFastError, BackendUnavailableError) as error:
+        print(f"synq-fast: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nsynq-fast: stopped. {_way_on(options, given)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _way_on(options: argparse.Namespace, given: list[str]) -> str:
+    if getattr(options, "output", None) is None:
+        return "Nothing was written; with --output FOLDER a run can be resumed"
+    resume = [] if "--resume" in given or options.command != "quantize" else ["--resume"]
+    return f"Finished work is kept; continue with: {shlex.join(['synq-fast', *given, *resume])}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synq-fast", description="Quantize a vision model to 2-8 bits without any data."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    quantize = _command(
+        commands,
+        "quantize",
+        _quantize,
+        "quantize a model without data",
+        "synq-fast quantize --model cifar10-resnet20 --weights resnet20.safetensors \\\n"
+        "      --bits w4a4 w3a3 --data cifar10 --output runs/cifar10",
+    )
+    _model_options(quantize)
+    quantize.add_argument(
+        "--bits", nargs="+", default=["w4a4"], metavar="wXaY", help="one or several bit widths"
+    )
+    _synthesis_options(quantize)
+    quantize.add_argument("--output", type=Path, metavar="FOLDER", help="run folder, one per width")
+    quantize.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    quantize.add_argument("--bank", type=Path, metavar="FOLDER", help="synthetic images to share")
+    quantize.add_argument("--data", metavar="SET", help="labelled images to report accuracy on")
+    quantize.add_argument(
+        "--evaluate-every", type=int, default=0, metavar="STEPS", help="also during fine-tuning"
+    )
+
+    synthesize = _command(
+        commands,
+        "synthesize",
+        _synthesize,
+        "make the synthetic images only",
+        "synq-fast synthesize --output bank --set synthesis.images=2048",
+    )
+    _model_options(synthesize)
+    _synthesis_options(synthesize)
+    synthesize.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "accuracy of a teacher or of a quantized model",
+        "synq-fast evaluate runs/digits/w4a4 --data digits",
+    )
+    evaluate.add_argument("saved", nargs="?", type=Path, help="run folder or saved model")
+    _model_options(evaluate)
+    evaluate.add_argument("--data", metavar="SET", help="labelled images: a name or a path")
+    evaluate.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+
+    _command(commands, "info", _info, "versions, backends and what is missing", "synq-fast info")
+    show = _command(
+        commands, "recipes", _recipes, "list recipes, or show one", "synq-fast recipes synq-cifar"
+    )
+    show.add_argument("name", nargs="?", help="a recipe's name or path")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=EMBEDDED,
+        help=f"teacher: {EMBEDDED} (default), cifar10-resnet20, cifar100-resnet20kd, a torchvision "
+        f"name, or package.module:factory",
+    )
+    parser.add_argument("--weights", metavar="PATH", help="its checkpoint (.safetensors or .pt)")
+    parser.add_argument("--input-shape", metavar="C,H,W", type=_shape, help="for your own models")
+
+
+def _synthesis_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", help="recipe's name or path; see: synq-fast recipes")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a recipe value, e.g. --set finetune.steps=500",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected C,H,W such as 3,32,32, got {text!r}") from None
+    return channels, height, width
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    overrides = {}
+    for text in options.overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes KEY=VALUE, e.g. finetune.steps=500, got {text!r}")
+        overrides[key.strip()] = recipes.parse_value(value)
+    return overrides
+
+
+def _recipe_name(options: argparse.Namespace) -> str:
+    if options.recipe is not None:
+        return str(options.recipe)
+    if options.model in _OWN_RECIPE:
+        return _OWN_RECIPE[options.model]
+    return "synq-cifar" if options.model.startswith("cifar") else "synq-imagenet"
+
+
+def _teacher(options: argparse.Namespace) -> Any:
+    from synq_fast.models import load_teacher
+
+    return load_teacher(
+        options.model, weights=options.weights, input_shape=options.input_shape
+    )
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from synq_fast.engine import quantize
+    from synq_fast.quant import BitWidths
+
+    widths = [BitWidths.parse(text) for text in options.bits]
+    overrides = _overrides(options)
+    recipe = recipes.load_recipe(_recipe_name(options), overrides)
+    teacher = _teacher(options)
+    data = options.data or (EMBEDDED == options.model and "digits") or None
+    rows: dict[str, dict[str, Any]] = {}
+    for bits in widths:
+        output = options.output / str(bits) if options.output else None
+        shared = options.bank or (options.output / "bank" if options.output else None)
+        result = quantize(
+            teacher,
+            recipe,
+            bits,
+            seed=options.seed,
+            output=output,
+            device=options.device,
+            progress=not options.quiet,
+            resume=bool(options.resume and output and (output / "run.json").exists()),
+            bank=shared,
+            evaluation=data,
+            evaluate_every=options.evaluate_every,
+        )
+        rows[str(bits)] = result.metrics
+    _print_metrics(teacher.name, recipe, data, rows, options.output)
+
+
+def _print_metrics(
+    teacher: str,
+    recipe: recipes.Recipe,
+    data: str | None,
+    rows: dict[str, dict[str, Any]],
+    output: Path | None,
+) -> None:
+    console = Console()
+    if data is not None:
+        stages = [name for name in ("float32", "post-training", "quantized", "best seen")]
+        shown = [s for s in stages if any(s in metrics for metrics in rows.values())]
+        table = Table(title=f"{teacher}, {recipe.name}: top-1 in % on {data}")
+        titles = {"quantized": "SynQ (last step)", "best seen": "best seen (not the result)"}
+        for column in ("bits", *(titles.get(stage, stage) for stage in shown), "seconds"):
+            table.add_column(column, justify="right")
+        for bits, metrics in rows.items():
+            accuracies = [
+                f"{metrics[stage]['top1']:.2f}" if stage in metrics else "-" for stage in shown
+            ]
+            table.add_row(bits, *accuracies, f"{sum(metrics['seconds'].values()):.0f}")
+        console.print(table)
+    if output is not None:
+        console.print(f"Models, logs and metrics: {', '.join(str(output / b) for b in rows)}")
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    from synq_fast.engine import synthesize
+
+    bank = synthesize(
+        _teacher(options),
+        options.output,
+        _recipe_name(options),
+        seed=options.seed,
+        overrides=_overrides(options),
+        device=options.device,
+        progress=not options.quiet,
+    )
+    print(f"{len(bank)} images in {options.output}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from synq_fast.evaluation import evaluate
+    from synq_fast.saved_model import load_quantized
+
+    teacher = load_quantized(options.saved) if options.saved else _teacher(options)
+    data = options.data or _OWN_SET.get(teacher.name)
+    if data is None:
+        raise RecipeError("name the labelled images to evaluate on with --data")
+    result = evaluate(teacher, data, device=options.device, progress=sys.stderr.isatty())
+    print(
+        f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
+        f"loss {result.loss:.4f}, {result.count} images"
+    )
+
+
+def _info(options: argparse.Namespace) -> None:
+    from synq_fast import info
+
+    print(info.render(info.report()))
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    if options.name:
+        print(recipes.dump_recipe(recipes.load_recipe(options.name)), end="")
+        return
+    for name in recipes.list_recipes():
+        print(f"{name:16} {recipes.load_recipe(name).summary}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Image files in folders, decoded when they are needed."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synq_fast.data.evaluation_set import EvaluationSet
+from synq_fast.errors import DataError
+from synq_fast.models.teacher import Teacher
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+
+# The usual evaluation crop: a 224 window of an image whose shorter side is 256.
+_RESIZE_RATIO = 256 / 224
+
+
+class FolderSet(EvaluationSet):
+    """Image files with their labels.
+
+    An image that already has the teacher's height and width is used as it is; any other is resized
+    (bilinear, antialiased) until its shorter side is 256/224 of the input's longer side, and its
+    centre is cut out: 256 and 224 for a 224x224 model.
+
+    Args:
+        name: shown to the user.
+        files: the image files.
+        labels: one integer per file.
+        teacher: gives input shape (1 or 3 channels), normalisation and number of classes.
+
+    Raises:
+        DataError: as `EvaluationSet`; also on reading, when a file is not an image.
+    """
+
+    def __init__(
+        self, name: str, files: Sequence[Path], labels: Sequence[int], teacher: Teacher
+    ) -> None:
+        super().__init__(name, np.asarray(labels, dtype=np.int64), teacher)
+        if teacher.input_shape[0] not in (1, 3):
+            raise DataError(
+                f"{name}: image files have 1 or 3 channels, the model takes "
+                f"{teacher.input_shape[0]}"
+            )
+        self._files = list(files)
+        self._shape = teacher.input_shape
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """Return images (B, C, H, W) float32 on a 0..1 scale."""
+        return torch.stack([self._decode(self._files[i]) for i in indices])
+
+    def _decode(self, path: Path) -> Tensor:
+        from PIL import Image
+        from torchvision.transforms.v2 import functional as tv
+
+        channels, height, width = self._shape
+        try:
+            with Image.open(path) as file:
+                image = file.convert("L" if channels == 1 else "RGB")
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{self.name}: {path} is not a readable image ({error})") from error
+        if (image.height, image.width) != (height, width):
+            image = tv.resize(image, [round(max(height, width) * _RESIZE_RATIO)], antialias=True)
+            image = tv.center_crop(image, [height, width])
+        pixels: Tensor = tv.pil_to_tensor(image)
+        return pixels.float() / 255
+
+
+def folder_set(path: Path, teacher: Teacher, name: str) -> FolderSet:
+    """Read a folder of images: with `labels.csv`, else with one subfolder per class.
+
+    `labels.csv` has the columns `file` (relative to the folder) and `label` (0-based). Subfolders
+    are the classes in alphabetical order and must be as many as the model has, unless all their
+    names are integers: those are taken as the class indices themselves.
+
+    Raises:
+        DataError: neither layout is found, or files or labels do not fit.
+    """
+    table = path / "labels.csv"
+    files, labels = _from_table(table) if table.is_file() else _from_classes(path, teacher)
+    return FolderSet(name, files, labels, teacher)
+
+
+def _from_table(table: Path) -> tuple[list[Path], list[int]]:
+    files: list[Path] = []
+    labels: list[int] = []
+    with table.open(newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        if not {"file", "label"} <= set(reader.fieldnames or ()):
+            raise DataError(
+                f"{table} needs the columns 'file' and 'label', it has {reader.fieldnames}"
+            )
+        for row in reader:
+            try:
+                labels.append(int(row["label"]))
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"{table}, line {reader.line_num}: the label {row['label']!r} is not an integer"
+                ) from None
+            files.append(table.parent / row["file"])
+    absent = [f.name for f in files if not f.is_file()]
+    if absent:
+        raise DataError(
+            f"{table} names {len(absent)} files that are not there, first {', '.join(absent[:3])}"
+        )
+    return files, labels
+
+
+def _from_classes(path: Path, teacher: Teacher) -> tuple[list[Path], list[int]]:
+    folders = sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+    if not folders:
+        raise DataError(
+            f"{path} holds neither labels.csv nor subfolders; expected one subfolder of images per "
+            "class, or labels.csv with the columns 'file' and 'label'"
+        )
+    if all(d.name.isdecimal() for d in folders):
+        classes = [int(d.name) for d in folders]
+    elif len(folders) == teacher.num_classes:
+        classes = list(range(len(folders)))
+    else:
+        raise DataError(
+            f"{path} has {len(folders)} class folders, but the model has {teacher.num_classes} "
+            "classes; for a part of the classes, name the folders by class index or write "
+            "labels.csv"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for folder, label in zip(folders, classes, strict=True):
+        found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        files += found
+        labels += [label] * len(found)
+    return files, labels

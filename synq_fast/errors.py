@@ -1,0 +1,33 @@
+"""What can go wrong, in types that a caller can tell apart; all are ``SynqFastError``."""
+
+
+class SynqFastError(Exception):
+    """Any failure that synq-fast explains itself."""
+
+
+class RecipeError(SynqFastError, ValueError):
+    """A recipe, an override or a bit width that cannot be meant."""
+
+
+class ModelError(SynqFastError, ValueError):
+    """A model that synq-fast cannot find, build or use as a teacher."""
+
+
+class CheckpointError(SynqFastError, ValueError):
+    """A weights file that is damaged or belongs to another model."""
+
+
+class DataError(SynqFastError, ValueError):
+    """A data set or an image bank that is missing, damaged or not finite."""
+
+
+class TraceError(SynqFastError, RuntimeError):
+    """A model whose forward pass cannot be traced into a graph."""
+
+
+class RunFolderError(SynqFastError, FileExistsError):
+    """A run folder that exists, is missing, or belongs to another run."""
+
+
+class NonFiniteLossError(SynqFastError, ArithmeticError):
+    """A loss term that became infinite or NaN; names the step and the term."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of the quantized model: losses, the step, the trainer, checkpoints."""

@@ -1,0 +1,103 @@
+"""One fine-tuning step: the fewest passes through both networks that give every gradient."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, fx
+
+from synq_fast.finetune.terms import Batch, Term, any_needs, build_terms
+from synq_fast.quant import Tapped, TapPoints, View, held_weights
+from synq_fast.recipes.schema import Finetune
+
+
+class SynqStep:
+    """Losses and gradients of SynQ's step (METHODS 1.4, eq. 6 of the paper with HAST's terms).
+
+    In units of one forward pass F: the student runs clean and perturbed (2F), gives the input
+    gradient between them (1F) and one joint backward of everything (4F); the teacher runs twice
+    (2F). Class activation maps add only the two heads. Weights are quantized once.
+    """
+
+    def __init__(
+        self,
+        teacher: fx.GraphModule,
+        student: fx.GraphModule,
+        points: TapPoints,
+        recipe: Finetune,
+    ) -> None:
+        """Tap both networks for what the recipe's terms read."""
+        self.recipe = recipe
+        self.terms = build_terms(recipe)
+        self.student_module = student
+        self.parameters = [p for p in student.parameters() if p.requires_grad]
+        cam = points.last_spatial_convolution if any_needs(self.terms, "needs_cam") else None
+        features = points.residual_bodies if any_needs(self.terms, "needs_features") else ()
+        self.teacher = Tapped(teacher, features, cam)
+        self.student = Tapped(student, features, cam)
+
+    @property
+    def term_names(self) -> list[str]:
+        """Names of the values that a step returns, in order."""
+        clean = [name for term in self.terms for name in term.names]
+        moved = [n for term in self.terms if term.perturbed for n in term.names]
+        return clean + ([f"perturbed_{n}" for n in moved] if self.recipe.perturbation.weight else [])
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Add the gradient of the total loss to the student's parameters.
+
+        Args:
+            images: (B, C, H, W) normalised, augmented and filtered.
+            labels: (B,) int64 synthetic labels.
+
+        Returns:
+            The weighted terms as detached 0-d tensors, by name; their sum is the loss.
+        """
+        with held_weights(self.student_module):
+            losses = self._losses(images.detach(), labels)
+            total = torch.stack(list(losses.values())).sum()
+            total.backward(inputs=self.parameters)
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        perturbation = self.recipe.perturbation
+        if perturbation.weight:
+            images = images.requires_grad_()
+        student = self._run(self.student, images)
+        through = images if perturbation.through_teacher else images.detach()
+        teacher = self._run(self.teacher, through)
+        batch = Batch(labels, (images.shape[2], images.shape[3]))
+        losses: dict[str, Tensor] = {}
+        direction: list[Tensor] = []
+        for term in self.terms:
+            values = term(student, teacher, batch)
+            losses.update(values)
+            if not term.needs_cam:
+                direction.extend(values.values())
+        if perturbation.weight:
+            slope = torch.autograd.grad(torch.stack(direction).sum(), images, retain_graph=True)[0]
+            moved = images.detach() + perturbation.epsilon * slope.sign()
+            losses.update(self._perturbed_losses(moved, labels, teacher))
+        return losses
+
+    def _perturbed_losses(self, moved: Tensor, labels: Tensor, clean: View) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher = self._run(self.teacher, moved)
+        student = self._run(self.student, moved)
+        batch = Batch(labels, (moved.shape[2], moved.shape[3]), judge=clean.logits.detach())
+        return {
+            f"perturbed_{name}": self.recipe.perturbation.weight * loss
+            for term in self.terms
+            if term.perturbed
+            for name, loss in term(student, teacher, batch).items()
+        }
+
+    def _run(self, network: Tapped, images: Tensor) -> View:
+        with self._precision(images.device):
+            return network(images)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.recipe.precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()

@@ -1,0 +1,141 @@
+"""Reading a checkpoint into a model: safetensors, or tensors written by `torch.save`."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synq_fast.errors import CheckpointError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 5
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a checkpoint into `module`, strictly.
+
+    Reads safetensors files and files of `torch.save` that hold only tensors and plain containers
+    (`torch.load(weights_only=True)`; arbitrary pickled objects are refused). A dictionary wrapped
+    as `{"state_dict": ...}` is unwrapped, and the prefixes that `DataParallel` (`module.`) and
+    `torch.compile` (`_orig_mod.`) add are removed. Only BatchNorm's `num_batches_tracked` may be
+    missing, since it does not enter the function.
+
+    Args:
+        module: the model to fill, in place.
+        path: the checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, holds pickled objects or NaN, or belongs
+            to another model. `module` is unchanged then.
+    """
+    path = Path(path)
+    state = _clean(_read(path), path)
+    expected = module.state_dict()
+    for key, value in expected.items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, value)
+    _check_keys(expected, state, path, type(module).__name__)
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{path}: {len(bad)} tensors hold NaN or infinity, first {', '.join(bad[:_SHOWN])}; "
+            "the training that wrote this checkpoint diverged, use an earlier one"
+        )
+    module.load_state_dict(state)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: the file does not exist or is a folder")
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file starts with the length of its header, eight bytes, then the header's JSON.
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}); it may be cut short, "
+                "copy or download it again"
+            ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            raise CheckpointError(
+                f"{path} holds pickled Python objects, which are refused because loading them runs "
+                "code from the file; save the weights alone with "
+                "torch.save(model.state_dict(), path) or safetensors"
+            ) from error
+        raise CheckpointError(_unreadable(path, error)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"{path} is not a readable checkpoint ({reason[0] if reason else type(error).__name__}); "
+        "expected a safetensors file or a state dict written by torch.save"
+    )
+
+
+def _clean(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        got = "an empty dictionary" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(
+            f"{path} holds {got}, expected a dictionary of tensors (a state dict)"
+        )
+    wrong = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is not a state dict: the values of {', '.join(wrong[:_SHOWN])} are not "
+            'tensors; save model.state_dict(), alone or as {"state_dict": ...}'
+        )
+    state = {str(k): v for k, v in content.items()}
+    for prefix in _PREFIXES * 2:
+        if all(k.startswith(prefix) for k in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
+
+
+def _check_keys(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, model: str
+) -> None:
+    missing = [f"{k} {tuple(v.shape)}" for k, v in expected.items() if k not in state]
+    # safetensors lists integers first: without sorting, all that is shown are batch counters.
+    unknown = sorted(state.keys() - expected.keys(), key=lambda k: (k.endswith("tracked"), k))
+    unexpected = [f"{k} {tuple(state[k].shape)}" for k in unknown]
+    mismatched = [
+        f"{k}: model {tuple(v.shape)}, file {tuple(state[k].shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if not (missing or unexpected or mismatched):
+        return
+    lines = [f"{path} is not a checkpoint of this model ({model}):"]
+    for title, entries in (
+        ("missing from the file", missing),
+        ("unknown to the model", unexpected),
+        ("of another shape", mismatched),
+    ):
+        if entries:
+            more = f", and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+            lines.append(f"  {len(entries)} {title}: {'; '.join(entries[:_SHOWN])}{more}")
+    lines.append(
+        "choose the model that the checkpoint was made with (its architecture and number of "
+        "classes), or another checkpoint"
+    )
+    raise CheckpointError("\n".join(lines))

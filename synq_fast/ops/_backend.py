@@ -1,0 +1,154 @@
+"""Which implementation an op uses: one process-wide choice, resolved per op and device."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from synq_fast.errors import SynqFastError
+from synq_fast.ops._native import CPU_REASON, CUDA_REASON
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+CHOICES = ("auto", *BACKENDS)
+
+_EVERYWHERE = frozenset({"cpu", "cuda", "triton"})
+KERNELS: dict[str, frozenset[str]] = {
+    "fake_quantize": _EVERYWHERE,
+    "fake_quantize_dynamic": _EVERYWHERE,
+    "quantize_codes": _EVERYWHERE,
+}
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_BUILT = {
+    "cpu": CPU_REASON is None,
+    "cuda": CUDA_REASON is None,
+    "triton": HAS_TRITON,
+}
+# Fastest first; what is left runs on the reference.
+_PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+_DEVICES = {
+    "cpu": frozenset({"cpu"}),
+    "cuda": frozenset({"cuda"}),
+    "triton": frozenset({"cuda", "cpu"} if INTERPRETED else {"cuda"}),
+}
+
+
+class BackendUnavailableError(SynqFastError, RuntimeError):
+    """The backend asked for cannot run this op here."""
+
+
+def _check_choice(name: str) -> str:
+    if name not in CHOICES:
+        raise ValueError(f"backend must be one of {', '.join(CHOICES)}, got {name!r}")
+    return name
+
+
+def _initial_choice() -> str:
+    name = os.environ.get("SYNQ_FAST_BACKEND") or "auto"
+    if name not in CHOICES:
+        raise ValueError(
+            f"SYNQ_FAST_BACKEND must be one of {', '.join(CHOICES)}, got {name!r}; "
+            "correct or unset the environment variable"
+        )
+    return name
+
+
+_choice = _initial_choice()
+
+
+def _fastest(op: str, device: str) -> str:
+    for name in _PREFERENCE.get(device, ()):
+        if _BUILT[name] and name in KERNELS[op]:
+            return name
+    return "reference"
+
+
+_AUTO = {(op, device): _fastest(op, device) for op in KERNELS for device in _PREFERENCE}
+
+
+def select(op: str, device: torch.device) -> str:
+    """Returns the backend that runs `op` on `device`: "reference", "cpu", "cuda" or "triton".
+
+    Raises:
+        BackendUnavailableError: A backend was chosen that has no kernel for `op`, was not built or
+            does not run on `device`.
+    """
+    if _choice == "auto":
+        return _AUTO.get((op, device.type), "reference")
+    if _choice == "reference":
+        return "reference"
+    if (
+        _BUILT[_choice]
+        and device.type in _DEVICES[_choice]
+        and _choice in KERNELS.get(op, frozenset())
+    ):
+        return _choice
+    raise BackendUnavailableError(_explain(_choice, op, device))
+
+
+def _explain(name: str, op: str, device: torch.device) -> str:
+    reasons = available_backends()
+    if reasons[name] is not None:
+        problem = f"the backend {name!r} is not available: {reasons[name]}"
+    elif name not in KERNELS.get(op, frozenset()):
+        problem = f"the backend {name!r} has no kernel for {op}"
+    else:
+        problem = f"the backend {name!r} does not run on a tensor on {device}"
+    usable = [
+        other
+        for other in BACKENDS
+        if reasons[other] is None
+        and (
+            other == "reference"
+            or (other in KERNELS.get(op, ()) and device.type in _DEVICES[other])
+        )
+    ]
+    missing = [f"{other} ({reason})" for other, reason in reasons.items() if reason is not None]
+    rest = f"; not available: {'; '.join(missing)}" if missing else ""
+    return f"{op}: {problem}. Available for this op on {device}: {', '.join(usable)}{rest}."
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Chooses the backend of all ops inside the `with` block, for the whole process.
+
+    Args:
+        name: "auto" (the fastest built for a tensor's device), "reference", "cpu", "cuda" or
+            "triton". The environment variable SYNQ_FAST_BACKEND gives the initial choice.
+
+    Raises:
+        ValueError: `name` is none of these. A backend that is known but not available raises
+            `BackendUnavailableError` when an op is called.
+    """
+    global _choice
+    previous, _choice = _choice, _check_choice(name)
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
+def current_backend() -> str:
+    """Returns the choice in force: "auto", "reference", "cpu", "cuda" or "triton"."""
+    return _choice
+
+
+def available_backends() -> dict[str, str | None]:
+    """Returns each backend's name with None, or the reason why it cannot run on this machine."""
+    has_gpu = torch.cuda.is_available()
+    no_gpu = "torch finds no CUDA device on this machine"
+    triton_reason = None
+    if not HAS_TRITON:
+        triton_reason = "Triton is not installed; `pip install triton`"
+    elif not (has_gpu or INTERPRETED):
+        triton_reason = f"{no_gpu}; TRITON_INTERPRET=1 runs the kernels, slowly, on the CPU"
+    return {
+        "reference": None,
+        "cpu": CPU_REASON,
+        "cuda": CUDA_REASON or (None if has_gpu else no_gpu),
+        "triton": triton_reason,
+    }

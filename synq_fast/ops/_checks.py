@@ -1,0 +1,101 @@
+"""Argument checks of the quantization ops; the messages say what was given and what to give."""
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_bits(bits: object) -> int:
+    """Returns `bits`; raises TypeError or ValueError unless it is an int from 2 to 16."""
+    if type(bits) is not int:
+        raise TypeError(f"bits must be an int from 2 to 16, got {bits!r} ({type(bits).__name__})")
+    if not 2 <= bits <= 16:
+        raise ValueError(f"bits must be from 2 to 16, got {bits}")
+    return bits
+
+
+def check_ste(ste: object) -> bool:
+    """Returns whether the straight-through gradient is clipped."""
+    if ste == "identity":
+        return False
+    if ste == "clip":
+        return True
+    raise ValueError(f'ste must be "identity" or "clip", got {ste!r}')
+
+
+def check_input(x: object, axis: object) -> None:
+    """Raises unless `x` is a float tensor of a supported type and `axis` one of its dimensions."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"x must be float32, float16 or bfloat16, got {x.dtype}; convert it with x.float()"
+        )
+    if axis is None:
+        return
+    if type(axis) is not int:
+        raise TypeError(f"axis must be an int or None, got {axis!r} ({type(axis).__name__})")
+    if not -x.ndim <= axis < x.ndim:
+        raise IndexError(f"axis {axis} is out of range for a tensor with {x.ndim} dimensions")
+
+
+def to_ranges(
+    x: torch.Tensor, range_min: object, range_max: object, axis: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns both bounds as float32 tensors on x's device, checked as far as is free."""
+    if (
+        isinstance(range_min, float | int)
+        and isinstance(range_max, float | int)
+        and range_min > range_max
+    ):
+        raise ValueError(f"range_min must not exceed range_max, got {range_min} > {range_max}")
+    return _to_range("range_min", range_min, x, axis), _to_range("range_max", range_max, x, axis)
+
+
+def _to_range(name: str, value: object, x: torch.Tensor, axis: int | None) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        check_range(name, value, x, axis)
+        return value
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(
+            f"{name} must be a number or a float32 tensor, got {value!r} ({type(value).__name__})"
+        )
+    # Filled on the device: a copy from the host would synchronise it.
+    shape = () if axis is None else (x.shape[axis],)
+    return torch.full(shape, value, dtype=torch.float32, device=x.device)
+
+
+def check_range(name: str, value: torch.Tensor, x: torch.Tensor, axis: int | None) -> None:
+    """Raises unless `value` is a float32 range of the right length on x's device."""
+    if value.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32, got {value.dtype}; convert it with .float()")
+    if value.device != x.device:
+        raise ValueError(
+            f"{name} is on {value.device} but x is on {x.device}; move it with .to(x.device)"
+        )
+    if axis is None:
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must hold one value, got shape {tuple(value.shape)}; "
+                "pass axis for one value per channel"
+            )
+    elif value.ndim != 1 or value.shape[0] != x.shape[axis]:
+        raise ValueError(
+            f"{name} must have shape ({x.shape[axis]},), one value per channel of axis {axis}, "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def check_order(range_min: torch.Tensor, range_max: torch.Tensor) -> None:
+    """Raises if a minimum exceeds its maximum, where reading them costs no synchronisation.
+
+    The compiled CPU kernels make this check themselves; this one serves the reference.
+    """
+    if torch.compiler.is_compiling() or range_min.device.type != "cpu":
+        return
+    wrong = range_min > range_max
+    if wrong.any():
+        channel = int(wrong.flatten().nonzero()[0])
+        low, high = float(range_min.flatten()[channel]), float(range_max.flatten()[channel])
+        where = f" in channel {channel}" if wrong.numel() > 1 else ""
+        raise ValueError(f"range_min must not exceed range_max, got {low} > {high}{where}")

@@ -1,0 +1,70 @@
+"""Fake quantization over a given range."""
+
+import torch
+
+from synq_fast import reference
+from synq_fast.ops import _library as _library
+from synq_fast.ops._backend import select
+from synq_fast.ops._checks import check_bits, check_input, check_order, check_ste, to_ranges
+
+_default = torch.ops.synq_fast.fake_quantize.default
+_triton = torch.ops.synq_fast.fake_quantize.triton
+
+
+def fake_quantize(
+    x: torch.Tensor,
+    range_min: torch.Tensor | float,
+    range_max: torch.Tensor | float,
+    bits: int,
+    *,
+    axis: int | None = None,
+    ste: str = "identity",
+) -> torch.Tensor:
+    """Rounds `x` to the `2^bits` levels of an affine grid over `[range_min, range_max]`.
+
+    In float32, each operation rounded on its own and halves rounded to even:
+
+        s = 1 / max(range_max - range_min, 1e-8) * (2^bits - 1)
+        z = round(s * range_min) + 2^(bits - 1)
+        q = clamp(round(s * x - z), -2^(bits - 1), 2^(bits - 1) - 1)
+        y = (q + z) / s
+
+    Every backend gives the same bits. NaN in `x` or in its range gives NaN; an infinity is clamped;
+    an empty tensor gives an empty one. Contiguous, channels_last and other dense layouts are read
+    as they lie and kept. Under autocast the op runs in the type of `x`.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        range_min: Lower bound: a number, or a float32 tensor on x's device with one element, or
+            `(C,)` with `axis`, where C is the size of that dimension. It receives no gradient.
+        range_max: Upper bound, like `range_min`.
+        bits: Width k of the codes, from 2 to 16.
+        axis: The dimension that has one range per index; None for one range in all.
+        ste: Straight-through gradient of `x`. "identity" passes the gradient unchanged and saves
+            nothing; "clip" zeroes it where `round(s * x - z)` lies outside
+            `[-2^(bits - 1), 2^(bits - 1) - 1]`, that is where the forward pass clamps.
+
+    Returns:
+        The quantized values, with the shape, type and layout of `x`.
+
+    Raises:
+        TypeError: `x`, a range, `bits` or `axis` is of another type than said above.
+        ValueError: `bits` or `ste` is none of the allowed values, a range has the wrong length or
+            device, or `range_min > range_max` (for tensors on a GPU the values are not read).
+        IndexError: `axis` is not a dimension of `x`.
+        BackendUnavailableError: The backend asked for cannot run here.
+
+    Source: the quantizer of ZeroQ (CVPR 2020) and GDFQ (ECCV 2020), as used by SynQ (ICLR 2025);
+    straight-through estimator: Bengio et al., arXiv 1308.3432.
+    """
+    check_bits(bits)
+    clip = check_ste(ste)
+    check_input(x, axis)
+    low, high = to_ranges(x, range_min, range_max, axis)
+    backend = select("fake_quantize", x.device)
+    if backend == "reference":
+        check_order(low, high)
+        return reference.fake_quantize(x, low, high, bits, axis=axis, ste=ste)
+    op = _triton if backend == "triton" else _default
+    result: torch.Tensor = op(x, low, high, bits, axis, clip)
+    return result

@@ -1,0 +1,52 @@
+"""Fake quantization over the tensor's own range."""
+
+import torch
+
+from synq_fast import reference
+from synq_fast.ops import _library as _library
+from synq_fast.ops._backend import select
+from synq_fast.ops._checks import check_bits, check_input, check_ste
+
+_default = torch.ops.synq_fast.fake_quantize_dynamic.default
+_triton = torch.ops.synq_fast.fake_quantize_dynamic.triton
+
+
+def fake_quantize_dynamic(
+    x: torch.Tensor, bits: int, *, axis: int | None = None, ste: str = "identity"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fake quantization of `x` from its exact minimum to its exact maximum.
+
+    The same grid as `fake_quantize`, over the extrema of the whole tensor or, with `axis`, of every
+    index of that dimension. This is how weights are quantized. The ranges are constants to
+    autograd.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        bits: Width of the codes, from 2 to 16.
+        axis: The dimension that has one range per index; None for one range in all.
+        ste: Straight-through gradient, as in `fake_quantize`. With "clip" only values that land
+            half a step beyond the last level lose their gradient.
+
+    Returns:
+        `(y, range_min, range_max)`: `y` has the shape, type and layout of `x`; the ranges are
+        float32, `()` or `(C,)`. A NaN makes its range and all values of its range NaN. Without
+        elements there is no range, and NaN is returned for it.
+
+    Raises:
+        TypeError: `x`, `bits` or `axis` is of another type than said above.
+        ValueError: `bits` or `ste` is none of the allowed values.
+        IndexError: `axis` is not a dimension of `x`.
+        BackendUnavailableError: The backend asked for cannot run here.
+
+    Source: the weight quantizer of ZeroQ (CVPR 2020) and GDFQ (ECCV 2020), used by SynQ (ICLR
+    2025).
+    """
+    check_bits(bits)
+    clip = check_ste(ste)
+    check_input(x, axis)
+    backend = select("fake_quantize_dynamic", x.device)
+    if backend == "reference":
+        return reference.fake_quantize_dynamic(x, bits, axis=axis, ste=ste)
+    op = _triton if backend == "triton" else _default
+    y, range_min, range_max = op(x, bits, axis, clip)
+    return y, range_min, range_max

@@ -1,0 +1,60 @@
+"""Grad-CAM++ from given activations, gradients and scores."""
+
+import torch
+
+from synq_fast.ops._backend import select
+from synq_fast.ops._tensor_checks import (
+    check_float_tensor,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_size,
+)
+from synq_fast.ops.grad_cam import check_cam_tensors
+from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus as _reference
+
+
+def grad_cam_plus_plus(
+    activations: torch.Tensor,
+    gradients: torch.Tensor,
+    score: torch.Tensor,
+    size: tuple[int, int],
+    *,
+    eps: float = 1e-7,
+) -> torch.Tensor:
+    """Computes Grad-CAM++ maps in [0, 1] at the size of the image.
+
+    With A the activations of a channel, g its gradients and S the score, the weight of the channel
+    is `sum(alpha * relu(exp(S) * g))` with `alpha = g^2 / (2 g^2 + sum(A g^3) + eps)`, sums over
+    the positions. From the weights on, the map is made as in `grad_cam`, with the same rule for
+    flat maps. exp(S) is one factor for the whole map, which the stretching removes up to `eps`;
+    scores above 50 count as 50, which keeps it finite.
+
+    The map is differentiable in `activations`; the weights are constants to autograd.
+
+    Args:
+        activations: `(B, C, h, w)`; float16, bfloat16, float32 or float64.
+        gradients: Gradient of the class score in the activations, same shape.
+        score: Class score of each image, a logit, `(B,)`.
+        size: `(height, width)` of the map in pixels.
+        eps: Added to the denominator of alpha and to the spread of the map, at least 0.
+
+    Returns:
+        Maps `(B, 1, height, width)`, float32 (float64 if an input is float64).
+
+    Raises:
+        TypeError: A tensor is not floating, or `size` or `eps` has another type.
+        ValueError: The shapes or devices differ, an image has no activation, or `size` or `eps` is
+            out of bounds.
+        BackendUnavailableError: The backend asked for has no kernel for this op.
+
+    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018.
+    """
+    check_cam_tensors(activations, gradients)
+    check_float_tensor("score", score)
+    check_shape("score", score, activations.shape[:1], "(B,)")
+    check_same_device("score", score, "activations", activations)
+    size = check_size(size)
+    check_number("eps", eps, least=0)
+    select("grad_cam_plus_plus", activations.device)
+    return _reference(activations, gradients, score, size, eps=eps)

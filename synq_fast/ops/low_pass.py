@@ -1,0 +1,59 @@
+"""Low-pass filters in the frequency domain."""
+
+import torch
+
+from synq_fast.ops._backend import select
+from synq_fast.ops._tensor_checks import (
+    check_float_tensor,
+    check_integer,
+    check_number,
+    shape_text,
+)
+from synq_fast.reference.low_pass import low_pass as _reference
+
+KINDS = ("gaussian", "butterworth", "ideal")
+
+
+def low_pass(
+    x: torch.Tensor, cutoff: float, *, kind: str = "gaussian", order: int = 2
+) -> torch.Tensor:
+    """Damps the high spatial frequencies of images, circularly (the borders wrap around).
+
+    A frequency of `u` cycles per image height and `v` per image width, at distance
+    `D = sqrt(u^2 + v^2)` from the centre, is multiplied by
+
+    - gaussian: `exp(-D^2 / (2 cutoff^2))`,
+    - butterworth: `1 / (1 + (D / cutoff)^(2 order))`,
+    - ideal: 1 where `D <= cutoff`, else 0.
+
+    The filter is linear and its own adjoint: backward is the same filter and saves nothing.
+    Spectra are float32 (float64 for float64 input), whatever the autocast state; the float32 error
+    is at most 5e-6 on N(0, 1) input. A NaN or an infinity spreads over its image plane.
+
+    Args:
+        x: Images `(..., H, W)`, any leading dimensions, any H and W; float16, bfloat16, float32 or
+            float64.
+        cutoff: Distance D0 in cycles per image, above 0.
+        kind: "gaussian", "butterworth" or "ideal".
+        order: Order of the Butterworth filter, at least 1; the other kinds ignore it.
+
+    Returns:
+        The filtered images, with the shape and type of `x`.
+
+    Raises:
+        TypeError: `x` is not a floating tensor, `cutoff` not a number or `order` not an int.
+        ValueError: `x` has fewer than two dimensions, `cutoff` or `order` is out of bounds, or
+            `kind` is unknown.
+        BackendUnavailableError: The backend asked for has no kernel for this op.
+
+    Source: Gonzalez and Woods, "Digital Image Processing", chapter 4; used by SynQ (ICLR 2025).
+    """
+    check_float_tensor("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (..., H, W), got {shape_text(x)}")
+    check_number("cutoff", cutoff, above=0)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    check_integer("order", order, 1)
+    select("low_pass", x.device)
+    return _reference(x, cutoff, kind=kind, order=order)

@@ -1,0 +1,86 @@
+"""What a long run shows: bars on a terminal, plain lines elsewhere, nothing when not wanted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_PLAIN_EVERY = 5.0
+
+
+def _values(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+class Phase:
+    """One phase of a run, e.g. the synthesis, with a known number of steps."""
+
+    def __init__(self, title: str, total: int, bar: tuple[Progress, TaskID] | None, plain: bool):
+        """Show ``title`` and progress towards ``total``."""
+        self.title, self.total, self._bar, self._plain = title, total, bar, plain
+        self._started = self._shown = time.monotonic()
+
+    def update(self, done: int, values: Mapping[str, float], images: int = 0) -> None:
+        """Show progress.
+
+        Args:
+            done: steps done so far.
+            values: latest losses by name.
+            images: images processed in this process so far, for the rate.
+        """
+        now = time.monotonic()
+        text = _values(values)
+        if images:
+            text += f"  {images / max(now - self._started, 1e-9):.0f} images/s"
+        if self._bar is not None:
+            progress, task = self._bar
+            progress.update(task, completed=done, values=text)
+        elif self._plain and (now - self._shown >= _PLAIN_EVERY or done == self.total):
+            self._shown = now
+            elapsed = now - self._started
+            print(f"{self.title}: {done}/{self.total}  {text}  {elapsed:.0f} s", file=sys.stderr)
+
+
+class Reporter:
+    """Opens phases and prints lines between them."""
+
+    def __init__(self, show: bool = True) -> None:
+        """Bars where standard error is a terminal, plain lines elsewhere, nothing if not show."""
+        self.show = show
+        self.console = Console(stderr=True)
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        if self.show:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Phase]:
+        """A phase of ``total`` steps."""
+        if not self.show or not self.console.is_terminal:
+            yield Phase(title, total, None, self.show)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(title, total=total, values="")
+            yield Phase(title, total, (progress, task), False)

@@ -1,0 +1,24 @@
+"""Quantizers, range observers, and their placement into a traced model."""
+
+from synq_fast.quant.activations import ActivationQuantizer, observing
+from synq_fast.quant.bits import BitWidths
+from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear, held_weights
+from synq_fast.quant.placement import PLACEMENTS, quantized_copy
+from synq_fast.quant.taps import Tapped, TapPoints, View, find_tap_points
+from synq_fast.quant.tracing import trace
+
+__all__ = [
+    "PLACEMENTS",
+    "ActivationQuantizer",
+    "BitWidths",
+    "QuantizedConv2d",
+    "QuantizedLinear",
+    "TapPoints",
+    "Tapped",
+    "View",
+    "find_tap_points",
+    "held_weights",
+    "observing",
+    "quantized_copy",
+    "trace",
+]

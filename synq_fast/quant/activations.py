@@ -1,0 +1,116 @@
+"""The activation quantizer: one static per-tensor range, found by calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from synq_fast import ops
+from synq_fast.quant.observers import RangeObserver, build_observer
+
+Ste = Literal["identity", "clip"]
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantizes an activation with a frozen per-tensor range.
+
+    While an observer is attached, each call first widens the range by its batch; afterwards the
+    range never changes, whatever is evaluated.
+    """
+
+    range_min: Tensor
+    range_max: Tensor
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        policy: str = "mse",
+        shrink: float = 1.0,
+        ste: Ste = "identity",
+        learn: bool = False,
+    ) -> None:
+        """Prepare a quantizer of ``bits`` bits.
+
+        Args:
+            bits: activation width, 2 to 8.
+            policy: range policy, ``ema``, ``minmax`` or ``mse``.
+            shrink: factor on both ends of the observed range.
+            ste: gradient outside the range, ``identity`` (passed) or ``clip`` (zeroed).
+            learn: give the range a trainable gain; the gradient outside is then always zeroed.
+        """
+        super().__init__()
+        self.bits, self.policy, self.shrink = bits, policy, shrink
+        self.ste: Ste = ste
+        self.observer: RangeObserver | None = None
+        self.register_buffer("range_min", torch.zeros(()))
+        self.register_buffer("range_max", torch.zeros(()))
+        self.gain = nn.Parameter(torch.ones(())) if learn else None
+
+    def start_observing(self) -> None:
+        """Begin a new range."""
+        self.observer = build_observer(self.policy, self.bits, self.range_min.device)
+
+    def stop_observing(self) -> None:
+        """Freeze the range at what was observed."""
+        self.observer = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize ``x`` of any shape; the result has its shape and type."""
+        if self.observer is not None:
+            self.observer.observe(x)
+            low, high = self.observer.read()
+            self.range_min.copy_(low * self.shrink)
+            self.range_max.copy_(high * self.shrink)
+        if self.gain is not None:
+            return _GainedRange.apply(x, self.range_min, self.range_max, self.gain, self.bits)
+        return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"bits={self.bits}, policy={self.policy}, shrink={self.shrink}, ste={self.ste}"
+
+
+@contextmanager
+def observing(module: nn.Module) -> Iterator[None]:
+    """Let every activation quantizer of a model find its range inside the block."""
+    quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer)]
+    for quantizer in quantizers:
+        quantizer.start_observing()
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.stop_observing()
+
+
+class _GainedRange(torch.autograd.Function):
+    """Fake quantization whose range is ``gain * (low, high)``, differentiable in the gain.
+
+    With LSQ's straight-through estimate (arXiv 1902.08153, eq. 3), gain times the derivative is
+    ``y - x`` inside the range and ``y`` outside; it is scaled by ``1 / sqrt(n * (2^bits - 1))`` over
+    n elements, so that a step moves gains and weights alike (its section 2.2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, gain: Tensor, bits: int) -> Tensor:
+        low, high = low * gain, high * gain
+        y = ops.fake_quantize(x, low, high, bits)
+        ctx.save_for_backward(x, y, low, high, gain)
+        ctx.bits = bits
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, low, high, gain = ctx.saved_tensors
+        inside = (x >= low) & (x <= high)
+        slope = None
+        if ctx.needs_input_grad[3]:
+            moved = (grad * torch.where(inside, y - x, y)).sum(dtype=torch.float32)
+            slope = moved / (gain * math.sqrt(max(1, x.numel()) * (2**ctx.bits - 1)))
+        return grad * inside, None, None, slope, None

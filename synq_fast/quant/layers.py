@@ -1,0 +1,88 @@
+"""Convolution and linear layers whose weights are fake-quantized, once per optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from synq_fast import ops
+
+
+class WeightQuantized:
+    """Mixin: the layer's ``weight`` seen through its own asymmetric per-channel quantizer.
+
+    The range of output channel c is the exact minimum and maximum of ``weight[c]``, recomputed
+    from the current weights; the gradient passes straight through (METHODS: GDFQ's quantizer).
+    """
+
+    weight: Tensor
+    weight_bits: int
+    _held: Tensor | None
+
+    def quantized_weight(self) -> Tensor:
+        """The fake-quantized weight, same shape and type as ``weight``."""
+        if self._held is not None:
+            return self._held
+        return ops.fake_quantize_dynamic(self.weight, self.weight_bits, axis=0)[0]
+
+
+class QuantizedConv2d(WeightQuantized, nn.Conv2d):
+    """``nn.Conv2d`` with a fake-quantized weight and a floating-point bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (B, C_in, H, W) with the quantized weight."""
+        return self._conv_forward(input, self.quantized_weight(), self.bias)
+
+
+class QuantizedLinear(WeightQuantized, nn.Linear):
+    """``nn.Linear`` with a fake-quantized weight and a floating-point bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply (..., C_in) by the quantized weight."""
+        return nn.functional.linear(input, self.quantized_weight(), self.bias)
+
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+_QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: QuantizedConv2d,
+    nn.Linear: QuantizedLinear,
+}
+
+
+def quantize_layers(module: nn.Module, bits: int) -> int:
+    """Turn every convolution and linear layer of a model into its quantized form, in place.
+
+    Parameters keep their identity and their names, so a float checkpoint still loads.
+
+    Returns:
+        How many layers were turned.
+    """
+    count = 0
+    for layer in module.modules():
+        quantized = _QUANTIZED.get(type(layer))
+        if quantized is not None:
+            layer.__class__ = quantized
+            layer.weight_bits, layer._held = bits, None  # type: ignore[assignment]
+            count += 1
+    return count
+
+
+@contextmanager
+def held_weights(module: nn.Module) -> Iterator[None]:
+    """Quantize every weight once and use it for all forward passes inside the block.
+
+    With gradients enabled the held weights are part of the graph, so one backward at the end
+    reaches the parameters from every pass.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, WeightQuantized)]
+    try:
+        for layer in layers:
+            layer._held = layer.quantized_weight()
+        yield
+    finally:
+        for layer in layers:
+            layer._held = None

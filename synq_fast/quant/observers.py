@@ -1,0 +1,96 @@
+"""Range policies: how a static activation range is found from calibration batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from synq_fast import ops
+
+_SEARCH_SAMPLES = 1 << 16
+
+
+class RangeObserver(nn.Module):
+    """Follows the range of one tensor over calibration batches; ``read`` gives the result.
+
+    The observed range is 0-d float32 on the tensor's device; nothing is copied to the host.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        """Start with an empty range."""
+        super().__init__()
+        self.register_buffer("low", torch.zeros((), device=device))
+        self.register_buffer("high", torch.zeros((), device=device))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
+
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one batch."""
+        raise NotImplementedError
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The range so far: (range_min, range_max)."""
+        return self.low, self.high
+
+
+class EmaObserver(RangeObserver):
+    """Bias-corrected moving average of the batch extremes (METHODS 1.2, the proper form)."""
+
+    def __init__(self, beta: float = 0.9, device: torch.device | str | None = None) -> None:
+        """Average over about ``1 / (1 - beta)`` batches."""
+        super().__init__(device)
+        self.beta = beta
+
+    def observe(self, x: Tensor) -> None:
+        """Move the average towards this batch's minimum and maximum."""
+        ops.update_range(x, self.low, self.high, self.batches, self.beta)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The average, corrected for its start at zero."""
+        return ops.read_range(self.low, self.high, self.batches, self.beta)
+
+
+class MinMaxObserver(RangeObserver):
+    """The smallest and the largest value of all batches."""
+
+    def observe(self, x: Tensor) -> None:
+        """Widen the range to hold this batch."""
+        low, high = torch.aminmax(x.detach().float())
+        first = self.batches == 0
+        self.low.copy_(torch.where(first, low, torch.minimum(self.low, low)))
+        self.high.copy_(torch.where(first, high, torch.maximum(self.high, high)))
+        self.batches += 1
+
+
+class MseObserver(RangeObserver):
+    """The mean over batches of the range with the least quantization error (BRECQ, Genie).
+
+    A strided sample of at most 65,536 elements of each batch is searched: the search reads its
+    input once per candidate.
+    """
+
+    def __init__(self, bits: int, device: torch.device | str | None = None) -> None:
+        """Search for a quantizer of ``bits`` bits."""
+        super().__init__(device)
+        self.bits = bits
+
+    def observe(self, x: Tensor) -> None:
+        """Search this batch and take its best range into the mean."""
+        flat = x.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SEARCH_SAMPLES)]
+        low, high = ops.search_range(sample, self.bits)
+        self.batches += 1
+        self.low += (low - self.low) / self.batches
+        self.high += (high - self.high) / self.batches
+
+
+def build_observer(policy: str, bits: int, device: torch.device | str | None) -> RangeObserver:
+    """The observer of a recipe's ``range`` policy: ``ema``, ``minmax`` or ``mse``."""
+    if policy == "ema":
+        return EmaObserver(device=device)
+    if policy == "minmax":
+        return MinMaxObserver(device=device)
+    return MseObserver(bits, device=device)

@@ -1,0 +1,125 @@
+"""Taps: one forward that also returns the intermediate tensors that losses ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from synq_fast.errors import ModelError
+from synq_fast.quant.tracing import called_module
+
+_ADDITIONS = {torch.add, torch.ops.aten.add.Tensor}
+
+
+@dataclass(frozen=True)
+class TapPoints:
+    """Names of the graph nodes that losses read; the same names hold in teacher and student."""
+
+    batch_norms: tuple[str, ...]
+    """BatchNorm2d calls, in order of execution."""
+    residual_bodies: tuple[str, ...]
+    """Output of each residual body before its addition; without any, every BatchNorm output."""
+    last_spatial_convolution: str | None
+    """The last convolution whose output is larger than 1 x 1: where the CAM is read."""
+
+
+def _is_addition(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", node.target)
+    return node.op in ("call_function", "call_method") and (
+        name == "add" or node.target in _ADDITIONS
+    )
+
+
+def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
+    """Locate the tap points of a traced convolutional network.
+
+    Args:
+        graph_module: the traced float model.
+        example: images (B, C, H, W) of the model's input size; values do not matter.
+    """
+    spatial = _SpatialConvolutions(graph_module)
+    with torch.no_grad():
+        spatial.run(example)
+    depth: dict[fx.Node, int] = {}
+    norms, bodies, convolutions = [], [], []
+    for node in graph_module.graph.nodes:
+        module = called_module(graph_module, node)
+        is_convolution = isinstance(module, nn.Conv2d)
+        operands = node.all_input_nodes
+        depth[node] = max((depth[operand] for operand in operands), default=0) + is_convolution
+        if isinstance(module, nn.BatchNorm2d):
+            norms.append(node.name)
+        if is_convolution and node.name in spatial.names:
+            convolutions.append(node.name)
+        if _is_addition(node) and len(operands) == 2:
+            # The body is the branch with more convolutions behind it than the shortcut.
+            body = max(operands, key=depth.__getitem__)
+            if isinstance(called_module(graph_module, body), nn.BatchNorm2d | nn.Conv2d):
+                bodies.append(body.name)
+    return TapPoints(
+        tuple(norms), tuple(bodies or norms), convolutions[-1] if convolutions else None
+    )
+
+
+class _SpatialConvolutions(fx.Interpreter):
+    """Runs the graph once and notes the convolutions whose output is larger than 1 x 1."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.names: set[str] = set()
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.dim() == 4 and result[0, 0].numel() > 1:
+            self.names.add(n.name)
+        return result
+
+
+def head_start(x: Tensor) -> Tensor:
+    """Begin a gradient graph at ``x`` where none exists, so that only the head is recorded."""
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+
+@dataclass(frozen=True)
+class View:
+    """What one forward pass showed."""
+
+    logits: Tensor
+    """(B, classes)"""
+    features: tuple[Tensor, ...] = ()
+    """Residual bodies, each (B, C, H, W)."""
+    cam_activation: Tensor | None = None
+    """Output of the last spatial convolution (B, C, H, W), part of the logits' graph."""
+
+
+class Tapped:
+    """A traced model that returns its logits together with named intermediate tensors."""
+
+    def __init__(
+        self, graph_module: fx.GraphModule, features: Sequence[str] = (), cam: str | None = None
+    ) -> None:
+        """Tap the outputs of the named nodes; parameters stay shared with ``graph_module``."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(graph_module.graph, copies)
+        by_name = {original.name: copied for original, copied in copies.items()}
+        missing = [name for name in (*features, cam) if name is not None and name not in by_name]
+        if missing:
+            raise ModelError(f"the traced model has no nodes named {', '.join(missing)}")
+        if cam is not None:
+            node = by_name[cam]
+            with graph.inserting_after(node):
+                start = graph.call_function(head_start, (node,))
+            node.replace_all_uses_with(start, delete_user_cb=lambda user: user is not start)
+            by_name[cam] = start
+        graph.output((output, [by_name[n] for n in features], by_name[cam] if cam else None))
+        self.module = fx.GraphModule(graph_module, graph)
+        self.module.train(graph_module.training)
+
+    def __call__(self, images: Tensor) -> View:
+        """Run the model on images (B, C, H, W)."""
+        logits, features, cam_activation = self.module(images)
+        return View(logits, tuple(features), cam_activation)

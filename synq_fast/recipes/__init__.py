@@ -1,0 +1,143 @@
+"""Recipes: one TOML file per method and family of models, strict about every key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from synq_fast.errors import RecipeError
+from synq_fast.recipes.schema import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Recipe", "dump_recipe", "list_recipes", "load_recipe", "parse_value"]
+
+_FOLDER = Path(__file__).parent
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package, in alphabetical order."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def load_recipe(
+    name_or_path: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: a name of ``list_recipes()``, the path of a TOML file, or a recipe.
+        overrides: values by dotted key, e.g. ``{"finetune.steps": 500}``.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, or a value of the wrong type or out
+            of its bounds; the message names the key and what it takes.
+    """
+    if isinstance(name_or_path, Recipe):
+        values: dict[str, Any] = dataclasses.asdict(name_or_path)
+        source = name_or_path.name
+    else:
+        values, source = _read(name_or_path)
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        table = values
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise RecipeError(f'override "{key}": "{section}" is a value, not a section')
+        table[last] = value
+    recipe = _build(Recipe, values, "", source)
+    for key in ("synthesis.augment_scale", "finetune.crop_scale"):
+        section, name = key.split(".")
+        low, high = getattr(getattr(recipe, section), name)
+        if not 0 < low <= high:
+            raise RecipeError(f"{source}: {key} must hold 0 < low <= high, got [{low}, {high}]")
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML, every value written out; ``load_recipe`` reads it back unchanged."""
+    return tomli_w.dumps(dataclasses.asdict(recipe))
+
+
+def parse_value(text: str) -> Any:
+    """An override's value as TOML, or the text itself: ``3``, ``true``, ``[0.5, 1]``, ``mse``."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = _FOLDER / f"{name_or_path}.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        known = ", ".join(list_recipes())
+        raise RecipeError(
+            f'no recipe "{name_or_path}" ({error.strerror}); known: {known}, or the path of a '
+            f".toml file"
+        ) from error
+    try:
+        return {"name": path.stem, **tomllib.loads(text)}, path.name
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], prefix: str, source: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, 1)
+            hint = f'; did you mean "{prefix}{close[0]}"?' if close else ""
+            raise RecipeError(
+                f'{source}: unknown key "{prefix}{key}"{hint} (known here: {", ".join(fields)})'
+            )
+    checked = {}
+    for name, value in values.items():
+        where = f"{source}: {prefix}{name}"
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise RecipeError(f"{where} is a section, got {value!r}")
+            checked[name] = _build(hints[name], value, f"{prefix}{name}.", source)
+        else:
+            checked[name] = _value(hints[name], value, fields[name].metadata, where)
+    return kind(**checked)
+
+
+def _value(hint: Any, value: Any, bounds: Mapping[str, Any], where: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        open_ended = inner[-1] is Ellipsis
+        if not isinstance(value, list | tuple) or not (open_ended or len(value) == len(inner)):
+            length = "any number of" if open_ended else str(len(inner))
+            raise RecipeError(f"{where} must be a list of {length} values, got {value!r}")
+        return tuple(_value(inner[0], item, bounds, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise RecipeError(f"{where} must be {_KINDS[hint]}, got {value!r}")
+    if "options" in bounds and value not in bounds["options"]:
+        raise RecipeError(f"{where} must be one of {', '.join(bounds['options'])}, got {value!r}")
+    if "low" in bounds and not (bounds["low"] <= value <= bounds.get("high", math.inf)):
+        high = bounds.get("high", math.inf)
+        limit = f"at least {bounds['low']}" if math.isinf(high) else f"{bounds['low']} to {high}"
+        raise RecipeError(f"{where} must be {limit}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where} must be finite, got {value!r}")
+    return value

@@ -1,0 +1,28 @@
+"""The ops in plain PyTorch: their definition, the oracle of the tests and the fallback."""
+
+from synq_fast.reference.bn_statistics_loss import bn_statistics_loss
+from synq_fast.reference.cam_alignment_loss import cam_alignment_loss
+from synq_fast.reference.distillation_loss import distillation_loss
+from synq_fast.reference.fake_quantize import fake_quantize
+from synq_fast.reference.fake_quantize_dynamic import fake_quantize_dynamic
+from synq_fast.reference.grad_cam import grad_cam
+from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus
+from synq_fast.reference.low_pass import low_pass
+from synq_fast.reference.quantize_codes import quantize_codes
+from synq_fast.reference.search_range import search_range
+from synq_fast.reference.update_range import read_range, update_range
+
+__all__ = [
+    "bn_statistics_loss",
+    "cam_alignment_loss",
+    "distillation_loss",
+    "fake_quantize",
+    "fake_quantize_dynamic",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "low_pass",
+    "quantize_codes",
+    "read_range",
+    "search_range",
+    "update_range",
+]

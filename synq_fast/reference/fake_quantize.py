@@ -1,0 +1,19 @@
+"""Fake quantization over a given range."""
+
+import torch
+
+from synq_fast.reference._affine import as_range, fake_quantize_with
+
+
+def fake_quantize(
+    x: torch.Tensor,
+    range_min: torch.Tensor | float,
+    range_max: torch.Tensor | float,
+    bits: int,
+    *,
+    axis: int | None = None,
+    ste: str = "identity",
+) -> torch.Tensor:
+    """Rounds `x` to the `2^bits` levels of an affine grid; see `synq_fast.ops.fake_quantize`."""
+    low, high = (as_range(bound, x, axis).detach() for bound in (range_min, range_max))
+    return fake_quantize_with(x, low, high, bits, axis, ste)

@@ -1,0 +1,34 @@
+"""Reference of the bias-corrected moving average of a tensor's range."""
+
+import math
+
+import torch
+
+
+@torch.no_grad()
+def update_range(
+    x: torch.Tensor,
+    state_min: torch.Tensor,
+    state_max: torch.Tensor,
+    step: torch.Tensor,
+    beta: float = 0.9,
+) -> None:
+    """Folds the extrema of `x` into the state in place; see `synq_fast.ops.update_range`."""
+    batch_min, batch_max = torch.aminmax(x)
+    state_min.mul_(beta).add_(batch_min.to(state_min.dtype), alpha=1 - beta)
+    state_max.mul_(beta).add_(batch_max.to(state_max.dtype), alpha=1 - beta)
+    step.add_(1)
+
+
+@torch.no_grad()
+def read_range(
+    state_min: torch.Tensor,
+    state_max: torch.Tensor,
+    step: torch.Tensor,
+    beta: float = 0.9,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the corrected range of the running state; see `synq_fast.ops.read_range`."""
+    log_beta = math.log(beta) if beta > 0 else -math.inf
+    # 1 - beta^step, without the cancellation that float32 has there for beta near 1.
+    correction = -torch.expm1(step.to(state_min.dtype) * log_beta)
+    return state_min / correction, state_max / correction

@@ -1,0 +1,107 @@
+"""A run's folder: what was asked, what happened and what came out; resumable after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synq_fast.errors import RunFolderError
+
+_IDENTITY = "run.json"
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file so that readers see the old or the new content, never a part."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    ``run.json`` identity, ``recipe.toml`` resolved recipe, ``log.jsonl`` history, ``metrics.json``
+    results, ``bank/`` synthetic images, ``checkpoint.safetensors``, ``model.safetensors``.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], recipe: str, resume: bool) -> None:
+        """Create the folder, or open the one that an interrupted run left.
+
+        Args:
+            path: the folder.
+            identity: what makes this run the same run: teacher, bits, seed and so on.
+            recipe: the resolved recipe as TOML.
+            resume: continue in an existing folder.
+
+        Raises:
+            RunFolderError: the folder is there without ``resume``, is missing with it, or belongs
+                to another run (the message says what differs).
+        """
+        self.path = path
+        known = path / _IDENTITY
+        if resume:
+            self._check_same_run(known, {**identity, "recipe": recipe})
+            return
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            way_out = "add --resume (resume=True) to continue it, or choose another folder"
+            raise RunFolderError(f"the run folder {path} exists already; {way_out}")
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "recipe.toml").write_text(recipe, encoding="utf-8")
+        write_text_atomically(known, json.dumps({**identity, "recipe": recipe}, indent=2) + "\n")
+
+    def _check_same_run(self, known: Path, identity: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(known.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.path} holds no run to resume ({error}); start it without --resume"
+            ) from error
+        different = [key for key, value in identity.items() if found.get(key) != value]
+        if different:
+            raise RunFolderError(
+                f"{self.path} belongs to a run with another {', '.join(different)}; resume with "
+                f"the arguments that the run was started with, or choose another folder"
+            )
+
+    @property
+    def bank(self) -> Path:
+        """Where the synthetic images are."""
+        return self.path / "bank"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last complete checkpoint."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The finished model."""
+        return self.path / "model.safetensors"
+
+    def read_history(self, last_step: int) -> list[dict[str, float]]:
+        """Records up to a step; later ones, which a resumed run makes again, are dropped."""
+        log = self.path / "log.jsonl"
+        if not log.exists():
+            return []
+        records = []
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # a kill in the middle of a write
+            if record["step"] <= last_step:
+                records.append(record)
+        write_text_atomically(log, "".join(json.dumps(record) + "\n" for record in records))
+        return records
+
+    def append_history(self, record: Mapping[str, float]) -> None:
+        """Add one line to the log."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Replace ``metrics.json``."""
+        write_text_atomically(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")

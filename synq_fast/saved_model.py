@@ -1,0 +1,136 @@
+"""Quantized models on disk: safetensors with the recipe of their structure, no pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import fx, nn
+
+from synq_fast.errors import CheckpointError
+from synq_fast.models import Teacher, load_teacher
+from synq_fast.quant import ActivationQuantizer, BitWidths, quantized_copy, trace
+from synq_fast.recipes import Recipe, load_recipe
+from synq_fast.recipes.schema import Quantization
+from synq_fast.synthesis.bank import write_atomically
+
+_KEY = "synq_fast"
+
+
+def build_student(
+    teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization
+) -> fx.GraphModule:
+    """The quantized structure of a recipe around a traced teacher's weights, not calibrated."""
+
+    def make_quantizer(activation_bits: int) -> ActivationQuantizer:
+        return ActivationQuantizer(
+            activation_bits,
+            policy=recipe.range,
+            shrink=recipe.shrink,
+            ste="clip" if recipe.ste == "clip" else "identity",
+            learn=recipe.learn_ranges,
+        )
+
+    return quantized_copy(
+        teacher,
+        bits.weight,
+        bits.activation,
+        placement=recipe.placement,
+        make_quantizer=make_quantizer,
+    )
+
+
+@dataclass(frozen=True)
+class _Description:
+    name: str
+    bits: str
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    quantization: dict[str, object]
+
+
+def save_model(
+    path: Path, student: nn.Module, teacher: Teacher, bits: BitWidths, recipe: Recipe
+) -> None:
+    """Write the student's weights and ranges, and how to build it again from the teacher's name."""
+    description = _Description(
+        teacher.name,
+        str(bits),
+        teacher.input_shape,
+        teacher.mean,
+        teacher.std,
+        teacher.num_classes,
+        asdict(recipe.quantization),
+    )
+    metadata = {_KEY: json.dumps(asdict(description))}
+    write_atomically(dict(student.state_dict()), path, metadata)
+
+
+def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
+    """A saved quantized model with its input shape and normalisation; see ``load``."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
+    if text is None:
+        raise CheckpointError(
+            f"{path} is not a model that synq-fast saved: its description is missing (is it a "
+            f"float checkpoint? evaluate that with --weights)"
+        )
+    saved = json.loads(text)
+    shape, mean, std = (tuple(saved[key]) for key in ("input_shape", "mean", "std"))
+    recipe = load_recipe(
+        Recipe(saved["name"]), {f"quantization.{k}": v for k, v in saved["quantization"].items()}
+    )
+    try:
+        base = load_teacher(
+            model if model is not None else saved["name"],
+            weights="random" if model is None else None,
+            input_shape=shape,
+            mean=mean,
+            std=std,
+            num_classes=saved["num_classes"],
+        )
+    except ValueError as error:
+        raise CheckpointError(
+            f'{path} was made from "{saved["name"]}", which cannot be built by that name '
+            f"({error}); pass the module: synq_fast.load(path, model=...)"
+        ) from error
+    student = build_student(
+        trace(base.module, recipe.quantization.leaf_modules),
+        BitWidths.parse(saved["bits"]),
+        recipe.quantization,
+    )
+    try:
+        student.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
+    student.eval().requires_grad_(False)
+    return Teacher(student, saved["name"], base.input_shape, mean, std, base.num_classes)
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Load a quantized model that ``result.save`` or a run wrote.
+
+    Args:
+        path: a ``.safetensors`` file, or a run folder.
+        model: the float architecture (any weights), needed where the teacher was a module of the
+            user's and not a name.
+
+    Returns:
+        The fake-quantized model in eval mode, with outputs identical to those of the saved one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not a quantized model, or does not fit.
+    """
+    return load_quantized(path, model).module

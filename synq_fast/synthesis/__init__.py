@@ -1,0 +1,1 @@
+"""Images from the teacher alone: pixel optimization, calibration centres, the image bank."""

@@ -1,0 +1,115 @@
+"""The image bank: labelled synthetic images, written shard by shard so that nothing is made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from synq_fast.errors import DataError, RunFolderError
+
+
+def write_atomically(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors so that ``path`` is either absent, old or complete at every moment."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class ImageBank:
+    """Synthetic images (N, C, H, W) float32 in normalised space, and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __post_init__(self) -> None:
+        """Refuse images that would poison every later step.
+
+        Raises:
+            DataError: an image holds NaN or infinity, or labels and images differ in number.
+        """
+        if len(self.images) != len(self.labels):
+            raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
+        finite = self.images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = (~finite).nonzero().flatten().tolist()
+            raise DataError(
+                f"{len(bad)} of {len(self.images)} synthetic images hold NaN or infinity (first: "
+                f"number {bad[0]}); synthesize them again"
+            )
+
+
+class BankFolder:
+    """A folder of shards, ``shard-00000.safetensors`` and so on, for one fingerprint.
+
+    The fingerprint says what the images depend on (teacher, synthesis section, seed); shards of
+    another fingerprint are never mixed in.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """Open or create the folder.
+
+        Raises:
+            RunFolderError: the folder holds images for another fingerprint.
+        """
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = folder / "bank.json"
+        if manifest.exists():
+            found = json.loads(manifest.read_text())["fingerprint"]
+            if found != fingerprint:
+                raise RunFolderError(
+                    f"{folder} holds images made from another teacher, seed or synthesis recipe; "
+                    f"choose another folder or delete this one"
+                )
+        else:
+            manifest.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"shard-{index:05d}.safetensors"
+
+    def read(self, index: int) -> ImageBank | None:
+        """The shard of an index, or None where it is not written yet.
+
+        Raises:
+            DataError: the file is there but damaged.
+        """
+        path = self._path(index)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as shard:
+                return ImageBank(shard.get_tensor("images"), shard.get_tensor("labels"))
+        except (SafetensorError, DataError, OSError) as error:
+            raise DataError(
+                f"the image shard {path} is damaged ({error}); delete this file and resume: only "
+                f"its images are made again"
+            ) from error
+
+    def write(self, index: int, shard: ImageBank) -> None:
+        """Write a shard; a kill at any moment leaves it absent or whole."""
+        write_atomically({"images": shard.images, "labels": shard.labels}, self._path(index))
+
+
+def concatenate(shards: list[ImageBank], device: torch.device) -> ImageBank:
+    """One bank on ``device`` from its shards, in order."""
+    return ImageBank(
+        torch.cat([shard.images for shard in shards]).to(device),
+        torch.cat([shard.labels for shard in shards]).to(device),
+    )

@@ -1,0 +1,177 @@
+"""Pixel optimization: images whose statistics and classes satisfy the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synq_fast.errors import NonFiniteLossError
+from synq_fast.recipes.schema import Synthesis
+from synq_fast.seeding import generator_for
+from synq_fast.synthesis.losses import (
+    BatchNormTeacher,
+    Targets,
+    focal_class_loss,
+    layer_switch,
+    layered_weights,
+)
+from synq_fast.synthesis.transforms import random_resized_crop_flip
+
+StepReport = Callable[[int, dict[str, float]], None]
+LossTerms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    steps: int
+    learning_rate: float
+    min_learning_rate: float
+    patience: int
+
+
+def optimize_pixels(
+    images: Tensor,
+    terms: Callable[[Tensor, int], LossTerms],
+    schedule: _Schedule,
+    report: StepReport | None = None,
+) -> Tensor:
+    """Minimize the sum of ``terms(images, step)`` over the pixels.
+
+    Adam with a rate that falls to a tenth when the loss stops improving.
+
+    Args:
+        images: (B, C, H, W) start, normalised space; not changed.
+        terms: named scalar losses of the images at a step.
+        schedule: steps and rates.
+        report: called with the step and the values of the terms, every tenth step.
+
+    Raises:
+        NonFiniteLossError: a term is NaN or infinite; names the step and the term.
+    """
+    images = images.clone().requires_grad_()
+    optimizer = torch.optim.Adam([images], schedule.learning_rate)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=schedule.patience, min_lr=schedule.min_learning_rate
+    )
+    for step in range(schedule.steps):
+        losses = terms(images, step)
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad()
+        total.backward(inputs=[images])
+        optimizer.step()
+        value = total.item()
+        if not torch.isfinite(total):
+            bad = next(name for name, loss in losses.items() if not torch.isfinite(loss))
+            raise NonFiniteLossError(
+                f'synthesis stopped at step {step}: the term "{bad}" is {losses[bad].item()}. '
+                f"Lower synthesis.learning_rate, or check the teacher for NaN weights"
+            )
+        plateau.step(value)
+        if report is not None and (step % 10 == 9 or step == schedule.steps - 1):
+            report(step + 1, {name: loss.item() for name, loss in losses.items()})
+    return images.detach()
+
+
+class PixelSynthesizer:
+    """Makes batches of labelled images from a teacher with BatchNorm layers.
+
+    The loss is HAST's: BatchNorm statistics plus the focal class loss, with SynQ's optional
+    match of deep-layer statistics to calibration centres (METHODS 1.1, with its pooling and
+    weighting mistakes corrected).
+    """
+
+    def __init__(
+        self,
+        teacher: BatchNormTeacher,
+        recipe: Synthesis,
+        *,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Prepare for images (C, H, W) of ``input_shape`` in ``classes`` classes."""
+        self.teacher, self.recipe, self.seed = teacher, recipe, seed
+        self.input_shape, self.classes, self.device = input_shape, classes, device
+        self.center_targets: Targets | None = None
+
+    def batch(
+        self, index: int, count: int, report: StepReport | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (count, C, H, W) and labels (count,) of one batch; depends only on its index."""
+        generator = generator_for(self.seed, "synthesis", index)
+        # Every class as often as any other, in random order, starting where the last batch ended.
+        labels = (torch.arange(count) + index * self.recipe.batch_size) % self.classes
+        labels = labels[torch.randperm(count, generator=generator)].to(self.device)
+        start = torch.randn(count, *self.input_shape, generator=generator).to(self.device)
+        recipe = self.recipe
+        deep = layer_switch(len(self.teacher.norms))
+        deep_only = (0.0,) * deep + (1.0,) * (len(self.teacher.norms) - deep)
+
+        def terms(images: Tensor, step: int) -> LossTerms:
+            augmented = torch.rand((), generator=generator) < recipe.augment_probability
+            if augmented:
+                images = random_resized_crop_flip(images, recipe.augment_scale, generator)
+            logits, inputs = self.teacher(images)
+            losses = {
+                "statistics": recipe.statistics_weight * self.teacher.statistics_loss(inputs),
+                "class": recipe.class_weight * focal_class_loss(logits, labels, recipe.focal_gamma),
+            }
+            if self.center_targets is not None:
+                losses["centers"] = recipe.centers.weight * self.teacher.statistics_loss(
+                    inputs, self.center_targets, deep_only
+                )
+            return losses
+
+        schedule = _Schedule(
+            recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience
+        )
+        return optimize_pixels(start, terms, schedule, report), labels
+
+    def make_centers(self, report: StepReport | None = None) -> None:
+        """Optimize one image per class and keep their statistics as targets of deep layers.
+
+        Shallow layers match the running statistics loosely and deep ones tightly (TexQ). The
+        targets are the statistics of all centre images pooled together.
+        """
+        recipe = self.recipe.centers
+        generator = generator_for(self.seed, "centers")
+        weights = layered_weights(
+            len(self.teacher.norms), recipe.shallow_weight, recipe.deep_weight
+        )
+        schedule = _Schedule(
+            recipe.steps, recipe.learning_rate, recipe.min_learning_rate, self.recipe.patience
+        )
+        batches = []
+        for labels in torch.arange(self.classes, device=self.device).split(self.recipe.batch_size):
+            start = torch.randn(len(labels), *self.input_shape, generator=generator)
+
+            def terms(images: Tensor, step: int, labels: Tensor = labels) -> LossTerms:
+                logits, inputs = self.teacher(images)
+                return {
+                    "statistics": self.teacher.statistics_loss(inputs, weights=weights),
+                    "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
+                }
+
+            batches.append(optimize_pixels(start.to(self.device), terms, schedule, report))
+        self.center_targets = self._pooled_statistics(batches)
+
+    @torch.no_grad()
+    def _pooled_statistics(self, batches: list[Tensor]) -> Targets:
+        """Mean and biased variance (C,) of each BatchNorm input over all batches together."""
+        total = sum(map(len, batches))
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        for batch in batches:
+            share = len(batch) / total
+            _, inputs = self.teacher(batch)
+            variances, means = zip(
+                *(torch.var_mean(x.double(), (0, 2, 3), correction=0) for x in inputs), strict=True
+            )
+            squares = [v + m.square() for v, m in zip(variances, means, strict=True)]
+            first = [share * m + a for m, a in zip(means, first or [0.0] * len(means), strict=True)]
+            second = [share * s + a for s, a in zip(squares, second or [0.0] * len(means), strict=True)]
+        return [(m.float(), (s - m.square()).float()) for m, s in zip(first, second, strict=True)]

@@ -1,0 +1,38 @@
+"""Differentiable image transforms on a whole batch at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def random_resized_crop_flip(
+    images: Tensor, scale: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Crop, resize back and mirror every image on its own, in one sampling of the batch.
+
+    Areas are uniform in ``scale``, aspect ratios log-uniform in 3/4 to 4/3, positions uniform,
+    mirroring has probability 1/2: the distribution of torchvision's RandomResizedCrop followed by
+    RandomHorizontalFlip, with bilinear sampling and gradients to the images.
+
+    Args:
+        images: (B, C, H, W), float32.
+        scale: smallest and largest share of the area that a crop keeps, in (0, 1].
+        generator: CPU generator that decides the crops, so that devices agree.
+    """
+    count, device = images.shape[0], images.device
+    draws = torch.rand(5, count, generator=generator)
+    area = scale[0] + (scale[1] - scale[0]) * draws[0]
+    aspect = torch.exp(math.log(4 / 3) * (2 * draws[1] - 1))
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
+    # affine_grid spans [-1, 1]: a crop of relative size w can move its centre by 1 - w.
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = width * mirror, height
+    theta[:, 0, 2] = (1 - width) * (2 * draws[3] - 1)
+    theta[:, 1, 2] = (1 - height) * (2 * draws[4] - 1)
+    grid = functional.affine_grid(theta.to(device), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

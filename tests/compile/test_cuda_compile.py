@@ -1,0 +1,106 @@
+"""Every CUDA source compiles everywhere, spills nothing, and its PTX is exact and wide."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.compile.ptx_checks import divisions, entries, inexact, resources, widest_access
+from tests.cuda_toolkit import find_nvcc
+
+pytestmark = pytest.mark.compile
+
+SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
+ARCHITECTURES = ("80", "90", "100", "120")
+FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
+# 256 threads of 64 registers: half of what a multiprocessor can hold, enough to fill memory's pipe.
+MAXIMUM_REGISTERS = 64
+
+CARELESS = """
+__global__ void careless(const float* x, float* y, float scale, float zero, float* sum) {
+  y[threadIdx.x] = (x[threadIdx.x] * scale - zero) / scale;
+  atomicAdd(sum, y[threadIdx.x]);
+}
+__global__ void greedy(const float* x, float* y) {
+  float kept[96];
+  for (int i = 0; i < 96; ++i) kept[i] = x[i * 1024 + threadIdx.x];
+  __syncthreads();
+  for (int i = 0; i < 96; ++i) y[i * 1024 + threadIdx.x] = kept[i] * kept[95 - i];
+}
+"""
+
+
+def compile_cuda(source: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc not found")
+    result = subprocess.run([nvcc, *flags, source], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def ptx_of(source: Path, arch: str, folder: Path, *flags: str) -> str:
+    target = folder / "kernel.ptx"
+    compile_cuda(source, "-ptx", f"-arch=compute_{arch}", *flags, "-o", str(target))
+    return target.read_text()
+
+
+def test_sources_are_found() -> None:
+    names = {path.name for path in SOURCES}
+    assert names >= {"fake_quantize.cu", "fake_quantize_dynamic.cu", "quantize_codes.cu"}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_resources(source: Path, tmp_path: Path) -> None:
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    result = compile_cuda(
+        source, "-c", "--threads=2", *FLAGS, *targets, "-Xptxas=-v", "-o", str(tmp_path / "out.o")
+    )
+    kernels = resources(result.stdout + result.stderr)
+    assert {kernel.arch for kernel in kernels} == {f"sm_{arch}" for arch in ARCHITECTURES}
+    assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
+    assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_ptx(source: Path, arch: str, tmp_path: Path) -> None:
+    kernels = entries(ptx_of(source, arch, tmp_path, *FLAGS))
+    assert kernels
+    for name, instructions in kernels.items():
+        assert inexact(instructions) == [], name
+        # Mangled template arguments: packs of four float32 or eight half-precision elements.
+        count = next((count for count in (4, 8) if f"Li{count}E" in name), 0)
+        if count == 0:
+            continue
+        assert widest_access(instructions, "ld") == 128, name
+        if "row_kernel" in name or "FakeQuantize" in name:
+            assert widest_access(instructions, "st") == 128, name
+            assert divisions(instructions) > count, name
+
+
+def test_the_checks_can_fail(tmp_path: Path) -> None:
+    source = tmp_path / "careless.cu"
+    source.write_text(CARELESS)
+    exact = entries(ptx_of(source, "90", tmp_path, "--fmad=false"))
+    fused = entries(ptx_of(source, "90", tmp_path))
+    fast = entries(ptx_of(source, "90", tmp_path, "--use_fast_math"))
+    careless = next(name for name in exact if "careless" in name)
+    # Some compilers fuse in PTX, others leave products and sums there that ptxas may fuse.
+    contracted = {"fma.rn.f32", "mul.f32"}
+    assert contracted & set(inexact(fused[careless]))
+    assert not contracted & set(inexact(exact[careless]))
+    assert any(name.startswith(("atom", "red")) for name in inexact(exact[careless]))
+    assert any(".ftz" in name for name in inexact(fast[careless]))
+    assert widest_access(exact[careless], "ld") == 0
+    log = compile_cuda(
+        source,
+        "-cubin",
+        "-arch=sm_90",
+        "-maxrregcount=32",
+        "-Xptxas=-v",
+        "-o",
+        str(tmp_path / "out.cubin"),
+    )
+    kernels = resources(log.stdout + log.stderr)
+    assert any(kernel.spilled_bytes > 0 for kernel in kernels if "greedy" in kernel.name)

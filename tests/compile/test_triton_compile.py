@@ -1,0 +1,156 @@
+"""Every Triton kernel compiles, just as its launcher asks for it, for GPUs that need not be here.
+
+The launchers run on CPU tensors while a stand-in for the driver names the GPU; compiled kernels are
+collected, not run.
+"""
+
+import contextlib
+import io
+import os
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tests.compile.ptx_checks import (
+    divisions,
+    entries,
+    inexact,
+    resources,
+    widest_access,
+)
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+tl = triton.language
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: nothing is compiled"
+    ),
+]
+
+CAPABILITIES = (80, 90, 100, 120)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAXIMUM_REGISTERS = 128
+
+
+class Driver(NamedTuple):
+    """The part of a Triton driver that compiling needs."""
+
+    capability: int
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return triton.backends.compiler.GPUTarget("cuda", self.capability, 32)
+
+
+class Compiler:
+    """Collects what launches compile for one GPU."""
+
+    def __init__(self) -> None:
+        self.ptx: list[tuple[str, str]] = []
+        self.fused: list[str] = []
+        self.log = io.StringIO()
+
+    def add(self, name: str, kernel: Any) -> None:
+        self.ptx.append((name, kernel.asm["ptx"]))
+        if kernel.metadata.enable_fp_fusion:
+            self.fused.append(name)
+
+
+@pytest.fixture(params=CAPABILITIES, ids="sm_{}".format)
+def compiler(request, monkeypatch, tmp_path):
+    jit = triton.runtime.jit.JITFunction
+    run = jit.run
+    compiler = Compiler()
+
+    def compile_only(self, *args, grid, warmup, **options):
+        with contextlib.redirect_stdout(compiler.log):
+            kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiler.add(self.fn.__name__, kernel)
+        return kernel
+
+    monkeypatch.setattr(jit, "run", compile_only)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached prints no log
+    with triton.knobs.nvidia.scope():
+        triton.knobs.nvidia.dump_ptxas_log = True
+        yield compiler
+
+
+def launch_all(dtype: torch.dtype) -> None:
+    """Calls every launcher on every kind of layout."""
+    from synq_fast import kernels
+
+    bound = torch.zeros(32)
+    image = torch.zeros(4, 32, 14, 16, dtype=dtype)
+    for x in (image, image.to(memory_format=torch.channels_last)):
+        kernels.fake_quantize(x, bound[0], bound[0], 4, None)
+        kernels.fake_quantize_backward(x, x, bound[0], bound[0], 4, None)
+        kernels.quantize_codes(x, bound[0], bound[0], 4, None)
+        kernels.fake_quantize(x, bound, bound, 4, 1)
+        kernels.fake_quantize_backward(x, x, bound, bound, 4, 1)
+        kernels.quantize_codes(x, bound, bound, 16, 1)
+        kernels.fake_quantize_dynamic(x, 4, None)
+        kernels.fake_quantize_dynamic(x[:1, :, :4], 4, 1)
+    kernels.fake_quantize_dynamic(torch.zeros(2, 32, 128, 128, dtype=dtype), 4, 1)
+    kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1)
+    kernels.fake_quantize_dynamic(torch.zeros(33, 7, dtype=dtype), 4, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
+    launch_all(dtype)
+    assert {name for name, _ in compiler.ptx} == {
+        "affine_kernel",
+        "channel_kernel",
+        "finish_kernel",
+        "fused_kernel",
+        "partials_kernel",
+        "tensor_kernel",
+    }
+    assert compiler.fused == []
+    kernels = resources(compiler.log.getvalue())
+    assert kernels
+    assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
+    assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+
+    wide = set()
+    for name, ptx in compiler.ptx:
+        for instructions in entries(ptx).values():
+            assert inexact(instructions) == [], name
+            if name in ("tensor_kernel", "channel_kernel", "affine_kernel", "fused_kernel"):
+                assert divisions(instructions) > 0, name
+            if (
+                widest_access(instructions, "ld") >= 128
+                and widest_access(instructions, "st") >= 128
+            ):
+                wide.add(name)
+            if name == "tensor_kernel":
+                assert widest_access(instructions, "ld") >= 128, name
+    assert wide >= {"tensor_kernel", "channel_kernel", "fused_kernel"}
+
+
+@triton.jit
+def careless_kernel(x_ptr, y_ptr, scale, zero, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets)
+    tl.store(y_ptr + offsets, (x * scale - zero) / scale)
+
+
+@pytest.mark.parametrize("fusion", [False, True], ids=["plain division", "fusion"])
+def test_the_checks_can_fail(compiler: Compiler, fusion: bool) -> None:
+    x = torch.zeros(128)
+    careless_kernel[(1,)](x, x, 15.0, 8.0, BLOCK=128, enable_fp_fusion=fusion)
+    ((_, ptx),) = compiler.ptx
+    (instructions,) = entries(ptx).values()
+    wrong = inexact(instructions)
+    assert any(name.startswith("div.full") for name in wrong)
+    assert any(name.startswith("fma.rn.f32") for name in wrong) == fusion
+    assert compiler.fused == (["careless_kernel"] if fusion else [])

@@ -1,0 +1,71 @@
+"""The engine's step and the published step compute the same gradients from the same images."""
+
+import pytest
+import torch
+
+from benchmarks.baselines.published_quantizer import activation_quantizers
+from benchmarks.baselines.published_step import (
+    LossConstants,
+    PublishedStep,
+    PublishedStepConfig,
+    build_published_student,
+)
+from benchmarks.engine import calibrated_student, finetune_recipe
+from synq_fast.finetune.step import SynqStep
+from synq_fast.models import cifar_resnet20
+from synq_fast.quant import BitWidths, find_tap_points, trace
+
+
+def _case(bits: int):
+    torch.manual_seed(0)
+    teacher = cifar_resnet20().eval()
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+    # Half of the labels are the teacher's own, so both sides of the difficulty mask occur.
+    labels[:4] = teacher(images)[:4].argmax(1)
+    return teacher, images, labels, BitWidths(bits, bits)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("through_teacher", [True, False], ids=["attached", "detached"])
+def test_same_gradients_to_1e_4(bits, through_teacher):
+    teacher, images, labels, widths = _case(bits)
+    losses = LossConstants(cutoff=None, difficulty_threshold=0.8)
+    student = build_published_student(teacher, bits, bits)
+    published = PublishedStep(
+        teacher,
+        student,
+        PublishedStepConfig(
+            losses=losses, augment=False, direction_through_teacher=through_teacher,
+            backpropagate_teacher=through_teacher,
+        ),
+    )
+    published.observe_ranges(images)
+    ranges = {
+        name: (quantizer.range_min.item(), quantizer.range_max.item())
+        for name, quantizer in activation_quantizers(student).items()
+    }
+    terms = published.step(images, labels, update=False)
+    expected = published.gradients()
+
+    graph = trace(teacher.requires_grad_(False))
+    ours = calibrated_student(graph, ranges, widths)
+    recipe = finetune_recipe(losses, through_teacher=through_teacher)
+    values = SynqStep(graph, ours, find_tap_points(graph, images), recipe)(images, labels)
+
+    # The published total carries two constants without gradient: ln(classes) per hard image in
+    # each cross entropy, and 1e-7 in each KL.
+    assert values["kl"].item() == pytest.approx(terms["kl"].item(), rel=1e-3, abs=2e-3)
+    assert values["cam"].item() == pytest.approx(
+        losses.cam_weight * terms["cam"].item(), rel=1e-4
+    )
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-4, f"{name}: relative error {error:.2e}"

@@ -1,0 +1,95 @@
+"""The loss that aligns two class activation maps."""
+
+import pytest
+import torch
+
+from synq_fast import ops
+from tests.golden_cases import golden_cases
+from tests.tolerances import assert_close
+
+
+def test_golden_map_aligns_with_itself(golden):
+    for _, case in golden_cases(golden("grad_cam")):
+        if case["kind"] == "grad_cam":
+            loss = ops.cam_alignment_loss(case["activations"], case["gradients"], case["map"])
+            assert_close(loss, 0.0, "cam_loss")
+            flipped = case["map"].flip(-1)
+            loss = ops.cam_alignment_loss(case["activations"], case["gradients"], flipped)
+            expected = (case["map"].double() - flipped.double()).square().mean()
+            assert_close(loss, expected, "cam_loss")
+            assert loss > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (3, 5, 7, 7), (2, 64, 8, 5)])
+@pytest.mark.parametrize("size", [(8, 8), (13, 31)])
+def test_is_the_mean_squared_difference(shape, size):
+    activations, gradients = torch.randn(2, *shape)
+    target = torch.rand(shape[0], 1, *size)
+    loss = ops.cam_alignment_loss(activations, gradients, target, clamp=0.01, eps=1e-3)
+    cam = ops.grad_cam(activations.double(), gradients.double(), size, clamp=0.01, eps=1e-3)
+    assert loss.shape == ()
+    assert loss.dtype == torch.float32
+    assert_close(loss, (cam - target).square().mean(), "cam_loss")
+
+
+def test_gradient_in_activations_only():
+    activations = torch.rand(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    gradients = torch.rand(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(2, 1, 6, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda a: ops.cam_alignment_loss(a, gradients.detach(), target.detach()), activations
+    )
+    ops.cam_alignment_loss(activations, gradients, target).backward()
+    assert activations.grad.any()
+    assert gradients.grad is None
+    assert target.grad is None
+
+
+def test_flat_map_pulls_nothing():
+    activations = torch.full((2, 3, 1, 1), 0.7, requires_grad=True)
+    target = torch.rand(2, 1, 8, 8)
+    loss = ops.cam_alignment_loss(activations, torch.ones(2, 3, 1, 1), target)
+    loss.backward()
+    assert_close(loss, target.square().mean(), "cam_loss")
+    assert not activations.grad.any()
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_nan_reaches_the_loss(where):
+    tensors = [torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4), torch.rand(2, 1, 8, 8)]
+    tensors[where][1, 0, 1, 1] = float("nan")
+    assert ops.cam_alignment_loss(*tensors).isnan()
+
+
+def test_empty_batch_and_strides():
+    activations, gradients = torch.rand(2, 2, 3, 4, 4)
+    target = torch.rand(2, 1, 8, 6)
+    empty = ops.cam_alignment_loss(activations[:0], gradients[:0], target[:0])
+    assert empty == 0
+    expected = ops.cam_alignment_loss(activations, gradients, target)
+    transposed = target.transpose(2, 3).contiguous().transpose(2, 3)
+    channels_last = activations.to(memory_format=torch.channels_last)
+    assert_close(ops.cam_alignment_loss(channels_last, gradients, transposed), expected, "cam_loss")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.rand(3, 1, 8, 8), r"B = 2 as in activations.*got \(3, 1, 8, 8\)"),
+        (torch.rand(2, 3, 8, 8), r"must have shape \(B, 1, H, W\).*got \(2, 3, 8, 8\)"),
+        (torch.rand(2, 8, 8), r"must have shape \(B, 1, H, W\), got \(2, 8, 8\)"),
+        (torch.rand(2, 1, 0, 8), "at least one pixel"),
+        (torch.rand(2, 1, 8, 8, device="meta"), "target_map is on meta"),
+    ],
+)
+def test_bad_target(target, message):
+    with pytest.raises(ValueError, match=message):
+        ops.cam_alignment_loss(torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4), target)
+
+
+def test_bad_numbers():
+    tensors = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4), torch.rand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="clamp must be at least 0"):
+        ops.cam_alignment_loss(*tensors, clamp=-1.0)
+    with pytest.raises(TypeError, match="eps must be a number, got None"):
+        ops.cam_alignment_loss(*tensors, eps=None)

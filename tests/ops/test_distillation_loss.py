@@ -1,0 +1,251 @@
+"""Distillation losses: golden values and gradients, a float64 oracle, invariances."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synq_fast import ops
+from tests.golden_cases import golden_cases
+from tests.tolerances import assert_close
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def oracle(student, teacher, labels, temperature, alpha, threshold):
+    """The three results in float64 NumPy."""
+    student, teacher = student.double().numpy(), teacher.double().numpy()
+    log_p, log_q = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    rows, labels = np.arange(len(labels)), labels.numpy()
+    kl = alpha * temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum() / len(labels)
+    difficulty = 1 - np.exp(log_softmax(teacher))[rows, labels]
+    easy = difficulty < threshold
+    ce = -(log_softmax(student)[rows, labels] * easy).sum() / len(labels)
+    return kl, ce, difficulty
+
+
+def random_logits(shape, seed=0, spread=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, *shape, generator=generator) * spread
+    labels = torch.randint(shape[1], shape[:1], generator=generator)
+    return student, teacher, labels
+
+
+def test_golden(golden):
+    for _, case in golden_cases(golden("distillation")):
+        student = case["student"].requires_grad_()
+        temperature, alpha, tau = (round(case[k], 6) for k in ("temperature", "alpha", "tau"))
+        kl, ce, difficulty = ops.distillation_loss(
+            student,
+            case["teacher"],
+            case["labels"],
+            temperature=temperature,
+            alpha=alpha,
+            difficulty_threshold=tau,
+        )
+        assert_close(difficulty, case["difficulty"], "probability")
+        assert torch.equal(difficulty < tau, case["mask"])
+        batch, classes = student.shape
+        # Both published values carry a constant: ln C per hard sample, and at most 1e-7 per factor.
+        hard = (~case["mask"]).sum().item() / batch
+        assert_close(ce, case["ce"] - hard * math.log(classes), "cross_entropy")
+        assert_close(kl, case["kl"], "kl_per_factor", factor=alpha * temperature**2)
+        (grad_kl,) = torch.autograd.grad(kl, student, retain_graph=True)
+        (grad_ce,) = torch.autograd.grad(ce, student)
+        assert_close(grad_kl, case["grad_kl"], "logit_gradient", factor=alpha)
+        assert_close(grad_ce, case["grad_ce"], "logit_gradient")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1),  # one class: everything is zero
+        (1, 2),
+        (7, 10),
+        (5, 1000),  # ImageNet
+        (3, 1025),  # beyond a power of two
+        (300, 33),
+    ],
+)
+@pytest.mark.parametrize(("temperature", "alpha"), [(20.0, 20.0), (1.0, 1.0), (0.5, 3)])
+def test_against_float64(shape, temperature, alpha):
+    student, teacher, labels = random_logits(shape)
+    keywords = {"temperature": temperature, "alpha": alpha, "difficulty_threshold": 0.9}
+    actual = ops.distillation_loss(student, teacher, labels, **keywords)
+    kl, ce, difficulty = oracle(student, teacher, labels, temperature, alpha, 0.9)
+    assert_close(actual[0], kl, "kl_per_factor", factor=alpha * temperature**2)
+    assert_close(actual[1], ce, "cross_entropy", factor=5)
+    assert_close(actual[2], difficulty, "probability")
+    assert [t.dtype for t in actual] == [torch.float32] * 3
+    assert [t.shape for t in actual] == [(), (), shape[:1]]
+    exact = ops.distillation_loss(student.double(), teacher.double(), labels, **keywords)
+    for value, expected in zip(exact, (kl, ce, difficulty), strict=True):
+        assert_close(value, expected, "float64", factor=100)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.floats(-1e3, 1e3), st.integers(0, 2**31))
+def test_shifts_bounds_and_order(batch, classes, shift, seed):
+    student, teacher, labels = (
+        t.double() if t.is_floating_point() else t for t in random_logits((batch, classes), seed)
+    )
+    kl, ce, difficulty = ops.distillation_loss(student, teacher, labels)
+    shifted = ops.distillation_loss(student + shift, teacher - shift, labels)
+    for actual, expected in zip(shifted, (kl, ce, difficulty), strict=True):
+        assert_close(actual, expected, "float64", factor=1e4)
+    assert kl >= -1e-9
+    assert ce >= 0
+    assert difficulty.min() >= 0
+    assert difficulty.max() <= 1
+    same = ops.distillation_loss(teacher, teacher, labels)[0]
+    assert same == 0
+    order = torch.randperm(batch)
+    permuted = ops.distillation_loss(student[order], teacher[order], labels[order])
+    assert_close(permuted[0], kl, "float64")
+    assert torch.equal(permuted[2], difficulty[order])
+
+
+def test_gradients():
+    student, teacher, labels = random_logits((4, 5))
+    student = student.double().requires_grad_()
+    teacher = teacher.double().requires_grad_()
+    keywords = {"temperature": 2.0, "alpha": 1.5}
+    assert torch.autograd.gradcheck(
+        lambda s, t: ops.distillation_loss(s, t, labels, **keywords)[0], (student, teacher)
+    )
+    assert torch.autograd.gradcheck(
+        lambda s: ops.distillation_loss(s, teacher, labels, difficulty_threshold=0.9)[1], student
+    )
+    _, ce, difficulty = ops.distillation_loss(student, teacher, labels)
+    assert not difficulty.requires_grad
+    assert torch.autograd.grad(ce, teacher, allow_unused=True) == (None,)
+
+
+def test_kl_gradient_in_closed_form():
+    student, teacher, labels = random_logits((6, 11))
+    student.requires_grad_()
+    kl = ops.distillation_loss(student, teacher, labels, temperature=4.0, alpha=3.0)[0]
+    (grad,) = torch.autograd.grad(kl, student)
+    q, p = (student.double() / 4).softmax(1), (teacher.double() / 4).softmax(1)
+    assert_close(grad, 3 * 4 * (q - p) / 6, "logit_gradient")
+
+
+def test_threshold_is_strict_and_selects():
+    teacher = torch.zeros(3, 2)
+    student = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0, 0, 1])
+    at = ops.distillation_loss(student, teacher, labels, difficulty_threshold=0.5)
+    assert torch.equal(at[2], torch.full((3,), 0.5))
+    assert at[1] == 0
+    above = ops.distillation_loss(student, teacher, labels, difficulty_threshold=0.5001)[1]
+    assert_close(above, torch.nn.functional.cross_entropy(student, labels), "cross_entropy")
+
+    teacher = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+    ce = ops.distillation_loss(student, teacher, labels)[1]
+    ce.backward()
+    easy = torch.nn.functional.cross_entropy(student[[0, 2]], labels[[0, 2]], reduction="sum") / 3
+    assert_close(ce, easy, "cross_entropy")
+    assert not student.grad[1].any()
+    assert student.grad[[0, 2]].all()
+
+
+def test_impossible_classes():
+    student, teacher, labels = random_logits((4, 6))
+    student.requires_grad_()
+    teacher[:, 5] = -math.inf
+    labels.clamp_(max=4)
+    kl, ce, _ = ops.distillation_loss(student, teacher, labels)
+    (kl + ce).backward()
+    assert kl.isfinite()
+    assert student.grad.isfinite().all()
+    both = student.detach().clone()
+    both[:, 5] = -math.inf
+    reduced = ops.distillation_loss(both[:, :5], teacher[:, :5], labels)
+    actual = ops.distillation_loss(both, teacher, labels)
+    assert_close(actual[0], reduced[0], "kl_per_factor", factor=8000)
+    teacher[:, 5] = 0
+    assert ops.distillation_loss(both, teacher, labels)[0] == math.inf
+
+
+def test_infinite_loss_of_a_hard_sample_is_left_out():
+    student = torch.tensor([[-math.inf, 0.0], [1.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[-9.0, 0.0], [9.0, 0.0]])
+    ce = ops.distillation_loss(student, teacher, torch.tensor([0, 0]))[1]
+    ce.backward()
+    assert ce.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_extreme_logits_do_not_overflow():
+    student = torch.tensor([[1e30, -1e30], [3e4, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[1e30, -1e30], [0.0, 0.0]])
+    values = ops.distillation_loss(student, teacher, torch.tensor([0, 1]), difficulty_threshold=2)
+    (values[0] + values[1]).backward()
+    assert all(v.isfinite().all() for v in values)
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_reaches_the_divergence(which):
+    *logits, labels = random_logits((3, 4))
+    logits[which][2, 1] = float("nan")
+    kl, _, difficulty = ops.distillation_loss(*logits, labels)
+    assert kl.isnan()
+    assert difficulty.isnan().tolist() == [False, False, which == 1]
+
+
+def test_empty_batch():
+    student = torch.empty(0, 5, requires_grad=True)
+    kl, ce, difficulty = ops.distillation_loss(
+        student, torch.empty(0, 5), torch.empty(0, dtype=torch.int64)
+    )
+    (kl + ce).backward()
+    assert (kl.item(), ce.item()) == (0, 0)
+    assert difficulty.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_and_strides(dtype):
+    student, teacher, labels = random_logits((6, 8))
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    actual = ops.distillation_loss(student.t().contiguous().t(), teacher, labels)
+    expected = ops.distillation_loss(student.float(), teacher.float(), labels)
+    for value, exact, factor in zip(actual, expected, (8000, 1, 1), strict=True):
+        assert_close(value, exact, "kl_per_factor", factor=factor)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"student_logits": torch.rand(4)}, ValueError, r"student_logits must have shape \(B, C"),
+        ({"teacher_logits": torch.rand(4, 6)}, ValueError, r"\(4, 5\), got \(4, 6\)"),
+        ({"teacher_logits": torch.ones(4, 5).int()}, TypeError, "teacher_logits must be float16"),
+        ({"labels": torch.zeros(4)}, TypeError, "labels must be int64 class indices"),
+        ({"labels": torch.zeros(3).long()}, ValueError, r"labels must have shape \(B,\) = \(4,\)"),
+        ({"labels": torch.tensor([0, 1, 5, 2])}, ValueError, r"in \[0, 5\).*from 0 to 5"),
+        ({"labels": torch.tensor([0, -1, 3, 2])}, ValueError, r"in \[0, 5\).*from -1 to 3"),
+        ({"labels": [0, 1, 2, 3]}, TypeError, "labels must be a torch.Tensor, got list"),
+        ({"temperature": 0.0}, ValueError, "temperature must be above 0"),
+        ({"alpha": -1.0}, ValueError, "alpha must be at least 0"),
+        ({"difficulty_threshold": None}, TypeError, "difficulty_threshold must be a number"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    arguments = {
+        "student_logits": torch.rand(4, 5),
+        "teacher_logits": torch.rand(4, 5),
+        "labels": torch.tensor([0, 1, 2, 3]),
+    }
+    with pytest.raises(error, match=message):
+        ops.distillation_loss(**(arguments | change))
+
+
+def test_no_class():
+    with pytest.raises(ValueError, match=r"student_logits has no class.*\(2, 0\)"):
+        ops.distillation_loss(torch.empty(2, 0), torch.empty(2, 0), torch.zeros(2).long())
