@@ -9,11 +9,13 @@ CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o
 
 .PHONY: demo test lint typecheck bench compile-check build format clean
 
+# A new run each time; `synq-fast quantize --resume` is for interrupted ones.
 demo: build
-	$(BIN)/synq-fast quantize
+	rm -rf runs/demo
+	$(BIN)/synq-fast quantize --bits w4a4 w3a3 --output runs/demo
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/compile
 
 bench: build
 	$(BIN)/python -m pytest benchmarks

@@ -54,6 +54,16 @@ def find_tool(name: str) -> str:
     return path
 
 
+def check_compiler() -> None:
+    """Raise unless CMake will find a C++ compiler."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
+    if not any(shutil.which(name.split()[0]) for name in names):
+        raise BuildUnavailableError(
+            f"no C++ compiler was found (looked for {', '.join(names)}); "
+            "install one, such as g++, and reinstall"
+        )
+
+
 def find_nvcc(torch_cuda: "str | None") -> tuple["str | None", str]:
     """Return (nvcc, "") or (None, why CUDA kernels are not built)."""
     if os.environ.get("SYNQ_FAST_CUDA", "1") == "0":
@@ -85,9 +95,15 @@ def run(command: list[str], log: Path) -> None:
         stream.write(f"$ {' '.join(command)}\n{result.stdout}\n")
     if result.returncode != 0:
         sys.stderr.write(result.stdout)
-        lines = [line.strip() for line in result.stdout.splitlines()]
-        telling = [line for line in lines if re.search("error|not found", line, re.IGNORECASE)]
-        raise BuildUnavailableError(" | ".join((telling or lines[-3:])[:4])[:600])
+        raise BuildUnavailableError(summarise(result.stdout))
+
+
+def summarise(output: str) -> str:
+    """Return what follows the first mention of an error, without CMake's own file names."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line, re.I)), -4)
+    text = " ".join(lines[first : first + 4] if first >= 0 else lines[first:])
+    return re.sub(r"CMake Error at \S+ \(\w+\): ", "", text)[:500]
 
 
 def configure_and_build(nvcc: "str | None", torch_dir: Path, torch_version: str) -> Path:
@@ -109,9 +125,17 @@ def configure_and_build(nvcc: "str | None", torch_dir: Path, torch_version: str)
     if nvcc:
         options |= {"CMAKE_CUDA_COMPILER": nvcc, "SYNQ_CUDA_ARCHITECTURES": CUDA_ARCHITECTURES}
     arguments = [f"-D{name}={value}" for name, value in options.items()]
-    run([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *arguments], log)
+    try:
+        run([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *arguments], log)
+    except BuildUnavailableError:
+        # CMake remembers a compiler that failed; the next try may have a better one.
+        (folder / "CMakeCache.txt").unlink(missing_ok=True)
+        raise
     run([cmake, "--build", str(folder)], log)
-    return folder / f"_C{suffix}"
+    module = folder / f"_C{suffix}"
+    if not module.is_file():
+        raise BuildUnavailableError(f"the build ended without making {module.name}; see {log}")
+    return module
 
 
 def build_native() -> tuple["Path | None", dict[str, object]]:
@@ -120,6 +144,7 @@ def build_native() -> tuple["Path | None", dict[str, object]]:
     try:
         torch_dir, torch_version, torch_cuda = find_torch()
         info["torch"] = torch_version
+        check_compiler()
         nvcc, info["cuda_reason"] = find_nvcc(torch_cuda)
         module = None
         if nvcc is not None:

@@ -39,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"synq-fast: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nsynq-fast: stopped. {_way_on(options, given)}", file=sys.stderr)
+        print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)
         return 130
     return 0
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
-    if getattr(options, "output", None) is None:
+    if options.command not in ("quantize", "synthesize"):
+        return ""
+    if options.output is None:
         return "Nothing was written; with --output FOLDER a run can be resumed"
     resume = [] if "--resume" in given or options.command != "quantize" else ["--resume"]
     return f"Finished work is kept; continue with: {shlex.join(['synq-fast', *given, *resume])}"
@@ -178,20 +180,20 @@ def _recipe_name(options: argparse.Namespace) -> str:
 def _teacher(options: argparse.Namespace) -> Any:
     from synq_fast.models import load_teacher
 
-    return load_teacher(
-        options.model, weights=options.weights, input_shape=options.input_shape
-    )
+    return load_teacher(options.model, weights=options.weights, input_shape=options.input_shape)
 
 
 def _quantize(options: argparse.Namespace) -> None:
     from synq_fast.engine import quantize
     from synq_fast.quant import BitWidths
 
+    if options.resume and options.output is None:
+        raise RecipeError("--resume continues the run in a folder: name it with --output")
     widths = [BitWidths.parse(text) for text in options.bits]
     overrides = _overrides(options)
     recipe = recipes.load_recipe(_recipe_name(options), overrides)
     teacher = _teacher(options)
-    data = options.data or (EMBEDDED == options.model and "digits") or None
+    data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}
     for bits in widths:
         output = options.output / str(bits) if options.output else None
@@ -222,7 +224,7 @@ def _print_metrics(
 ) -> None:
     console = Console()
     if data is not None:
-        stages = [name for name in ("float32", "post-training", "quantized", "best seen")]
+        stages = ("float32", "post-training", "quantized", "best seen")
         shown = [s for s in stages if any(s in metrics for metrics in rows.values())]
         table = Table(title=f"{teacher}, {recipe.name}: top-1 in % on {data}")
         titles = {"quantized": "SynQ (last step)", "best seen": "best seen (not the result)"}
@@ -254,6 +256,7 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from synq_fast.engine import chosen_device
     from synq_fast.evaluation import evaluate
     from synq_fast.saved_model import load_quantized
 
@@ -261,7 +264,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     data = options.data or _OWN_SET.get(teacher.name)
     if data is None:
         raise RecipeError("name the labelled images to evaluate on with --data")
-    result = evaluate(teacher, data, device=options.device, progress=sys.stderr.isatty())
+    device = chosen_device(options.device)
+    result = evaluate(teacher, data, device=device, progress=sys.stderr.isatty())
     print(
         f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, {result.count} images"

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.allocator import keep_freed_memory
 from synq_fast.data import EvaluationSet, load_dataset
+from synq_fast.errors import ModelError, SynqFastError
 from synq_fast.evaluation import EvaluationResult, evaluate
 from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import BatchSource, Record, Trainer, filtered
+from synq_fast.finetune.trainer import BatchSource, Record, Trainer
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import BitWidths, find_tap_points, held_weights, observing, trace
@@ -28,6 +29,9 @@ from synq_fast.saved_model import build_student, save_model
 from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Metrics = dict[str, Any]
 
@@ -55,6 +59,8 @@ class QuantizationResult:
         save_model(Path(path), self.model, self.teacher, self.bits, self.recipe)
 
 
+# Both train, also where the caller has switched gradients off.
+@torch.inference_mode(False)
 def quantize(
     teacher: str | nn.Module | Teacher,
     recipe: str | Path | Recipe = "synq-digits",
@@ -68,7 +74,7 @@ def quantize(
     *,
     resume: bool = False,
     bank: str | Path | None = None,
-    evaluation: str | EvaluationSet | None = None,
+    evaluation: str | Path | EvaluationSet | None = None,
     evaluate_every: int = 0,
 ) -> QuantizationResult:
     """Quantize a pre-trained image classifier without data.
@@ -87,8 +93,8 @@ def quantize(
         bank: folder of the synthetic images, shared between runs of one teacher, seed and
             synthesis recipe; by default inside ``output``.
         evaluation: labelled images to report accuracy on; they never influence the model.
-        evaluate_every: also evaluate during fine-tuning, every so many steps, to see the best
-            accuracy beside the final one.
+        evaluate_every: also evaluate during fine-tuning, at the first record after every so many
+            steps, to see the best accuracy beside the final one.
 
     Raises:
         SynqFastError: one of its kinds, for a bad argument, an unusable model, a folder that is
@@ -99,7 +105,7 @@ def quantize(
         load_recipe(recipe, overrides),
         BitWidths.parse(bits),
         seed,
-        torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        chosen_device(device),
         Reporter(progress),
     )
     folder = run.open_folder(output, resume)
@@ -109,6 +115,7 @@ def quantize(
     return run.finish(run.student_from(images, folder, evaluate_every), folder)
 
 
+@torch.inference_mode(False)
 def synthesize(
     teacher: str | nn.Module | Teacher,
     output: str | Path,
@@ -136,10 +143,25 @@ def synthesize(
         load_recipe(recipe, overrides),
         BitWidths(8, 8),
         seed,
-        torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        chosen_device(device),
         Reporter(progress),
     )
     return run.synthesize(Path(output))
+
+
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device that was asked for, or a GPU where there is one.
+
+    Raises:
+        SynqFastError: this machine has no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SynqFastError(f'cannot work on device "{device}": {reason}') from error
 
 
 class _Run:
@@ -155,8 +177,14 @@ class _Run:
         reporter: Reporter,
     ) -> None:
         keep_freed_memory()
+        dtypes = {p.dtype for p in teacher.module.parameters()} - {torch.float32}
+        if dtypes:
+            raise ModelError(
+                f"{teacher.name} holds parameters of {', '.join(sorted(map(str, dtypes)))}; "
+                f"quantization starts from float32: convert it with .float()"
+            )
         self.teacher = teacher.to(device)
-        self.teacher.module.to(memory_format=torch.channels_last)
+        self.teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
         self.reporter = reporter
         self.graph = trace(self.teacher.module, recipe.quantization.leaf_modules)
@@ -165,7 +193,7 @@ class _Run:
         self.metrics: Metrics = {"seconds": {}}
         self.evaluation: EvaluationSet | None = None
 
-    def identity(self, *sections: object) -> dict[str, str]:
+    def identity(self, *sections: DataclassInstance) -> dict[str, str]:
         """What a result depends on, each in a form that two runs can compare."""
         weights = hashlib.sha256(self.graph.code.encode())
         for name, value in sorted(self.graph.state_dict().items()):
@@ -178,7 +206,7 @@ class _Run:
             **{type(section).__name__: json.dumps(asdict(section)) for section in sections},
         }
 
-    def fingerprint(self, *sections: object) -> str:
+    def fingerprint(self, *sections: DataclassInstance) -> str:
         """One hash of the identity."""
         return hashlib.sha256(json.dumps(self.identity(*sections)).encode()).hexdigest()
 
@@ -189,11 +217,11 @@ class _Run:
         identity = {**self.identity(), "bits": str(self.bits)}
         return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume)
 
-    def evaluate_on(self, evaluation: str | EvaluationSet | None) -> None:
+    def evaluate_on(self, evaluation: str | Path | EvaluationSet | None) -> None:
         """Remember the evaluation set and measure the teacher on it."""
         if evaluation is None:
             return
-        if isinstance(evaluation, str):
+        if isinstance(evaluation, str | Path):
             evaluation = load_dataset(evaluation, self.teacher)
         self.evaluation = evaluation
         self._measure("float32", self.graph)
@@ -265,29 +293,36 @@ class _Run:
             checkpoint=folder.checkpoint if folder else None,
             fingerprint=self.fingerprint(self.recipe, self.bits),
         )
-        if not trainer.resume():
+        if trainer.resume():
+            kept = folder.read_metrics() if folder else {}
+            self.metrics |= {k: kept[k] for k in ("post-training", "best seen") if k in kept}
+        else:
             self.calibrate(student, bank)
             self._measure("post-training", student)
+            if folder is not None:
+                folder.write_metrics(self.metrics)
         history = folder.read_history(trainer.done) if folder else []
-        best = {"top1": 0.0, "step": 0}
+        best = self.metrics.get("best seen", {"top1": 0.0, "step": 0})
         with self._phase("fine-tuning", self.recipe.finetune.steps) as phase:
             started = trainer.done
 
             def report(record: Record) -> None:
+                before = int(history[-1]["step"]) if history else 0
                 history.append(record)
                 if folder is not None:
                     folder.append_history(record)
                 done = int(record["step"])
                 losses = {k: v for k, v in record.items() if k not in ("step", "learning_rate")}
                 phase.update(done, losses, (done - started) * self.recipe.finetune.batch_size)
-                if evaluate_every and done % evaluate_every == 0:
+                if evaluate_every and done // evaluate_every > before // evaluate_every:
                     seen = self._measure("latest", student)
                     if seen is not None and seen.top1 > best["top1"]:
                         best.update(top1=seen.top1, step=done)
+                        self.metrics["best seen"] = best
+                        if folder is not None:
+                            folder.write_metrics(self.metrics)
 
             trainer.run(report)
-        if best["step"]:
-            self.metrics["best seen"] = best
         return student, history
 
     @torch.no_grad()
@@ -312,7 +347,9 @@ class _Run:
         """Measure, write and return the result."""
         student, history = made
         student.requires_grad_(False)
-        self._measure("quantized", student)
+        last, best = self._measure("quantized", student), self.metrics.get("best seen")
+        if last is not None and best is not None and last.top1 > best["top1"]:
+            best.update(top1=last.top1, step=self.recipe.finetune.steps)
         result = QuantizationResult(
             student, history, self.metrics, self.teacher, self.bits, self.recipe
         )

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from synq_fast.errors import RunFolderError
+from synq_fast.synthesis.bank import write_text_atomically
 
 _IDENTITY = "run.json"
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a text file so that readers see the old or the new content, never a part."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class RunFolder:
@@ -44,13 +37,14 @@ class RunFolder:
         known = path / _IDENTITY
         if resume:
             self._check_same_run(known, {**identity, "recipe": recipe})
-            return
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            way_out = "add --resume (resume=True) to continue it, or choose another folder"
-            raise RunFolderError(f"the run folder {path} exists already; {way_out}")
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "recipe.toml").write_text(recipe, encoding="utf-8")
-        write_text_atomically(known, json.dumps({**identity, "recipe": recipe}, indent=2) + "\n")
+        else:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                way_out = "add --resume (resume=True) to continue it, or choose another folder"
+                raise RunFolderError(f"the run folder {path} exists already; {way_out}")
+            path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**identity, "recipe": recipe}, indent=2) + "\n"
+            write_text_atomically(known, text)
+        write_text_atomically(path / "recipe.toml", recipe)
 
     def _check_same_run(self, known: Path, identity: Mapping[str, Any]) -> None:
         try:
@@ -101,6 +95,14 @@ class RunFolder:
         """Add one line to the log."""
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What was measured before an interruption; empty where nothing was."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "metrics.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""

@@ -20,9 +20,7 @@ from synq_fast.synthesis.bank import write_atomically
 _KEY = "synq_fast"
 
 
-def build_student(
-    teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization
-) -> fx.GraphModule:
+def build_student(teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization) -> fx.GraphModule:
     """The quantized structure of a recipe around a traced teacher's weights, not calibrated."""
 
     def make_quantizer(activation_bits: int) -> ActivationQuantizer:
@@ -106,6 +104,8 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
             f'{path} was made from "{saved["name"]}", which cannot be built by that name '
             f"({error}); pass the module: synq_fast.load(path, model=...)"
         ) from error
+    # As in the engine: convolutions round differently in another memory format.
+    base.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = build_student(
         trace(base.module, recipe.quantization.leaf_modules),
         BitWidths.parse(saved["bits"]),

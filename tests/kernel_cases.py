@@ -17,6 +17,7 @@ SIZES = {
 }
 
 SHAPES = {
+    (9,): "a vector, each element a channel",
     (3, 5, 7): "odd everywhere: no row is aligned",
     (2, 8, 4, 4): "the common image, aligned",
     (4, 3, 9, 9): "odd rows, three channels",

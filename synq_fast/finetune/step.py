@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, fx
 
-from synq_fast.finetune.terms import Batch, Term, any_needs, build_terms
+from synq_fast.errors import ModelError
+from synq_fast.finetune.terms import Batch, any_needs, build_terms
 from synq_fast.quant import Tapped, TapPoints, View, held_weights
 from synq_fast.recipes.schema import Finetune
 
@@ -27,12 +28,21 @@ class SynqStep:
         points: TapPoints,
         recipe: Finetune,
     ) -> None:
-        """Tap both networks for what the recipe's terms read."""
+        """Tap both networks for what the recipe's terms read.
+
+        Raises:
+            ModelError: a term reads what the model does not have.
+        """
         self.recipe = recipe
         self.terms = build_terms(recipe)
         self.student_module = student
         self.parameters = [p for p in student.parameters() if p.requires_grad]
         cam = points.last_spatial_convolution if any_needs(self.terms, "needs_cam") else None
+        if cam is None and any_needs(self.terms, "needs_cam"):
+            raise ModelError(
+                "the recipe compares class activation maps, but this model has no convolution "
+                "with more than one output pixel; set finetune.cam.weight = 0"
+            )
         features = points.residual_bodies if any_needs(self.terms, "needs_features") else ()
         self.teacher = Tapped(teacher, features, cam)
         self.student = Tapped(student, features, cam)
@@ -41,8 +51,9 @@ class SynqStep:
     def term_names(self) -> list[str]:
         """Names of the values that a step returns, in order."""
         clean = [name for term in self.terms for name in term.names]
-        moved = [n for term in self.terms if term.perturbed for n in term.names]
-        return clean + ([f"perturbed_{n}" for n in moved] if self.recipe.perturbation.weight else [])
+        if not self.recipe.perturbation.weight:
+            return clean
+        return clean + [f"perturbed_{n}" for t in self.terms if t.perturbed for n in t.names]
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Add the gradient of the total loss to the student's parameters.

@@ -30,12 +30,25 @@ class Batch:
 class Term(Protocol):
     """A part of the loss."""
 
-    needs_features: bool
-    needs_cam: bool
-    perturbed: bool
-    """Whether the term also counts in the perturbed pass."""
-    names: tuple[str, ...]
-    """What it calls its values."""
+    @property
+    def needs_features(self) -> bool:
+        """Whether it reads the residual bodies."""
+        ...
+
+    @property
+    def needs_cam(self) -> bool:
+        """Whether it reads the class activation map's convolution."""
+        ...
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether the term also counts in the perturbed pass."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it calls its values."""
+        ...
 
     def __call__(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         """Weighted scalar losses by name."""

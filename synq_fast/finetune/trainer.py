@@ -114,9 +114,7 @@ class Trainer:
         """Continue from the checkpoint where there is one; says whether there was."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return False
-        self.done = load_checkpoint(
-            self.checkpoint, self.student, self.optimizer, self.fingerprint
-        )
+        self.done = load_checkpoint(self.checkpoint, self.student, self.optimizer, self.fingerprint)
         return True
 
     def run(self, report: Report | None = None) -> list[Record]:
@@ -130,7 +128,7 @@ class Trainer:
             term since the last record.
 
         Raises:
-            NonFiniteLossError: a term is NaN or infinite; the last checkpoint stays.
+            NonFiniteLossError: a term or a weight is NaN or infinite; the last checkpoint stays.
         """
         history: list[Record] = []
         window: list[Tensor] = []
@@ -177,12 +175,17 @@ class Trainer:
                 f"{values[row, column].item()}. Lower finetune.learning_rate or set "
                 f"finetune.max_gradient_norm; the last good checkpoint is kept"
             )
+        # An update can overflow after a loss that is still finite.
+        if not torch.stack([p.isfinite().all() for p in self.step.parameters]).all():
+            raise NonFiniteLossError(
+                f"fine-tuning stopped: the weights are not finite after step {self.done}. Lower "
+                f"finetune.learning_rate or set finetune.max_gradient_norm; the last good "
+                f"checkpoint is kept"
+            )
         means = dict(zip(names, values.mean(0).tolist(), strict=True))
         rate = self.optimizer.param_groups[0]["lr"]
         return {"step": self.done, "learning_rate": rate, **means}
 
     def _save(self) -> None:
         assert self.checkpoint is not None
-        save_checkpoint(
-            self.checkpoint, self.student, self.optimizer, self.done, self.fingerprint
-        )
+        save_checkpoint(self.checkpoint, self.student, self.optimizer, self.done, self.fingerprint)

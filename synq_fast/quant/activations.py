@@ -68,7 +68,8 @@ class ActivationQuantizer(nn.Module):
             self.range_min.copy_(low * self.shrink)
             self.range_max.copy_(high * self.shrink)
         if self.gain is not None:
-            return _GainedRange.apply(x, self.range_min, self.range_max, self.gain, self.bits)
+            y: Tensor = _GainedRange.apply(x, self.range_min, self.range_max, self.gain, self.bits)
+            return y
         return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
 
     def extra_repr(self) -> str:
@@ -93,8 +94,9 @@ class _GainedRange(torch.autograd.Function):
     """Fake quantization whose range is ``gain * (low, high)``, differentiable in the gain.
 
     With LSQ's straight-through estimate (arXiv 1902.08153, eq. 3), gain times the derivative is
-    ``y - x`` inside the range and ``y`` outside; it is scaled by ``1 / sqrt(n * (2^bits - 1))`` over
-    n elements, so that a step moves gains and weights alike (its section 2.2).
+    ``y - x`` inside the range and ``y`` outside; it is scaled by
+    ``1 / sqrt(n * (2^bits - 1))`` over n elements, so that a step moves gains and weights alike
+    (its section 2.2).
     """
 
     @staticmethod

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from synq_fast import ops
@@ -27,7 +26,8 @@ class WeightQuantized:
         """The fake-quantized weight, same shape and type as ``weight``."""
         if self._held is not None:
             return self._held
-        return ops.fake_quantize_dynamic(self.weight, self.weight_bits, axis=0)[0]
+        weight, _, _ = ops.fake_quantize_dynamic(self.weight, self.weight_bits, axis=0)
+        return weight
 
 
 class QuantizedConv2d(WeightQuantized, nn.Conv2d):
@@ -35,7 +35,8 @@ class QuantizedConv2d(WeightQuantized, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, C_in, H, W) with the quantized weight."""
-        return self._conv_forward(input, self.quantized_weight(), self.bias)
+        y: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
+        return y
 
 
 class QuantizedLinear(WeightQuantized, nn.Linear):
@@ -53,16 +54,17 @@ _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def quantize_layers(module: nn.Module, bits: int) -> int:
-    """Turn every convolution and linear layer of a model into its quantized form, in place.
+def quantize_layers(modules: Iterable[nn.Module], bits: int) -> int:
+    """Turn every convolution and linear layer among ``modules`` into its quantized form, in place.
 
-    Parameters keep their identity and their names, so a float checkpoint still loads.
+    Parameters keep their identity and their names, so a float checkpoint still loads. Modules
+    inside the given ones stay as they are: a leaf that tracing kept whole is in floating point.
 
     Returns:
         How many layers were turned.
     """
     count = 0
-    for layer in module.modules():
+    for layer in modules:
         quantized = _QUANTIZED.get(type(layer))
         if quantized is not None:
             layer.__class__ = quantized

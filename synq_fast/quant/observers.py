@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -80,11 +82,21 @@ class MseObserver(RangeObserver):
     def observe(self, x: Tensor) -> None:
         """Search this batch and take its best range into the mean."""
         flat = x.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SEARCH_SAMPLES)]
-        low, high = ops.search_range(sample, self.bits)
+        low, high = ops.search_range(flat[:: _sampling_stride(flat.numel())], self.bits)
         self.batches += 1
         self.low += (low - self.low) / self.batches
         self.high += (high - self.high) / self.batches
+
+
+def _sampling_stride(count: int) -> int:
+    """The smallest stride that takes at most ``_SEARCH_SAMPLES`` and shares no factor with count.
+
+    A stride that divides the width would only ever see one column, often the padded border.
+    """
+    stride = max(1, -(-count // _SEARCH_SAMPLES))
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
 
 
 def build_observer(policy: str, bits: int, device: torch.device | str | None) -> RangeObserver:

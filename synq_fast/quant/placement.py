@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from operator import is_not
 
 import torch
 from torch import fx, nn
@@ -66,13 +68,14 @@ def quantized_copy(
         ModelError: the model has no layer to quantize, or the placement finds no call site.
     """
     student = copy.deepcopy(teacher)
-    if quantize_layers(student, weight_bits) == 0:
+    called = [called_module(student, node) for node in student.graph.nodes]
+    if quantize_layers([layer for layer in called if layer is not None], weight_bits) == 0:
         raise ModelError("the model has no convolution or linear layer to quantize")
     sites = PLACEMENTS[placement](student)
     if not sites:
         raise ModelError(
             f'placement "{placement}" finds no place for an activation quantizer in this model; '
-            f"try quant.placement = "
+            f"try quantization.placement = "
             f'"{next(name for name in PLACEMENTS if name != placement)}"'
         )
     for site in sites:
@@ -81,7 +84,7 @@ def quantized_copy(
         student.add_submodule(name, make_quantizer(bits))
         with student.graph.inserting_after(site):
             quantized = student.graph.call_module(name, (site,))
-        site.replace_all_uses_with(quantized, delete_user_cb=lambda user, q=quantized: user is not q)
+        site.replace_all_uses_with(quantized, delete_user_cb=partial(is_not, quantized))
     student.graph.lint()
     student.recompile()
     for parameter in student.parameters():

@@ -65,8 +65,8 @@ def trace(module: nn.Module, leaves: Iterable[str] = ()) -> fx.GraphModule:
         where = tracer.failed_in or f"the model's own forward ({type(module).__name__})"
         raise TraceError(
             f"cannot trace {where}: {error}. Rewrite its forward without Python control flow on "
-            f"tensor values, or keep it whole with quant.leaf_modules = [\"<name or class>\"] "
-            f"(a leaf stays in floating point)"
+            f"tensor values, or keep it whole with "
+            f'quantization.leaf_modules = ["<name or class>"] (a leaf stays in floating point)'
         ) from error
     for node in graph.nodes:
         if node.op == "call_function":
@@ -76,7 +76,7 @@ def trace(module: nn.Module, leaves: Iterable[str] = ()) -> fx.GraphModule:
         if node.kwargs.get("inplace"):
             node.update_kwarg("inplace", False)
         if node.op == "call_module":
-            called = module.get_submodule(node.target)
+            called: Any = module.get_submodule(node.target)
             if getattr(called, "inplace", False) is True:
                 called.inplace = False
     return fx.GraphModule(module, graph, type(module).__name__)

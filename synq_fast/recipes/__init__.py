@@ -19,7 +19,7 @@ from synq_fast.recipes.schema import Recipe
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 __all__ = ["Recipe", "dump_recipe", "list_recipes", "load_recipe", "parse_value"]
 
@@ -58,7 +58,7 @@ def load_recipe(
             if not isinstance(table, dict):
                 raise RecipeError(f'override "{key}": "{section}" is a value, not a section')
         table[last] = value
-    recipe = _build(Recipe, values, "", source)
+    recipe: Recipe = _build(Recipe, values, "", source)
     for key in ("synthesis.augment_scale", "finetune.crop_scale"):
         section, name = key.split(".")
         low, high = getattr(getattr(recipe, section), name)
@@ -85,16 +85,14 @@ def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
     if path.suffix != ".toml":
         path = _FOLDER / f"{name_or_path}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        return {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}, path.name
     except OSError as error:
         known = ", ".join(list_recipes())
         raise RecipeError(
             f'no recipe "{name_or_path}" ({error.strerror}); known: {known}, or the path of a '
             f".toml file"
         ) from error
-    try:
-        return {"name": path.stem, **tomllib.loads(text)}, path.name
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not even UTF-8
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
 
 

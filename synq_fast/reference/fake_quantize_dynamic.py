@@ -12,11 +12,11 @@ def find_range(x: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, torch.T
 
     NaN in the data is NaN in the range; without elements there is no range, and it is NaN too.
     """
-    rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
     shape = () if axis is None else (x.shape[axis],)
     if x.numel() == 0:
         empty = torch.full(shape, math.nan, dtype=torch.float32, device=x.device)
         return empty, empty.clone()
+    rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], -1)
     return rows.amin(1).float().reshape(shape), rows.amax(1).float().reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""The image bank: labelled synthetic images, written shard by shard so that nothing is made twice."""
+"""The image bank: labelled synthetic images, shard by shard so that nothing is made twice."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from torch import Tensor
 from synq_fast.errors import DataError, RunFolderError
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file so that readers see the old or the new content, never a part."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def write_atomically(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write safetensors so that ``path`` is either absent, old or complete at every moment."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(plain, temporary, metadata)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,19 +75,23 @@ class BankFolder:
 
         Raises:
             RunFolderError: the folder holds images for another fingerprint.
+            DataError: the folder's manifest is damaged.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         manifest = folder / "bank.json"
         if manifest.exists():
-            found = json.loads(manifest.read_text())["fingerprint"]
+            try:
+                found = json.loads(manifest.read_text())["fingerprint"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"{manifest} is damaged; delete the folder {folder}") from error
             if found != fingerprint:
                 raise RunFolderError(
                     f"{folder} holds images made from another teacher, seed or synthesis recipe; "
                     f"choose another folder or delete this one"
                 )
         else:
-            manifest.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+            write_text_atomically(manifest, json.dumps({"fingerprint": fingerprint}) + "\n")
 
     def _path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.safetensors"

@@ -9,6 +9,9 @@ from synq_fast import ops
 from synq_fast.errors import ModelError
 from synq_fast.quant import Tapped, TapPoints
 
+Targets = list[tuple[Tensor, Tensor]]
+"""Mean and variance (C,) per BatchNorm layer."""
+
 
 class BatchNormTeacher:
     """The teacher as synthesis sees it: logits, and how far each BatchNorm input is off.
@@ -26,12 +29,14 @@ class BatchNormTeacher:
         nodes = {node.name: node for node in graph_module.graph.nodes}
         calls = [nodes[name] for name in points.batch_norms]
         norms = [graph_module.get_submodule(str(call.target)) for call in calls]
-        self.norms = [
-            norm
+        self.running: Targets = [
+            (norm.running_mean, norm.running_var)
             for norm in norms
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+            if isinstance(norm, nn.BatchNorm2d)
+            and norm.running_mean is not None
+            and norm.running_var is not None
         ]
-        if not self.norms or len(self.norms) != len(norms):
+        if not norms or len(self.running) != len(norms):
             raise ModelError(
                 "the recipe synthesizes images from BatchNorm statistics, but this model has "
                 "no BatchNorm2d with running statistics; use a model trained with BatchNorm and "
@@ -57,17 +62,15 @@ class BatchNormTeacher:
             targets: other statistics than the running ones, per layer (mean, variance).
             weights: one factor per layer; a layer of weight 0 is skipped.
         """
-        targets = targets or [(norm.running_mean, norm.running_var) for norm in self.norms]
         weights = weights or (1.0,) * len(inputs)
         terms = [
-            weight * sum(ops.bn_statistics_loss(x, mean, variance))
-            for x, (mean, variance), weight in zip(inputs, targets, weights, strict=True)
+            weight * torch.stack(ops.bn_statistics_loss(x, mean, variance)).sum()
+            for x, (mean, variance), weight in zip(
+                inputs, targets or self.running, weights, strict=True
+            )
             if weight
         ]
         return torch.stack(terms).sum() / len(inputs)
-
-
-Targets = list[tuple[Tensor, Tensor]]
 
 
 def focal_class_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:

@@ -15,7 +15,6 @@ from synq_fast.synthesis.losses import (
     BatchNormTeacher,
     Targets,
     focal_class_loss,
-    layer_switch,
     layered_weights,
 )
 from synq_fast.synthesis.transforms import random_resized_crop_flip
@@ -108,8 +107,7 @@ class PixelSynthesizer:
         labels = labels[torch.randperm(count, generator=generator)].to(self.device)
         start = torch.randn(count, *self.input_shape, generator=generator).to(self.device)
         recipe = self.recipe
-        deep = layer_switch(len(self.teacher.norms))
-        deep_only = (0.0,) * deep + (1.0,) * (len(self.teacher.norms) - deep)
+        deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
 
         def terms(images: Tensor, step: int) -> LossTerms:
             augmented = torch.rand((), generator=generator) < recipe.augment_probability
@@ -140,7 +138,7 @@ class PixelSynthesizer:
         recipe = self.recipe.centers
         generator = generator_for(self.seed, "centers")
         weights = layered_weights(
-            len(self.teacher.norms), recipe.shallow_weight, recipe.deep_weight
+            len(self.teacher.running), recipe.shallow_weight, recipe.deep_weight
         )
         schedule = _Schedule(
             recipe.steps, recipe.learning_rate, recipe.min_learning_rate, self.recipe.patience
@@ -163,15 +161,12 @@ class PixelSynthesizer:
     def _pooled_statistics(self, batches: list[Tensor]) -> Targets:
         """Mean and biased variance (C,) of each BatchNorm input over all batches together."""
         total = sum(map(len, batches))
-        first: list[Tensor] = []
-        second: list[Tensor] = []
+        moments: list[Tensor] = []
         for batch in batches:
-            share = len(batch) / total
             _, inputs = self.teacher(batch)
-            variances, means = zip(
-                *(torch.var_mean(x.double(), (0, 2, 3), correction=0) for x in inputs), strict=True
-            )
-            squares = [v + m.square() for v, m in zip(variances, means, strict=True)]
-            first = [share * m + a for m, a in zip(means, first or [0.0] * len(means), strict=True)]
-            second = [share * s + a for s, a in zip(squares, second or [0.0] * len(means), strict=True)]
-        return [(m.float(), (s - m.square()).float()) for m, s in zip(first, second, strict=True)]
+            means = [x.double().mean((0, 2, 3)) for x in inputs]
+            squares = [x.double().square().mean((0, 2, 3)) for x in inputs]
+            share = len(batch) / total
+            shares = [share * torch.stack(pair) for pair in zip(means, squares, strict=True)]
+            moments = [a + b for a, b in zip(moments, shares, strict=True)] if moments else shares
+        return [(m.float(), (s - m.square()).float()) for m, s in moments]

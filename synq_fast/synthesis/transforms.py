@@ -14,9 +14,10 @@ def random_resized_crop_flip(
 ) -> Tensor:
     """Crop, resize back and mirror every image on its own, in one sampling of the batch.
 
-    Areas are uniform in ``scale``, aspect ratios log-uniform in 3/4 to 4/3, positions uniform,
-    mirroring has probability 1/2: the distribution of torchvision's RandomResizedCrop followed by
-    RandomHorizontalFlip, with bilinear sampling and gradients to the images.
+    Areas are uniform in ``scale``, positions uniform, aspect ratios log-uniform in 3/4 to 4/3 as
+    far as a crop of the area fits into the image, mirroring has probability 1/2: torchvision's
+    RandomResizedCrop and RandomHorizontalFlip, except that torchvision draws an unfit pair of area
+    and aspect ratio again. Sampling is bilinear, with gradients to the images.
 
     Args:
         images: (B, C, H, W), float32.
@@ -26,7 +27,9 @@ def random_resized_crop_flip(
     count, device = images.shape[0], images.device
     draws = torch.rand(5, count, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
-    aspect = torch.exp(math.log(4 / 3) * (2 * draws[1] - 1))
+    # Wider than 1 / area and the crop would be wider than the image.
+    widest = (-area.log()).clamp(max=math.log(4 / 3))
+    aspect = torch.exp(widest * (2 * draws[1] - 1))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
     # affine_grid spans [-1, 1]: a crop of relative size w can move its centre by 1 - w.

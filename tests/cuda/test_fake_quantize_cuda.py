@@ -13,10 +13,7 @@ from tests.kernel_cases import (
     special_values,
 )
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture(params=["cuda", "triton"])

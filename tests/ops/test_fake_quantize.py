@@ -41,7 +41,9 @@ def test_equals_the_reference(backend, device, shape, dtype):
                 with ops.backend(backend):
                     y = ops.fake_quantize(x, low, high, bits, axis=axis)
                 assert y.dtype == dtype, (layout, axis)
-                if layout in ("contiguous", "channels_last", "transposed"):
+                # Strides of dimensions without a second element say nothing.
+                kept = layout in ("contiguous", "channels_last", "transposed")
+                if kept and min(x.shape, default=0) > 1:
                     assert y.stride() == x.stride(), (layout, axis)
                 assert_same(y, expected)
 
@@ -77,14 +79,8 @@ def test_special_values(backend, device, dtype):
         assert y[x.isnan()].isnan().all()
     with ops.backend(backend):
         y = ops.fake_quantize(x, -1.0, 2.0, 8)
-    # The grid's first and last level.
-    scale, zero_point = 255 / 3, -85 + 128
-    assert y[x == float("inf")].unique().item() == pytest.approx(
-        (127 + zero_point) / scale, rel=0.01
-    )
-    assert y[x == -float("inf")].unique().item() == pytest.approx(
-        (-128 + zero_point) / scale, rel=0.01
-    )
+    assert y[x == float("inf")].unique().item() == pytest.approx(2.0, rel=0.01)
+    assert y[x == -float("inf")].unique().item() == pytest.approx(-1.0, rel=0.01)
 
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])

@@ -1,0 +1,345 @@
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from synq_fast.errors import CheckpointError, NonFiniteLossError
+from synq_fast.finetune import trainer as trainer_module
+from synq_fast.finetune.checkpoint import load_checkpoint
+from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.trainer import BatchSource, Trainer, build_optimizer, filtered, rate_factor
+from synq_fast.recipes.schema import Filter, Finetune
+from synq_fast.reference import low_pass
+from synq_fast.synthesis.bank import ImageBank
+from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
+
+
+def bank(count: int = 10) -> ImageBank:
+    return ImageBank(tiny_images(count), tiny_labels(count))
+
+
+def make_trainer(checkpoint=None, fingerprint="print", images=None, **overrides) -> Trainer:
+    recipe = tiny_recipe(**overrides)
+    teacher, student, points = tiny_pair(recipe)
+    batches = BatchSource(
+        images or bank(), recipe.finetune.batch_size, recipe.finetune.crop_scale, recipe.filter, 0
+    )
+    return Trainer(
+        SynqStep(teacher, student, points, recipe.finetune),
+        student,
+        batches,
+        recipe.finetune,
+        checkpoint=checkpoint,
+        fingerprint=fingerprint,
+    )
+
+
+@pytest.fixture(autouse=True)
+def frequent_records(monkeypatch):
+    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "factors"),
+    [
+        (Finetune(steps=4, schedule="constant"), {0: 1.0, 3: 1.0}),
+        (Finetune(steps=4, schedule="cosine"), {0: 1.0, 1: 0.853553, 2: 0.5, 3: 0.146447}),
+        (
+            Finetune(steps=10, schedule="step", milestones=(0.5, 0.8)),
+            {0: 1.0, 4: 1.0, 5: 0.1, 7: 0.1, 8: 0.01, 9: 0.01},
+        ),
+        (Finetune(steps=10, schedule="step"), {0: 1.0, 9: 1.0}),
+    ],
+    ids=["constant", "cosine", "step", "step without milestones"],
+)
+def test_schedule(recipe, factors):
+    for step, factor in factors.items():
+        assert rate_factor(recipe, step) == pytest.approx(factor, rel=1e-5)
+
+
+def test_schedule_reaches_the_optimizer_and_the_log():
+    run = make_trainer(
+        finetune__steps=4,
+        finetune__learning_rate=1e-3,
+        finetune__range_learning_rate=1e-2,
+        quantization__learn_ranges=True,
+    )
+    rates = []
+    step = run.optimizer.step
+    run.optimizer.step = lambda: (
+        rates.append([g["lr"] for g in run.optimizer.param_groups]),
+        step(),
+    )
+    history = run.run()
+    for done, (weights, ranges) in enumerate(rates):
+        factor = 0.5 * (1 + math.cos(math.pi * done / 4))
+        assert (weights, ranges) == (pytest.approx(1e-3 * factor), pytest.approx(1e-2 * factor))
+    assert [record["learning_rate"] for record in history] == [rates[1][0], rates[3][0]]
+
+
+def test_sgd_with_momentum_and_decay_by_hand():
+    """One parameter, its gradient given: Nesterov momentum on top of the decayed gradient."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer(
+        net, Finetune(learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    )
+    weight, velocity = net.weight.item(), 0.0
+    for gradient in (1.0, -0.5, 2.0):
+        net.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        decayed = gradient + 0.01 * weight
+        velocity = 0.9 * velocity + decayed
+        weight -= 0.1 * (decayed + 0.9 * velocity)
+        assert net.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_ranges_have_their_own_rate_and_no_decay():
+    run = make_trainer(quantization__learn_ranges=True, finetune__range_learning_rate=0.5)
+    weights, ranges = run.optimizer.param_groups
+    gains = {id(p) for n, p in run.student.named_parameters() if n.endswith("gain")}
+    assert {id(p) for p in ranges["params"]} == gains and len(gains) == 2
+    assert (ranges["lr"], ranges["weight_decay"]) == (0.5, 0.0)
+    assert not gains & {id(p) for p in weights["params"]}
+    assert weights["weight_decay"] == 1e-4
+    assert len(make_trainer().optimizer.param_groups) == 1
+
+
+def test_momentum_zero_is_allowed(tmp_path):
+    path = tmp_path / "c.safetensors"
+    make_trainer(path, finetune__momentum=0.0).run()
+    run = make_trainer(path, finetune__momentum=0.0)
+    assert run.resume() and run.done == 6
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (7, 7), (3, 8)])
+def test_every_image_comes_once_per_epoch(count, size):
+    images = torch.arange(count).float()[:, None, None, None].expand(count, 1, 4, 4)
+    data = ImageBank(images.clone(), torch.arange(count))
+    source = BatchSource(data, size, (1.0, 1.0), Filter(kind="none"), 3)
+    steps = 3 * count
+    drawn = torch.cat([source(step)[1] for step in range(steps)])
+    assert len(drawn) == steps * size
+    epochs = drawn[: len(drawn) // count * count].view(-1, count)
+    assert all(sorted(epoch.tolist()) == list(range(count)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1
+    shown, labels = source(0)
+    assert torch.allclose(shown[:, 0, 0, 0], labels.float(), atol=1e-5)
+
+
+def test_batch_depends_only_on_seed_and_step():
+    def source(seed: int) -> BatchSource:
+        return BatchSource(bank(), 4, (0.5, 1.0), Filter(), seed)
+
+    first = source(0)
+    late = [first(step) for step in (0, 1, 2)][2]
+    torch.manual_seed(5)
+    for images, labels in (source(0)(2), first(2)):
+        assert torch.equal(images, late[0]) and torch.equal(labels, late[1])
+    assert not torch.equal(source(1)(2)[0], late[0])
+
+
+def test_every_step_crops_anew():
+    source = BatchSource(bank(1), 1, (0.3, 0.6), Filter(kind="none"), 0)
+    assert len({tuple(source(step)[0].flatten().tolist()) for step in range(6)}) == 6
+
+
+def test_filter_follows_the_crop():
+    source = BatchSource(bank(), 4, (0.5, 1.0), Filter(kind="none"), 0)
+    soft = BatchSource(bank(), 4, (0.5, 1.0), Filter("butterworth", 2.0, 3), 0)
+    expected = low_pass(source(0)[0], 2.0, kind="butterworth", order=3)
+    torch.testing.assert_close(soft(0)[0], expected, rtol=0, atol=5e-6)
+    images = tiny_images(2)
+    assert filtered(images, Filter(kind="none")) is images
+
+
+def test_history_holds_window_means():
+    run = make_trainer(finetune__steps=5)
+    each = []
+    advance = run.advance
+    run.advance = lambda: (each.append(advance()), each[-1])[1]
+    reported = []
+    history = run.run(reported.append)
+    assert reported == history
+    assert [record["step"] for record in history] == [2, 4, 5]
+    values = torch.stack(each)
+    for record, window in zip(history, (values[0:2], values[2:4], values[4:5]), strict=True):
+        for name, mean in zip(run.step.term_names, window.mean(0).tolist(), strict=True):
+            assert record[name] == pytest.approx(mean, rel=1e-6)
+        assert set(record) == {"step", "learning_rate", *run.step.term_names}
+
+
+def test_training_lowers_the_loss():
+    run = make_trainer(finetune__steps=60, finetune__learning_rate=1e-4)
+    history = run.run()
+
+    def total(records):
+        return sum(
+            sum(v for k, v in r.items() if k not in ("step", "learning_rate")) for r in records
+        )
+
+    assert total(history[-10:]) < 0.8 * total(history[:10])
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_gradient_norm_limit(limit):
+    run = make_trainer(finetune__max_gradient_norm=limit, finetune__steps=1)
+    norms = []
+    step = run.optimizer.step
+
+    def measured():
+        norms.append(torch.stack([p.grad.norm() for p in run.step.parameters]).norm().item())
+        step()
+
+    run.optimizer.step = measured
+    run.run()
+    if limit:
+        assert norms[0] == pytest.approx(limit, rel=1e-4)
+    else:
+        assert norms[0] > 1
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["static", "learned ranges"])
+@pytest.mark.parametrize("stop", [1, 2, 5, 11])
+def test_resume_is_bit_exact(tmp_path, stop, learn):
+    options = {"finetune__steps": 12, "quantization__learn_ranges": learn}
+    straight = make_trainer(**options)
+    whole = straight.run()
+
+    path = tmp_path / "checkpoint.safetensors"
+    killed = make_trainer(path, **options)
+    advance = killed.advance
+
+    def until_stop():
+        if killed.done == stop:
+            raise KeyboardInterrupt
+        return advance()
+
+    killed.advance = until_stop
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(kept.append)
+    resumed = make_trainer(path, **options)
+    assert resumed.resume() == (stop >= 2)
+    assert resumed.done == stop // 2 * 2
+    rest = resumed.run()
+    assert equal_states(resumed.student, straight.student)
+    assert [r for r in kept if r["step"] <= stop] + rest == whole
+
+
+def test_finished_run_has_nothing_left_to_do(tmp_path):
+    path = tmp_path / "c.safetensors"
+    first = make_trainer(path)
+    first.run()
+    again = make_trainer(path)
+    assert again.resume()
+    assert again.run() == []
+    assert equal_states(first.student, again.student)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    path = tmp_path / "c.safetensors"
+    first = make_trainer(path, quantization__learn_ranges=True)
+    first.run()
+    second = make_trainer(quantization__learn_ranges=True)
+    assert not equal_states(first.student, second.student)
+    assert load_checkpoint(path, second.student, second.optimizer, "print") == 6
+    assert equal_states(first.student, second.student)
+    for a, b in zip(first.step.parameters, second.step.parameters, strict=True):
+        momentum = first.optimizer.state[a]["momentum_buffer"]
+        assert torch.equal(momentum, second.optimizer.state[b]["momentum_buffer"])
+        assert momentum.abs().sum() > 0
+
+
+def test_checkpoints_come_when_due(tmp_path):
+    run = make_trainer(tmp_path / "c.safetensors", finetune__checkpoint_seconds=1e6)
+    saved = []
+    run._save = lambda: saved.append(run.done)
+    run.run()
+    assert saved == [6]  # only the last step's
+
+
+def test_checkpoint_of_another_run(tmp_path):
+    path = tmp_path / "c.safetensors"
+    make_trainer(path, "one").run()
+    with pytest.raises(
+        CheckpointError, match="belongs to another model, recipe, bit width or seed"
+    ):
+        make_trainer(path, "two").resume()
+
+
+@pytest.mark.parametrize("keep", [0, 10, -30], ids=["empty", "header", "tail missing"])
+def test_damaged_checkpoint_says_what_to_do(tmp_path, keep):
+    path = tmp_path / "c.safetensors"
+    make_trainer(path).run()
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"c\.safetensors is damaged .*delete it and resume"):
+        make_trainer(path).resume()
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert not make_trainer(tmp_path / "missing.safetensors").resume()
+    assert not make_trainer().resume()
+
+
+def poison(run: Trainer, at: int, name: str, value: float) -> None:
+    step = run.step.__call__
+
+    class Poisoned:
+        term_names, parameters = run.step.term_names, run.step.parameters
+
+        def __call__(self, images, labels):
+            losses = step(images, labels)
+            if run.done == at:
+                losses[name] = torch.tensor(value)
+            return losses
+
+    run.step = Poisoned()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_loss_names_term_and_step_and_keeps_the_checkpoint(tmp_path, value):
+    path = tmp_path / "c.safetensors"
+    run = make_trainer(path, finetune__steps=12)
+    poison(run, 5, "features", value)
+    with pytest.raises(NonFiniteLossError, match=f'step 5: the term "features" is {value}'):
+        run.run()
+    again = make_trainer(path, finetune__steps=12)
+    assert again.resume() and again.done == 4
+    assert all(p.isfinite().all() for p in again.student.parameters())
+
+
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
+    """The losses of the steps so far are finite; the update of step 3 is what breaks."""
+    path = tmp_path / "c.safetensors"
+    run = make_trainer(path, finetune__steps=4)
+    step = run.optimizer.step
+
+    def broken():
+        if run.done == 3:
+            run.step.parameters[1].grad[0] = math.nan
+        step()
+
+    run.optimizer.step = broken
+    with pytest.raises(NonFiniteLossError, match=r"weights .*step 4"):
+        run.run()
+    again = make_trainer(path, finetune__steps=4)
+    assert again.resume() and again.done == 2
+    assert all(p.isfinite().all() for p in again.student.parameters())
+
+
+def test_checkpoint_holds_no_pickle(tmp_path):
+    path = tmp_path / "c.safetensors"
+    make_trainer(path).run()
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"step": "6", "fingerprint": "print"}
+        names = set(file.keys())
+    assert {"model.conv1.weight", "model.quantize_relu.range_max"} <= names
+    assert any(name.startswith("optimizer.") for name in names)
+
+
+def test_zero_steps_is_calibration_only():
+    run = make_trainer(finetune__steps=0)
+    before = {k: v.clone() for k, v in run.student.state_dict().items()}
+    assert run.run() == []
+    assert all(torch.equal(v, before[k]) for k, v in run.student.state_dict().items())

@@ -1,0 +1,100 @@
+"""What the quantization ops refuse, and what they say."""
+
+import pytest
+import torch
+
+from synq_fast import ops
+
+x = torch.zeros(2, 3)
+zero, one = torch.tensor(0.0), torch.tensor(1.0)
+
+
+@pytest.fixture(params=["auto", "reference"], autouse=True)
+def backend(request):
+    with ops.backend(request.param):
+        yield
+
+
+CALLS = [
+    lambda bits: ops.fake_quantize(x, zero, one, bits),
+    lambda bits: ops.fake_quantize_dynamic(x, bits),
+    lambda bits: ops.quantize_codes(x, zero, one, bits),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("bits", [0, 1, 17, -4])
+def test_bits_out_of_range(call, bits):
+    with pytest.raises(ValueError, match=f"bits must be from 2 to 16, got {bits}"):
+        call(bits)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("bits", [True, "4", 4.0, None])
+def test_bits_of_another_type(call, bits):
+    with pytest.raises(TypeError, match="bits must be an int from 2 to 16, got"):
+        call(bits)
+
+
+@pytest.mark.parametrize("op", [ops.fake_quantize, ops.quantize_codes])
+def test_order_of_the_range(op):
+    with pytest.raises(ValueError, match=r"must not exceed range_max, got 1.0 > 0.0"):
+        op(x, 1.0, 0.0, 4)
+    with pytest.raises(ValueError, match=r"must not exceed range_max, got 1(.0)? > 0"):
+        op(x, one, zero, 4)
+    with pytest.raises(ValueError, match=r"got 2(.0)? > 1(.0)? in channel 1"):
+        op(x, torch.tensor([0.0, 2.0, 0.0]), torch.ones(3), 4, axis=1)
+
+
+@pytest.mark.parametrize("op", [ops.fake_quantize, ops.quantize_codes])
+def test_ranges(op):
+    with pytest.raises(ValueError, match=r"range_min must have shape \(3,\).* got \(2,\)"):
+        op(x, torch.zeros(2), torch.ones(3), 4, axis=1)
+    with pytest.raises(ValueError, match=r"range_max must hold one value, got shape \(3,\)"):
+        op(x, zero, torch.ones(3), 4)
+    with pytest.raises(TypeError, match=r"range_min must be float32, got torch.float64"):
+        op(x, zero.double(), one, 4)
+    with pytest.raises(ValueError, match="range_max is on meta but x is on cpu"):
+        op(x, zero, one.to("meta"), 4)
+    for value in ("0", None, True):
+        with pytest.raises(TypeError, match="range_min must be a number or a float32 tensor"):
+            op(x, value, one, 4)
+
+
+def test_input():
+    for dtype in (torch.int32, torch.float64, torch.complex64, torch.bool):
+        with pytest.raises(TypeError, match=f"x must be float32, float16 or bfloat16, got {dtype}"):
+            ops.fake_quantize(x.to(dtype), zero, one, 4)
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
+        ops.fake_quantize([1.0], zero, one, 4)
+
+
+def test_axis():
+    for axis in (2, -3):
+        with pytest.raises(IndexError, match=f"axis {axis} is out of range for a tensor with 2"):
+            ops.fake_quantize_dynamic(x, 4, axis=axis)
+    with pytest.raises(IndexError, match="axis 0 is out of range for a tensor with 0"):
+        ops.fake_quantize_dynamic(zero, 4, axis=0)
+    with pytest.raises(TypeError, match=r"axis must be an int or None, got 1.0"):
+        ops.fake_quantize_dynamic(x, 4, axis=1.0)
+
+
+def test_ste():
+    with pytest.raises(ValueError, match='ste must be "identity" or "clip", got \'none\''):
+        ops.fake_quantize(x, zero, one, 4, ste="none")
+
+
+def test_registered_op_checks_for_itself():
+    op = torch.ops.synq_fast.fake_quantize
+    with pytest.raises(ValueError, match="bits must be from 2 to 16"):
+        op(x, zero, one, 1, None, False)
+    with pytest.raises(TypeError, match="must be float32, float16 or bfloat16"):
+        op(x.double(), zero, one, 4, None, False)
+    with pytest.raises(IndexError, match="axis 5 is out of range"):
+        op(x, zero, one, 4, 5, False)
+    with pytest.raises(ValueError, match="range_max must hold one value"):
+        op(x, zero, torch.ones(3), 4, None, False)
+    with pytest.raises(TypeError, match=r"range_min must be float32"):
+        op(x, zero.half(), one, 4, None, False)
+    with pytest.raises(ValueError, match="grad has shape"):
+        torch.ops.synq_fast.fake_quantize_backward(torch.ones(3), x, zero, one, 4, None)

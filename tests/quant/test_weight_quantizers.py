@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from synq_fast import ops, reference
+from synq_fast.quant import held_weights
+from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear, quantize_layers
+
+
+def _layers(bits: int = 4) -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 4, 7))
+    assert quantize_layers(net, bits) == 2
+    return net
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    calls = []
+    original = ops.fake_quantize_dynamic
+
+    def count(x, bits, **options):
+        calls.append(x)
+        return original(x, bits, **options)
+
+    monkeypatch.setattr(ops, "fake_quantize_dynamic", count)
+    return calls
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weights_are_those_of_the_reference_bit_for_bit(bits):
+    net = _layers(bits)
+    assert (type(net[0]), type(net[2])) == (QuantizedConv2d, QuantizedLinear)
+    for layer in (net[0], net[2]):
+        expected, low, _ = reference.fake_quantize_dynamic(layer.weight, bits, axis=0)
+        assert torch.equal(layer.quantized_weight(), expected)
+        assert low.shape == (layer.weight.shape[0],)
+        # One scale per output channel: at most 2^bits values in each.
+        assert all(len(row.unique()) <= 2**bits for row in layer.quantized_weight())
+
+
+def test_outputs_are_those_of_the_quantized_weights():
+    net = _layers(2)
+    x = torch.randn(2, 3, 4, 4)
+    weight = reference.fake_quantize_dynamic(net[0].weight, 2, axis=0)[0]
+    expected = nn.functional.conv2d(x, weight, net[0].bias)
+    assert torch.equal(net[0](x), expected)
+    assert not torch.equal(net[0](x), nn.functional.conv2d(x, net[0].weight, net[0].bias))
+
+
+def test_range_follows_the_current_weights():
+    net = _layers()
+    before = net[2].quantized_weight()
+    with torch.no_grad():
+        net[2].weight.mul_(3)
+    assert torch.allclose(net[2].quantized_weight(), 3 * before)
+
+
+def test_held_weights_are_quantized_once(counted):
+    net = _layers()
+    with held_weights(net):
+        for _ in range(3):
+            net(torch.randn(2, 3, 4, 4))
+        assert len(counted) == 2
+    for _ in range(3):
+        net(torch.randn(2, 3, 4, 4))
+    assert len(counted) == 2 + 3 * 2
+
+
+def test_held_gradient_equals_the_free_one():
+    net = _layers()
+    passes = [torch.randn(2, 3, 4, 4) for _ in range(2)]
+
+    def gradients(hold: bool) -> list[torch.Tensor]:
+        net.zero_grad()
+        if hold:
+            with held_weights(net):
+                sum(net(x).square().sum() for x in passes).backward()
+        else:
+            sum(net(x).square().sum() for x in passes).backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    for held, free in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(held, free)
+        assert held.abs().sum() > 0
+
+
+def test_weights_are_let_go_after_an_error():
+    net = _layers()
+    with pytest.raises(RuntimeError, match="stop"), held_weights(net):
+        raise RuntimeError("stop")
+    with torch.no_grad():
+        net[2].weight.zero_()
+    assert not net[2].quantized_weight().any()
+
+
+def test_other_modules_and_subclasses_stay():
+    class Special(nn.Linear):
+        pass
+
+    net = nn.Sequential(Special(2, 2), nn.Conv1d(2, 2, 1), nn.Linear(2, 2))
+    assert quantize_layers(net, 4) == 1
+    assert [type(m) for m in net] == [Special, nn.Conv1d, QuantizedLinear]

@@ -1,0 +1,164 @@
+import dataclasses
+
+import pytest
+import torch
+
+from synq_fast.errors import NonFiniteLossError
+from synq_fast.quant import find_tap_points, trace
+from synq_fast.recipes.schema import Centers, Synthesis
+from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixels import PixelSynthesizer
+from tests.tiny import CLASSES, SHAPE, tiny_images, tiny_net
+
+RECIPE = Synthesis(images=12, batch_size=6, steps=4, augment_probability=0.5)
+
+
+def synthesizer(recipe: Synthesis = RECIPE, seed: int = 0, net=None) -> PixelSynthesizer:
+    graph = trace((net or tiny_net()).requires_grad_(False))
+    return PixelSynthesizer(
+        BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
+        recipe,
+        input_shape=SHAPE,
+        classes=CLASSES,
+        seed=seed,
+        device=torch.device("cpu"),
+    )
+
+
+def decisive_net():
+    """A random network whose classes are as far apart as a trained one's."""
+    net = tiny_net()
+    with torch.no_grad():
+        net.fc.weight.mul_(20)
+    return net
+
+
+def test_images_satisfy_statistics_and_classes():
+    recipe = Synthesis(batch_size=12, steps=150, learning_rate=0.1)
+    maker = synthesizer(recipe, net=decisive_net())
+    seen = []
+    images, labels = maker.batch(0, 12, lambda step, values: seen.append((step, values)))
+    assert images.shape == (12, *SHAPE) and not images.requires_grad
+    assert [step for step, _ in seen] == list(range(10, 151, 10))
+    first, last = seen[0][1], seen[-1][1]
+    assert sum(last.values()) < 0.6 * sum(first.values())
+    logits, inputs = maker.teacher(images)
+    _, noise = maker.teacher(tiny_images(12))
+    assert maker.teacher.statistics_loss(inputs) < 0.6 * maker.teacher.statistics_loss(noise)
+    assert (logits.argmax(1) == labels).float().mean() >= 0.9
+
+
+def test_classes_are_balanced_over_batches():
+    maker = synthesizer(Synthesis(batch_size=4, steps=1))
+    labels = torch.cat([maker.batch(index, 4)[1] for index in range(3)])
+    assert labels.bincount(minlength=CLASSES).tolist() == [4, 4, 4]
+
+
+def test_batch_depends_only_on_seed_and_index():
+    alone = synthesizer().batch(1, 6)
+    maker = synthesizer()
+    maker.batch(0, 6)
+    after = maker.batch(1, 6)
+    again = maker.batch(1, 6)
+    for other in (after, again):
+        assert torch.equal(alone[0], other[0]) and torch.equal(alone[1], other[1])
+    assert not torch.equal(alone[0], maker.batch(0, 6)[0])
+    assert not torch.equal(alone[0], synthesizer(seed=1).batch(1, 6)[0])
+
+
+def test_global_random_state_plays_no_part():
+    torch.manual_seed(1)
+    first = synthesizer().batch(0, 6)[0]
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(first, synthesizer().batch(0, 6)[0])
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_augmentation_changes_the_images_and_none_means_none(monkeypatch):
+    from synq_fast.synthesis import pixels
+
+    calls = []
+    original = pixels.random_resized_crop_flip
+    monkeypatch.setattr(
+        pixels,
+        "random_resized_crop_flip",
+        lambda *args: (calls.append(args[1]), original(*args))[1],
+    )
+    synthesizer(dataclasses.replace(RECIPE, augment_probability=0.0)).batch(0, 6)
+    assert not calls
+    synthesizer(
+        dataclasses.replace(RECIPE, augment_probability=1.0, augment_scale=(0.3, 0.7))
+    ).batch(0, 6)
+    assert calls == [(0.3, 0.7)] * RECIPE.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({"class_weight": 0.0}, "statistics"), ({"statistics_weight": 0.0}, "class")],
+)
+def test_weight_zero_switches_a_term_off(change, kept):
+    seen = []
+    recipe = dataclasses.replace(RECIPE, steps=10, **change)
+    synthesizer(recipe).batch(0, 6, lambda _, values: seen.append(values))
+    assert {name for name, value in seen[-1].items() if value} == {kept}
+
+
+CENTERS = Centers(weight=0.5, steps=3)
+
+
+def test_centre_statistics_are_those_of_all_centres_together(monkeypatch):
+    """Three classes in batches of two: the last batch is smaller, and counts less."""
+    maker = synthesizer(dataclasses.replace(RECIPE, batch_size=2, centers=CENTERS))
+    batches = []
+    original = maker._pooled_statistics
+    monkeypatch.setattr(maker, "_pooled_statistics", lambda b: (batches.extend(b), original(b))[1])
+    maker.make_centers()
+    assert [len(batch) for batch in batches] == [2, 1]
+    _, inputs = maker.teacher(torch.cat(batches))
+    for (mean, variance), x in zip(maker.center_targets, inputs, strict=True):
+        torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+        expected = x.var((0, 2, 3), correction=0)
+        torch.testing.assert_close(variance, expected, rtol=1e-5, atol=1e-6)
+        assert mean.dtype == variance.dtype == torch.float32
+
+
+def test_centres_add_a_term_and_are_reproducible():
+    recipe = dataclasses.replace(RECIPE, steps=10, centers=CENTERS)
+    made = []
+    for _ in range(2):
+        maker = synthesizer(recipe)
+        maker.make_centers()
+        seen = []
+        made.append(maker.batch(0, 6, lambda _, values, seen=seen: seen.append(values))[0])
+        assert set(seen[-1]) == {"statistics", "class", "centers"}
+    assert torch.equal(*made)
+    assert not torch.equal(made[0], synthesizer(recipe).batch(0, 6)[0])
+
+
+def test_centre_images_show_their_classes():
+    centers = Centers(weight=1.0, steps=150, learning_rate=0.1)
+    maker = synthesizer(dataclasses.replace(RECIPE, centers=centers), net=decisive_net())
+    seen = []
+    maker.make_centers(lambda _, values: seen.append(values))
+    assert seen[-1]["class"] < 0.3 * seen[0]["class"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "term"), [("fc.weight", "class"), ("bn2.running_mean", "statistics")]
+)
+def test_teacher_with_nan_stops_naming_step_and_term(weight, term):
+    net = tiny_net()
+    net.state_dict()[weight][0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match=f'step 0: the term "{term}" is nan'):
+        synthesizer(net=net).batch(0, 6)
+
+
+def test_start_is_not_changed_and_teacher_collects_no_gradients():
+    net = tiny_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    maker = synthesizer(net=net)
+    maker.batch(0, 6)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
