@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, fx
 
 from synq_fast.errors import ModelError
+from synq_fast.finetune.precision import tensor_float32
 from synq_fast.finetune.terms import Batch, any_needs, build_terms
 from synq_fast.quant import Tapped, TapPoints, View, held_weights
 from synq_fast.recipes.schema import Finetune
@@ -65,7 +64,8 @@ class SynqStep:
         Returns:
             The weighted terms as detached 0-d tensors, by name; their sum is the loss.
         """
-        with held_weights(self.student_module):
+        tf32 = tensor_float32(self.recipe.precision == "tf32")
+        with tf32, held_weights(self.student_module):
             losses = self._losses(images.detach(), labels)
             total = torch.stack(list(losses.values())).sum()
             total.backward(inputs=self.parameters)
@@ -105,10 +105,6 @@ class SynqStep:
         }
 
     def _run(self, network: Tapped, images: Tensor) -> View:
-        with self._precision(images.device):
+        bf16 = self.recipe.precision == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return network(images)
-
-    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
-        if self.recipe.precision == "bf16":
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()

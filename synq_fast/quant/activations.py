@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from synq_fast import ops
 from synq_fast.quant.observers import RangeObserver, build_observer
 
+# A gain of zero or below would turn the range over.
+_SMALLEST_GAIN = 1e-3
 Ste = Literal["identity", "clip"]
 
 

@@ -41,7 +41,9 @@ def test_same_gradients_to_1e_4(bits, through_teacher):
         teacher,
         student,
         PublishedStepConfig(
-            losses=losses, augment=False, direction_through_teacher=through_teacher,
+            losses=losses,
+            augment=False,
+            direction_through_teacher=through_teacher,
             backpropagate_teacher=through_teacher,
         ),
     )
@@ -61,9 +63,7 @@ def test_same_gradients_to_1e_4(bits, through_teacher):
     # The published total carries two constants without gradient: ln(classes) per hard image in
     # each cross entropy, and 1e-7 in each KL.
     assert values["kl"].item() == pytest.approx(terms["kl"].item(), rel=1e-3, abs=2e-3)
-    assert values["cam"].item() == pytest.approx(
-        losses.cam_weight * terms["cam"].item(), rel=1e-4
-    )
+    assert values["cam"].item() == pytest.approx(losses.cam_weight * terms["cam"].item(), rel=1e-4)
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():

@@ -306,3 +306,21 @@ def test_bf16_networks_train_with_float32_losses():
     assert all(p.grad.dtype == torch.float32 for p in passes.student.parameters())
     exact = Passes().run()
     assert losses["kl"].item() == pytest.approx(exact["kl"].item(), rel=0.3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_step_decides_tf32_and_restores_the_setting(precision, monkeypatch):
+    seen = []
+    real = torch.Tensor.backward
+    monkeypatch.setattr(
+        torch.Tensor,
+        "backward",
+        lambda *a, **k: (
+            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)),
+            real(*a, **k),
+        ),
+    )
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    Passes(finetune__precision=precision).run()
+    assert seen == [(precision == "tf32",) * 2]
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
