@@ -46,7 +46,11 @@ def bench_step(compare: Callable[..., harness.Comparison]) -> None:
         images,
         PublishedStepConfig(leak_hooks=False, standing_hooks=1000, learning_rate=STILL),
     )
-    lean = _published(teacher, images, PublishedStepConfig.lean(learning_rate=STILL))
+    lean = _published(
+        teacher,
+        images,
+        PublishedStepConfig.lean(learning_rate=STILL, direction_through_teacher=False),
+    )
     ranges = {
         name: (quantizer.range_min.item(), quantizer.range_max.item())
         for name, quantizer in activation_quantizers(published.student).items()

@@ -227,7 +227,10 @@ def _print_metrics(
         stages = ("float32", "post-training", "quantized", "best seen")
         shown = [s for s in stages if any(s in metrics for metrics in rows.values())]
         table = Table(title=f"{teacher}, {recipe.name}: top-1 in % on {data}")
-        titles = {"quantized": "SynQ (last step)", "best seen": "best seen (not the result)"}
+        titles = {
+            "quantized": f"{recipe.name} (last step)",
+            "best seen": "best seen (not the result)",
+        }
         for column in ("bits", *(titles.get(stage, stage) for stage in shown), "seconds"):
             table.add_column(column, justify="right")
         for bits, metrics in rows.items():

@@ -316,6 +316,7 @@ class _Run:
                 phase.update(done, losses, (done - started) * self.recipe.finetune.batch_size)
                 if evaluate_every and done // evaluate_every > before // evaluate_every:
                     seen = self._measure("latest", student)
+                    self.metrics.pop("latest", None)
                     if seen is not None and seen.top1 > best["top1"]:
                         best.update(top1=seen.top1, step=done)
                         self.metrics["best seen"] = best

@@ -61,7 +61,7 @@ class Quantization:
     learn_ranges: bool = False
     """Train the activation ranges, starting from the observed ones."""
     ste: str = _choice("identity", "identity", "clip")
-    calibration_batches: int = _number(16, 1)
+    calibration_batches: int = _number(8, 1)
     calibration_batch_size: int = _number(64, 1)
     leaf_modules: tuple[str, ...] = ()
     """Names or classes of submodules that stay whole and in floating point."""
