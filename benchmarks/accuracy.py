@@ -20,6 +20,7 @@ from typing import Any
 from synq_fast.data import data_root
 from synq_fast.engine import quantize, synthesize
 from synq_fast.models import Teacher, load_teacher
+from synq_fast.recipes import load_recipe
 
 NETWORKS = {
     "cifar10": ("cifar10-resnet20", "cifar10_resnet20.safetensors"),
@@ -48,9 +49,9 @@ def bank_seconds(network: str, teacher: Teacher, seed: int, folder: Path) -> flo
     return float(json.loads(record.read_text()))
 
 
-def run(network: str, bits: str, seed: int, variant: str, output: Path) -> Row:
+def run(network: str, bits: str, seed: int, variant: str, steps: int, output: Path) -> Row:
     """One run, or its record where it is done."""
-    folder = output / network / f"{bits}-{variant.replace(' ', '')}-seed{seed}"
+    folder = output / network / f"{bits}-{variant.replace(' ', '')}-{steps}-seed{seed}"
     record = folder / "accuracy.json"
     if record.exists():
         return dict(json.loads(record.read_text()))
@@ -66,7 +67,7 @@ def run(network: str, bits: str, seed: int, variant: str, output: Path) -> Row:
         bits,
         seed=seed,
         output=folder,
-        overrides=ABLATION[variant],
+        overrides={**ABLATION[variant], "finetune.steps": steps},
         bank=bank,
         evaluation=network,
         resume=(folder / "run.json").exists(),
@@ -75,6 +76,7 @@ def run(network: str, bits: str, seed: int, variant: str, output: Path) -> Row:
         "network": network,
         "bits": bits,
         "variant": variant,
+        "steps": steps,
         "seed": seed,
         **{k: result.metrics[k]["top1"] for k in ("float32", "post-training", "quantized")},
         "synthesis_cpu_minutes": synthesis / 60,
@@ -85,28 +87,29 @@ def run(network: str, bits: str, seed: int, variant: str, output: Path) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: one line per network, width and variant, over the seeds."""
-    lines = [
-        "| network | bits | terms | float32 | post-training | fine-tuned | lost | seeds | CPU min |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    """Markdown: one line per network, width, variant and length, over the seeds."""
+    titles = "network bits terms steps float32 calibrated fine-tuned lost seeds CPU-minutes".split()
+    lines = [" | ".join(["", *titles, ""]).strip(), "|---" * len(titles) + "|"]
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["bits"], row["variant"]), []).append(row)
-    for (network, bits, variant), members in groups.items():
+        key = (row["network"], row["bits"], row["variant"], str(row["steps"]))
+        groups.setdefault(key, []).append(row)
+    for key, members in groups.items():
         final = [row["quantized"] for row in members]
         mean = statistics.mean(final)
         spread = f" ± {statistics.stdev(final):.2f}" if len(final) > 1 else ""
-        before = statistics.mean(row["post-training"] for row in members)
-        minutes = statistics.mean(
-            row["synthesis_cpu_minutes"] + row["quantize_cpu_minutes"] for row in members
-        )
         float32 = members[0]["float32"]
-        each = ", ".join(f"{value:.2f}" for value in final)
-        lines.append(
-            f"| {network} | {bits} | {variant} | {float32:.2f} | {before:.2f} | "
-            f"{mean:.2f}{spread} ({each}) | {float32 - mean:.2f} | {len(final)} | {minutes:.1f} |"
-        )
+        minutes = [row["synthesis_cpu_minutes"] + row["quantize_cpu_minutes"] for row in members]
+        cells = [
+            *key,
+            f"{float32:.2f}",
+            f"{statistics.mean(row['post-training'] for row in members):.2f}",
+            f"{mean:.2f}{spread} ({', '.join(f'{value:.2f}' for value in final)})",
+            f"{float32 - mean:.2f}",
+            str(len(final)),
+            f"{statistics.mean(minutes):.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -117,11 +120,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="fine-tuning steps, by default the recipe's")
     parser.add_argument("--ablation", action="store_true", help="also every subset of the terms")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
+    steps = options.steps or load_recipe("synq-cifar").finetune.steps
     rows = [
-        run(network, bits, seed, variant, options.output)
+        run(network, bits, seed, variant, steps, options.output)
         for network in options.networks
         for bits in options.bits
         for variant in (ABLATION if options.ablation else ["all"])

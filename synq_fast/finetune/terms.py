@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from synq_fast import ops
@@ -112,9 +113,26 @@ class FeatureTerm:
         return {"features": self.recipe.weight * torch.stack(losses).sum()}
 
 
+class _MeanSquare(torch.autograd.Function):
+    """Mean over H and W of the squares, with a backward that writes one tensor instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        energy: Tensor = x.square().mean((2, 3))
+        return energy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (grad * (2 / (x.shape[2] * x.shape[3])))[:, :, None, None]
+
+
 def channel_energy(features: Tensor) -> Tensor:
     """Mean square of each channel of (B, C, H, W), normalised to unit length over C: (B, C)."""
-    return functional.normalize(features.float().square().mean((2, 3)), dim=1)
+    energy: Tensor = _MeanSquare.apply(features.float())
+    return functional.normalize(energy, dim=1)
 
 
 class CamTerm:
