@@ -88,7 +88,18 @@ def run(network: str, bits: str, seed: int, variant: str, steps: int, output: Pa
 
 def table(rows: list[Row]) -> str:
     """Markdown: one line per network, width, variant and length, over the seeds."""
-    titles = "network bits terms steps float32 calibrated fine-tuned lost seeds CPU-minutes".split()
+    titles = [
+        "network",
+        "bits",
+        "terms",
+        "steps",
+        "float32",
+        "calibrated",
+        "fine-tuned",
+        "lost",
+        "seeds",
+        "CPU-minutes",
+    ]
     lines = [" | ".join(["", *titles, ""]).strip(), "|---" * len(titles) + "|"]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:

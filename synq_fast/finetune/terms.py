@@ -125,7 +125,7 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
         return x * (grad * (2 / (x.shape[2] * x.shape[3])))[:, :, None, None]
 
 
