@@ -14,6 +14,8 @@ demo: build
 	rm -rf runs/demo
 	$(BIN)/synq-fast quantize --bits w4a4 w3a3 --output runs/demo
 
+# Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
+test: export OMP_WAIT_POLICY = passive
 test: build
 	$(BIN)/python -m pytest --ignore=tests/compile
 
