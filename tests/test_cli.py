@@ -78,7 +78,7 @@ def test_unknown_command_or_option_exits_with_usage(capsys, arguments):
 def test_quantize_prints_a_table_of_all_widths(finished):
     folder, printed = finished
     assert "digits-resnet20, synq-digits: top-1 in % on digits" in printed
-    for column in ("float32", "post-training", "SynQ", "seconds"):
+    for column in ("float32", "post-training", "synq-digits (last step)", "seconds"):
         assert column in printed
     lines = re.findall(r"^│ (w\da\d) (.*)", printed, re.MULTILINE)
     rows = {bits: re.findall(r"\d+\.\d\d", row) for bits, row in lines}
