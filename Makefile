@@ -15,7 +15,7 @@ demo: build
 	$(BIN)/synq-fast quantize --bits w4a4 w3a3 --output runs/demo
 
 # Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
-test: export OMP_WAIT_POLICY = passive
+test demo: export OMP_WAIT_POLICY = passive
 test: build
 	$(BIN)/python -m pytest --ignore=tests/compile
 
