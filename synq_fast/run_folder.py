@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synq_fast.errors import RunFolderError
-from synq_fast.synthesis.bank import write_text_atomically
+from synq_fast.files import write_text
 
 _IDENTITY = "run.json"
 
@@ -43,8 +43,8 @@ class RunFolder:
                 raise RunFolderError(f"the run folder {path} exists already; {way_out}")
             path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({**identity, "recipe": recipe}, indent=2) + "\n"
-            write_text_atomically(known, text)
-        write_text_atomically(path / "recipe.toml", recipe)
+            write_text(known, text)
+        write_text(path / "recipe.toml", recipe)
 
     def _check_same_run(self, known: Path, identity: Mapping[str, Any]) -> None:
         try:
@@ -88,7 +88,7 @@ class RunFolder:
                 break  # a kill in the middle of a write
             if record["step"] <= last_step:
                 records.append(record)
-        write_text_atomically(log, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(log, "".join(json.dumps(record) + "\n" for record in records))
         return records
 
     def append_history(self, record: Mapping[str, float]) -> None:
@@ -106,4 +106,4 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""
-        write_text_atomically(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")

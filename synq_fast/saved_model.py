@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import fx, nn
 
 from synq_fast.errors import CheckpointError
+from synq_fast.files import read_tensors, write_tensors
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import ActivationQuantizer, BitWidths, quantized_copy, trace
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.recipes.schema import Quantization
-from synq_fast.synthesis.bank import write_atomically
 
 _KEY = "synq_fast"
 
@@ -66,7 +65,7 @@ def save_model(
         asdict(recipe.quantization),
     )
     metadata = {_KEY: json.dumps(asdict(description))}
-    write_atomically(dict(student.state_dict()), path, metadata)
+    write_tensors(path, student.state_dict(), metadata)
 
 
 def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
@@ -75,11 +74,10 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     if path.is_dir():
         path = path / "model.safetensors"
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        state, stored = read_tensors(path)
+    except OSError as error:
         raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
+    text = stored.get(_KEY)
     if text is None:
         raise CheckpointError(
             f"{path} is not a model that synq-fast saved: its description is missing (is it a "

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from synq_fast.errors import CheckpointError
-from synq_fast.synthesis.bank import write_atomically
+from synq_fast.files import read_tensors, write_tensors
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -28,7 +27,7 @@ def save_checkpoint(
             for name, value in state.items()
             if isinstance(value, Tensor)
         }
-    write_atomically(tensors, path, {"step": str(step), "fingerprint": fingerprint})
+    write_tensors(path, tensors, {"step": str(step), "fingerprint": fingerprint})
 
 
 def load_checkpoint(
@@ -40,10 +39,8 @@ def load_checkpoint(
         CheckpointError: the file is damaged, or was written by another run.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = read_tensors(path)
+    except OSError as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged ({error}); delete it and resume to fine-tune again "
             f"from the calibrated model"

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from synq_fast.errors import DataError, RunFolderError
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a text file so that readers see the old or the new content, never a part."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_atomically(
-    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write safetensors so that ``path`` is either absent, old or complete at every moment."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from synq_fast.files import read_tensors, write_tensors, write_text
 
 
 @dataclass
@@ -91,7 +69,7 @@ class BankFolder:
                     f"choose another folder or delete this one"
                 )
         else:
-            write_text_atomically(manifest, json.dumps({"fingerprint": fingerprint}) + "\n")
+            write_text(manifest, json.dumps({"fingerprint": fingerprint}) + "\n")
 
     def _path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.safetensors"
@@ -106,9 +84,9 @@ class BankFolder:
         if not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as shard:
-                return ImageBank(shard.get_tensor("images"), shard.get_tensor("labels"))
-        except (SafetensorError, DataError, OSError) as error:
+            tensors, _ = read_tensors(path)
+            return ImageBank(tensors["images"], tensors["labels"])
+        except (KeyError, DataError, OSError) as error:
             raise DataError(
                 f"the image shard {path} is damaged ({error}); delete this file and resume: only "
                 f"its images are made again"
@@ -116,7 +94,7 @@ class BankFolder:
 
     def write(self, index: int, shard: ImageBank) -> None:
         """Write a shard; a kill at any moment leaves it absent or whole."""
-        write_atomically({"images": shard.images, "labels": shard.labels}, self._path(index))
+        write_tensors(self._path(index), {"images": shard.images, "labels": shard.labels})
 
 
 def concatenate(shards: list[ImageBank], device: torch.device) -> ImageBank:

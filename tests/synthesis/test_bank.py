@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from synq_fast import files
 from synq_fast.errors import DataError, RunFolderError
-from synq_fast.synthesis import bank as bank_module
-from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate, write_atomically
+from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
 from tests.tiny import tiny_images, tiny_labels
 
 
@@ -98,7 +98,7 @@ def test_damaged_manifest_is_named(tmp_path, text):
 
 def test_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.safetensors"
-    write_atomically({"x": torch.zeros(3)}, path)
+    files.write_tensors(path, {"x": torch.zeros(3)})
     before = path.read_bytes()
 
     def killed(*args, **kwargs):
@@ -106,9 +106,9 @@ def test_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bank_module, "save_file", killed)
+    monkeypatch.setattr(files, "save_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically({"x": torch.ones(3)}, path)
+        files.write_tensors(path, {"x": torch.ones(3)})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["file.safetensors"]
 
