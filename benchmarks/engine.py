@@ -35,6 +35,7 @@ def finetune_recipe(losses: LossConstants, *, through_teacher: bool, **changes: 
         "perturbation": Perturbation(losses.perturbed_weight, losses.epsilon, through_teacher),
         "cam": Cam(losses.cam_weight),
     }
+    # The changes' names and types are the caller's; the recipe's own tests check them.
     return Finetune(**{**section, **changes})  # type: ignore[arg-type]
 
 

@@ -184,6 +184,7 @@ class _Run:
                 f"quantization starts from float32: convert it with .float()"
             )
         self.teacher = teacher.to(device)
+        # torch's stubs lack the form with a memory format alone.
         self.teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
         self.reporter = reporter

@@ -103,6 +103,7 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
             f"({error}); pass the module: synq_fast.load(path, model=...)"
         ) from error
     # As in the engine: convolutions round differently in another memory format.
+    # torch's stubs lack the form with a memory format alone.
     base.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = build_student(
         trace(base.module, recipe.quantization.leaf_modules),

@@ -68,6 +68,7 @@ def quantize_layers(modules: Iterable[nn.Module], bits: int) -> int:
         quantized = _QUANTIZED.get(type(layer))
         if quantized is not None:
             layer.__class__ = quantized
+            # nn.Module's stubs take every attribute for a tensor or a module.
             layer.weight_bits, layer._held = bits, None  # type: ignore[assignment]
             count += 1
     return count
