@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/dispatch.h"
+#include "cpu/isa.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of synq_fast; importing the module registers them under torch.ops.synq_fast.";
@@ -16,7 +16,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = "";
 #endif
   m.def("supported_cpu_isas", &synq::cpu::supported_isas, "Instruction sets built and present here, slowest first.");
-  m.def(
-      "cpu_isa", [] { return synq::cpu::kernels().name; },
-      "The instruction set in use; raises ValueError if SYNQ_FAST_CPU_ISA names one that is not supported.");
+  m.def("cpu_isa", &synq::cpu::isa_name,
+        "The instruction set in use; raises ValueError if SYNQ_FAST_CPU_ISA names one that is not supported.");
 }

@@ -3,9 +3,9 @@
 
 #include <stdint.h>
 
-namespace synq {
+#include "dtype.h"
 
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+namespace synq {
 
 // Memory is read as (outer, channels, inner), inner fastest. Any axis of any dense tensor fits: the channels of a
 // channels_last image have inner = 1, one range for the whole tensor is outer = channels = 1. Sizes are in elements.

@@ -1,23 +1,15 @@
-// Fake quantization for one instruction set; SYNQ_KERNELS names the table that this translation unit defines.
+// Fake quantization for one instruction set; the table at the end is named after it.
 // Nothing here may instantiate shared inline code (the standard library, torch): the linker keeps one copy of it, and
 // that could be the copy compiled for an instruction set that the running machine lacks.
-#include <stdint.h>
+#include "cpu/fake_quantize.h"
+
 #include <string.h>
 
-#include <type_traits>
-
 #include "affine.h"
-#include "cpu/half.h"
-#include "cpu/kernels.h"
-
-#if !defined(SYNQ_VECTOR_BYTES)
-#define SYNQ_VECTOR_BYTES 16
-#endif
+#include "cpu/elements.h"
 
 namespace synq::cpu {
 namespace {
-
-constexpr int64_t kBlock = 512;
 
 struct Grid {
   float low;
@@ -88,21 +80,6 @@ void codes(const float* __restrict x, Code* __restrict y, int64_t count, Affines
   for (int64_t i = 0; i < count; ++i) {
     const float code = quantize(x[i], affines(i), grid.low, grid.high);
     y[i] = static_cast<Code>(static_cast<int32_t>(code == code ? code : 0.0f));
-  }
-}
-
-// Feeds body(offset, count, input as float) with blocks; 16-bit types pass through a buffer that stays in cache.
-template <typename T, typename Body>
-void for_each_block(const T* x, int64_t count, Body body) {
-  if constexpr (std::is_same_v<T, float>) {
-    body(int64_t{0}, count, x);
-  } else {
-    float buffer[kBlock];
-    for (int64_t i = 0; i < count; i += kBlock) {
-      const int64_t size = count - i < kBlock ? count - i : kBlock;
-      load(x + i, buffer, size);
-      body(i, size, static_cast<const float*>(buffer));
-    }
   }
 }
 
@@ -210,18 +187,6 @@ void find_range_typed(const Job& job, int64_t begin, int64_t end, float* minimum
   });
 }
 
-template <typename Call>
-void with_type(DType dtype, Call call) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return call(float{});
-    case DType::kFloat16:
-      return call(Float16{});
-    case DType::kBFloat16:
-      return call(BFloat16{});
-  }
-}
-
 void fake_quantize_any(const Job& job, int64_t begin, int64_t end) {
   with_type(job.dtype, [&](auto tag) { fake_quantize_typed<decltype(tag)>(job, begin, end); });
 }
@@ -246,6 +211,7 @@ void find_range_any(const Job& job, int64_t begin, int64_t end, float* minimum, 
 
 }  // namespace
 
-extern const Kernels SYNQ_KERNELS = {SYNQ_ISA_NAME, fake_quantize_any, backward_any, codes_any, find_range_any};
+SYNQ_DEFINE_TABLE(FakeQuantizeKernels, fake_quantize_kernels) = {fake_quantize_any, backward_any, codes_any,
+                                                                 find_range_any};
 
 }  // namespace synq::cpu

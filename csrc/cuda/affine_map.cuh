@@ -7,6 +7,8 @@
 
 #include <numeric>
 
+#include "../affine.h"
+#include "../fake_quantize.h"
 #include "memory.cuh"
 
 namespace synq {

@@ -8,8 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../affine.h"
-#include "../fake_quantize.h"
+#include "../dtype.h"
 
 namespace synq {
 

@@ -4,29 +4,11 @@
 #include <c10/util/Exception.h>
 
 namespace synq {
-namespace {
-
-DType check_dtype(const char* op, const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return DType::kFloat32;
-    case at::kHalf:
-      return DType::kFloat16;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    default:
-      C10_THROW_ERROR(TypeError, c10::str(op, ": x must be float32, float16 or bfloat16, got ", x.scalar_type()));
-  }
-}
-
-}  // namespace
 
 Input check_input(const char* op, const at::Tensor& x, int64_t bits, std::optional<int64_t> axis) {
   TORCH_CHECK_VALUE(bits >= 2 && bits <= 16, op, ": bits must be from 2 to 16, got ", bits);
-  const DType dtype = check_dtype(op, x);
-  // empty_like keeps the order of x's strides, so outputs have the strides that torch's own elementwise ops give.
-  const at::Tensor dense = x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
-  Input input{dense, 1, 1, x.numel(), dtype, {}};
+  const DType dtype = check_dtype(op, "x", x);
+  Input input{make_dense(x), 1, 1, x.numel(), dtype, {}};
   if (!axis) return input;
 
   const int64_t rank = x.dim();

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "fake_quantize.h"
+#include "ops/tensors.h"
 
 namespace synq {
 

@@ -1,11 +1,7 @@
 // The straight-through estimator. Written in C++ because on small tensors the autograd node is most of the call.
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
-
 #include <tuple>
+
+#include "ops/autograd.h"
 
 namespace synq {
 namespace {
@@ -16,15 +12,10 @@ using torch::autograd::variable_list;
 using Axis = std::optional<int64_t>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 Tensor call_forward(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
                     bool clip) {
   static const auto op =
-      find<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, Axis, bool)>("synq_fast::fake_quantize");
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, Axis, bool)>("synq_fast::fake_quantize");
   at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, range_min, range_max, bits, axis, clip);
 }
@@ -32,20 +23,20 @@ Tensor call_forward(const Tensor& x, const Tensor& range_min, const Tensor& rang
 // Not below autograd: the gradient of the gradient records its own node.
 Tensor call_backward(const Tensor& gradient, const Tensor& x, const Tensor& range_min, const Tensor& range_max,
                      int64_t bits, Axis axis) {
-  static const auto op = find<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, Axis)>(
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, Axis)>(
       "synq_fast::fake_quantize_backward");
   return op.call(gradient, x, range_min, range_max, bits, axis);
 }
 
 Triple call_dynamic(const Tensor& x, int64_t bits, Axis axis, bool clip) {
-  static const auto op = find<Triple(const Tensor&, int64_t, Axis, bool)>("synq_fast::fake_quantize_dynamic");
+  static const auto op = find_op<Triple(const Tensor&, int64_t, Axis, bool)>("synq_fast::fake_quantize_dynamic");
   at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, bits, axis, clip);
 }
 
 Triple call_codes(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis) {
   static const auto op =
-      find<Triple(const Tensor&, const Tensor&, const Tensor&, int64_t, Axis)>("synq_fast::quantize_codes");
+      find_op<Triple(const Tensor&, const Tensor&, const Tensor&, int64_t, Axis)>("synq_fast::quantize_codes");
   at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, range_min, range_max, bits, axis);
 }
@@ -106,8 +97,6 @@ struct FakeQuantizeBackward : torch::autograd::Function<FakeQuantizeBackward> {
     return {straight_through(ctx, gradients[0]), {}, {}, {}, {}, {}};
   }
 };
-
-bool needs_node(const Tensor& input) { return at::GradMode::is_enabled() && input.requires_grad(); }
 
 Tensor fake_quantize(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
                      bool clip) {

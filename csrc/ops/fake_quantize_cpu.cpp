@@ -1,5 +1,4 @@
 // The CPU implementations behind synq_fast::fake_quantize and its relatives.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -10,8 +9,9 @@
 #include <tuple>
 
 #include "affine.h"
-#include "cpu/dispatch.h"
+#include "cpu/fake_quantize.h"
 #include "ops/arguments.h"
+#include "ops/parallel.h"
 
 namespace synq {
 namespace {
@@ -19,8 +19,10 @@ namespace {
 using at::Tensor;
 using Axis = std::optional<int64_t>;
 
-// Below this many elements waking a second thread costs more than it saves.
-constexpr int64_t kGrain = 32768;
+const cpu::FakeQuantizeKernels& kernels() {
+  using namespace cpu;
+  return SYNQ_SELECT(fake_quantize_kernels);
+}
 
 // Scale and zero point of each channel, apart from each other so that vectors of them can be loaded.
 struct AffineTable {
@@ -67,9 +69,7 @@ cpu::Job make_job(const Input& input, const AffineTable& table, int64_t bits, Te
 
 template <typename Kernel>
 void run(Kernel kernel, const cpu::Job& job, int64_t count) {
-  if (count == 0) return;
-  if (count <= kGrain) return kernel(job, 0, count);
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  for_each_part(count, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
 Tensor fake_quantize_cpu(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
@@ -77,7 +77,7 @@ Tensor fake_quantize_cpu(const Tensor& x, const Tensor& range_min, const Tensor&
   const Input input = check_input("fake_quantize", x, bits, axis);
   const AffineTable table = check_ranges("fake_quantize", range_min, range_max, input, bits);
   Tensor y = at::empty_like(input.x);
-  run(cpu::kernels().fake_quantize, make_job(input, table, bits, y), x.numel());
+  run(kernels().fake_quantize, make_job(input, table, bits, y), x.numel());
   return y;
 }
 
@@ -89,7 +89,7 @@ Tensor fake_quantize_backward_cpu(const Tensor& gradient, const Tensor& x, const
   Tensor result = at::empty_like(input.x);
   cpu::Job job = make_job(input, table, bits, result);
   job.gradient = incoming.const_data_ptr();
-  run(cpu::kernels().fake_quantize_backward, job, x.numel());
+  run(kernels().fake_quantize_backward, job, x.numel());
   return result;
 }
 
@@ -101,7 +101,7 @@ void find_ranges(const cpu::Job& job, int64_t count, float* minimum, float* maxi
     std::fill_n(high, channels, -std::numeric_limits<float>::infinity());
   };
   reset(minimum, maximum);
-  const auto kernel = cpu::kernels().find_range;
+  const auto kernel = kernels().find_range;
   const int64_t parts = std::min<int64_t>(at::get_num_threads(), (count + kGrain - 1) / kGrain);
   if (parts <= 1) return kernel(job, 0, count, minimum, maximum);
 
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_dynamic_cpu(const Tensor& x, in
   find_ranges(job, x.numel(), low, high);
   const AffineTable table(low, high, input.channels, bits);
   Tensor y = at::empty_like(input.x);
-  run(cpu::kernels().fake_quantize, make_job(input, table, bits, y), x.numel());
+  run(kernels().fake_quantize, make_job(input, table, bits, y), x.numel());
   return {y, range_min, range_max};
 }
 
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_codes_cpu(const Tensor& x, const Ten
   const Input input = check_input("quantize_codes", x, bits, axis);
   const AffineTable table = check_ranges("quantize_codes", range_min, range_max, input, bits);
   Tensor codes = at::empty_like(input.x, input.x.options().dtype(bits <= 8 ? at::kChar : at::kShort));
-  run(cpu::kernels().quantize_codes, make_job(input, table, bits, codes), x.numel());
+  run(kernels().quantize_codes, make_job(input, table, bits, codes), x.numel());
   Tensor scale = at::empty(input.range_shape, input.x.options().dtype(at::kFloat));
   Tensor zero_point = at::empty_like(scale);
   std::copy_n(table.scale(), input.channels, scale.mutable_data_ptr<float>());

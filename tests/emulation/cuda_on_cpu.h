@@ -1,5 +1,7 @@
 // Enough of CUDA's language to run the kernels of csrc/cuda, unchanged, on a CPU: blocks one after another, a block's
-// threads as coroutines that change places at __syncthreads. Included before each .cu file by the tests.
+// threads as coroutines that change places at barriers.
+// Warp exchanges expect all threads of the warp that still run. Included before each .cu file by the
+// tests.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <type_traits>
 #include <vector>
@@ -26,17 +29,21 @@
 #define __launch_bounds__(...)
 
 struct Index {
-  unsigned x = 0;
+  unsigned x = 0, y = 0, z = 0;
 };
 inline Index threadIdx, blockIdx, blockDim, gridDim;
+constexpr int warpSize = 32;
 
 namespace emulation {
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Block {
   ucontext_t scheduler;
   std::vector<ucontext_t> threads;
   std::vector<std::vector<char>> stacks;
-  std::vector<bool> done;
+  std::vector<State> states;
+  std::vector<uint64_t> exchange;
   unsigned current = 0;
   std::function<void()> body;
 };
@@ -55,16 +62,28 @@ inline int64_t launches = 0;
 
 inline void enter() {
   block().body();
-  block().done[block().current] = true;
+  block().states[block().current] = State::kDone;
 }
 
-// Threads resume in order, and run to the next barrier or to the end.
-inline void run_block(unsigned count, const std::function<void()>& body) {
+// Releases threads [first, last) once all that still run wait at the barrier.
+inline void release(unsigned first, unsigned last, State barrier) {
+  Block& b = block();
+  for (unsigned i = first; i < last; ++i) {
+    if (b.states[i] != barrier && b.states[i] != State::kDone) return;
+  }
+  for (unsigned i = first; i < last; ++i) {
+    if (b.states[i] == barrier) b.states[i] = State::kReady;
+  }
+}
+
+// Returns false when the threads wait for each other forever.
+inline bool run_block(unsigned count, const std::function<void()>& body) {
   Block& b = block();
   b.body = body;
   b.threads.resize(count);
-  b.stacks.resize(count, std::vector<char>(32 * 1024));
-  b.done.assign(count, false);
+  b.stacks.resize(count, std::vector<char>(64 * 1024));
+  b.states.assign(count, State::kReady);
+  b.exchange.assign(count, 0);
   for (unsigned i = 0; i < count; ++i) {
     getcontext(&b.threads[i]);
     b.threads[i].uc_stack.ss_sp = b.stacks[i].data();
@@ -72,26 +91,65 @@ inline void run_block(unsigned count, const std::function<void()>& body) {
     b.threads[i].uc_link = &b.scheduler;
     makecontext(&b.threads[i], enter, 0);
   }
-  for (bool running = true; running;) {
-    running = false;
+  for (bool finished = false; !finished;) {
+    bool moved = false;
+    finished = true;
     for (unsigned i = 0; i < count; ++i) {
-      if (b.done[i]) continue;
-      b.current = i;
-      threadIdx.x = i;
-      swapcontext(&b.scheduler, &b.threads[i]);
-      running = running || !b.done[i];
+      if (b.states[i] == State::kReady) {
+        b.current = i;
+        threadIdx.x = i;
+        swapcontext(&b.scheduler, &b.threads[i]);
+        moved = true;
+      }
+      finished = finished && b.states[i] == State::kDone;
     }
+    if (!finished && !moved) return false;
+    for (unsigned first = 0; first < count; first += warpSize) {
+      release(first, first + warpSize < count ? first + warpSize : count, State::kAtWarpBarrier);
+    }
+    release(0, count, State::kAtBlockBarrier);
   }
+  return true;
 }
 
-inline void barrier() {
+inline void wait(State barrier) {
   Block& b = block();
+  b.states[b.current] = barrier;
   swapcontext(&b.threads[b.current], &b.scheduler);
+}
+
+// The value that another lane of the warp gives; its own where that lane does not exist.
+template <typename T>
+T exchange(T value, unsigned lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  Block& b = block();
+  const unsigned self = b.current;
+  const unsigned source = self / warpSize * warpSize + lane;
+  std::memcpy(&b.exchange[self], &value, sizeof value);
+  wait(State::kAtWarpBarrier);
+  T result = value;
+  if (lane < warpSize && source < b.states.size()) std::memcpy(&result, &b.exchange[source], sizeof result);
+  wait(State::kAtWarpBarrier);
+  return result;
 }
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::barrier(); }
+inline void __syncthreads() { emulation::wait(emulation::State::kAtBlockBarrier); }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulation::wait(emulation::State::kAtWarpBarrier); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask, int = warpSize) {
+  return emulation::exchange(value, (threadIdx.x % warpSize) ^ static_cast<unsigned>(mask));
+}
+template <typename T>
+T __shfl_down_sync(unsigned, T value, unsigned delta, int = warpSize) {
+  return emulation::exchange(value, threadIdx.x % warpSize + delta);
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane, int = warpSize) {
+  return emulation::exchange(value, static_cast<unsigned>(lane) % warpSize);
+}
 
 #define cudaLaunchKernelEx emulated_launch
 template <typename... Parameters, typename... Arguments>
@@ -101,10 +159,29 @@ cudaError_t emulated_launch(const cudaLaunchConfig_t* config, void (*kernel)(Par
   }
   ++emulation::launches;
   blockDim.x = config->blockDim.x;
-  gridDim.x = config->gridDim.x;
-  for (unsigned i = 0; i < config->gridDim.x; ++i) {
-    blockIdx.x = i;
-    emulation::run_block(config->blockDim.x, [&] { kernel(arguments...); });
+  gridDim = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
+  for (unsigned z = 0; z < gridDim.z; ++z) {
+    for (unsigned y = 0; y < gridDim.y; ++y) {
+      for (unsigned x = 0; x < gridDim.x; ++x) {
+        blockIdx = {x, y, z};
+        if (!emulation::run_block(config->blockDim.x, [&] { kernel(arguments...); })) return cudaErrorLaunchTimeout;
+      }
+    }
   }
   return cudaSuccess;
+}
+
+extern "C" {
+inline cudaError_t CUDARTAPI cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulation::multiprocessors();
+  return cudaSuccess;
+}
+
+__attribute__((used)) inline void set_multiprocessors(int count) { emulation::multiprocessors() = count; }
+__attribute__((used)) inline int64_t launch_count() { return emulation::launches; }
 }

@@ -6,15 +6,12 @@ marked `cuda` run it.
 """
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from synq_fast import reference
-from tests.cuda_toolkit import find_cuda_include
+from tests.emulation.build import build, shifted
 from tests.golden_cases import golden_cases
 from tests.kernel_cases import (
     DTYPES,
@@ -23,8 +20,6 @@ from tests.kernel_cases import (
     cases,
     special_values,
 )
-
-HARNESS = Path(__file__).parent / "harness.cpp"
 
 
 class Params(ctypes.Structure):
@@ -42,27 +37,7 @@ class Params(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ not found")
-    include = find_cuda_include()
-    if include is None:
-        pytest.skip("the CUDA toolkit's headers were not found")
-    target = tmp_path_factory.mktemp("emulation") / "kernels.so"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-extern-tls-init", "-w"]
-    command = [
-        compiler,
-        *flags,
-        "-shared",
-        "-fPIC",
-        f"-I{include}",
-        str(HARNESS),
-        "-o",
-        str(target),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    library = ctypes.CDLL(str(target))
+    library = build("fake_quantize", tmp_path_factory)
     library.dynamic_workspace.restype = ctypes.c_int64
     return library
 
@@ -71,14 +46,6 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 def kernels(request, library) -> "Kernels":
     library.set_multiprocessors(request.param)
     return Kernels(library)
-
-
-def shifted(x: torch.Tensor, shift: int) -> torch.Tensor:
-    """Returns a copy that starts `shift` elements after a 16-byte boundary, amid filler."""
-    filler = float("nan") if x.is_floating_point() else -128
-    buffer = torch.full((x.numel() + 64,), filler, dtype=x.dtype)
-    start = (-buffer.data_ptr() % 16) // x.element_size() + shift
-    return buffer[start : start + x.numel()].copy_(x.reshape(-1)).view(x.shape)
 
 
 class Kernels:

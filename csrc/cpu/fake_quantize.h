@@ -1,14 +1,15 @@
-// CPU kernels: one source, compiled once per instruction set, chosen at run time.
+// CPU kernels of the fake quantization family.
 #pragma once
 
 #include <stdint.h>
 
-#include "fake_quantize.h"
+#include "cpu/dispatch.h"
+#include "dtype.h"
 
 namespace synq::cpu {
 
-// Memory is read as (outer, channels, inner) like FakeQuantizeParams. Kernels work on a half-open interval of the flat
-// index, so that any split over threads gives the same result.
+// Memory is read as (outer, channels, inner) like FakeQuantizeParams of csrc/fake_quantize.h. Kernels work on a
+// half-open interval of the flat index, so that any split over threads gives the same result.
 struct Job {
   const void* x;
   const void* gradient;
@@ -21,8 +22,7 @@ struct Job {
   DType dtype;
 };
 
-struct Kernels {
-  const char* name;
+struct FakeQuantizeKernels {
   void (*fake_quantize)(const Job& job, int64_t begin, int64_t end);
   void (*fake_quantize_backward)(const Job& job, int64_t begin, int64_t end);
   void (*quantize_codes)(const Job& job, int64_t begin, int64_t end);
@@ -30,10 +30,6 @@ struct Kernels {
   void (*find_range)(const Job& job, int64_t begin, int64_t end, float* minimum, float* maximum);
 };
 
-extern const Kernels kDefaultKernels;
-#if defined(SYNQ_X86)
-extern const Kernels kAvx2Kernels;
-extern const Kernels kAvx512Kernels;
-#endif
+SYNQ_DECLARE_TABLES(FakeQuantizeKernels, fake_quantize_kernels);
 
 }  // namespace synq::cpu

@@ -13,19 +13,6 @@ alignas(16) thread_local unsigned char row_bytes[48 * 1024];
 }  // namespace synq
 
 extern "C" {
-cudaError_t CUDARTAPI cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-
-cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = emulation::multiprocessors();
-  return cudaSuccess;
-}
-
-void set_multiprocessors(int count) { emulation::multiprocessors() = count; }
-int64_t launch_count() { return emulation::launches; }
-
 int64_t dynamic_workspace(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_dynamic_workspace_cuda(*p); }
 int forward(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_cuda(*p, nullptr); }
 int backward(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_backward_cuda(*p, nullptr); }

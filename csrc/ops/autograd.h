@@ -1,0 +1,20 @@
+// What the autograd nodes of all ops share.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace synq {
+
+// The op of a name such as "synq_fast::low_pass". Look it up once, in a static.
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline bool needs_node(const at::Tensor& input) { return at::GradMode::is_enabled() && input.requires_grad(); }
+
+}  // namespace synq

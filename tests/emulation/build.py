@@ -1,0 +1,37 @@
+"""Compiles CUDA sources for the CPU and lays out memory for them."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda_toolkit import find_cuda_include
+
+
+def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Compiles `<name>.cpp` of this folder; skips by name what the machine lacks."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ not found")
+    include = find_cuda_include()
+    if include is None:
+        pytest.skip("the CUDA toolkit's headers were not found")
+    source = Path(__file__).parent / f"{name}.cpp"
+    target = folders.mktemp("emulation") / f"{name}.so"
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-extern-tls-init", "-w"]
+    options = [*flags, "-shared", "-fPIC", f"-I{include}"]
+    command = [compiler, *options, str(source), "-o", str(target)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return ctypes.CDLL(str(target))
+
+
+def shifted(x: torch.Tensor, shift: int) -> torch.Tensor:
+    """Returns a copy that starts `shift` elements after a 16-byte boundary, amid filler."""
+    filler = float("nan") if x.is_floating_point() else -128
+    buffer = torch.full((x.numel() + 64,), filler, dtype=x.dtype)
+    start = (-buffer.data_ptr() % 16) // x.element_size() + shift
+    return buffer[start : start + x.numel()].copy_(x.reshape(-1)).view(x.shape)
