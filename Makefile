@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTHON_SOURCES := synq_fast kernels tests benchmarks setup.py
 CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint typecheck bench compile-check build format clean
+.PHONY: demo test native-test sanitize lint typecheck bench compile-check build format clean
 
 # A new run each time; `synq-fast quantize --resume` is for interrupted ones.
 demo: build
@@ -18,6 +18,21 @@ demo: build
 test demo: export OMP_WAIT_POLICY = passive
 test: build
 	$(BIN)/python -m pytest --ignore=tests/compile
+
+# csrc without Python and torch; a build folder for each variant.
+native-test: $(STAMP)
+	$(call native_test,native-tests)
+
+sanitize: $(STAMP)
+	$(call native_test,native-asan,'-DSYNQ_SANITIZE=address;undefined')
+	$(call native_test,native-tsan,-DSYNQ_SANITIZE=thread)
+
+define native_test
+$(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	--log-level=WARNING -DSYNQ_MODULE=OFF -DSYNQ_TESTS=ON $(2)
+$(BIN)/cmake --build build/$(1) -- --quiet
+$(BIN)/ctest --test-dir build/$(1) --output-on-failure --no-tests=error
+endef
 
 bench: build
 	$(BIN)/python -m pytest benchmarks

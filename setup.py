@@ -123,7 +123,12 @@ def configure_and_build(nvcc: "str | None", torch_dir: Path, torch_version: str)
         "SYNQ_CUDA": "ON" if nvcc else "OFF",
     }
     if nvcc:
-        options |= {"CMAKE_CUDA_COMPILER": nvcc, "SYNQ_CUDA_ARCHITECTURES": CUDA_ARCHITECTURES}
+        options |= {
+            "CMAKE_CUDA_COMPILER": nvcc,
+            "SYNQ_CUDA_ARCHITECTURES": CUDA_ARCHITECTURES,
+            # A spill is slow, not wrong: it stops those who can mend it, not a user's install.
+            "SYNQ_FORBID_SPILLS": "ON" if os.environ.get("SYNQ_FAST_REQUIRE_NATIVE") else "OFF",
+        }
     arguments = [f"-D{name}={value}" for name, value in options.items()]
     try:
         run([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *arguments], log)
