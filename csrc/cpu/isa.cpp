@@ -1,6 +1,9 @@
 #include "cpu/isa.h"
 
 #include <stdlib.h>
+#if defined(SYNQ_X86)
+#include <cpuid.h>
+#endif
 
 #include <stdexcept>
 
@@ -11,10 +14,18 @@ constexpr const char* kNames[] = {"default", "avx2", "avx512"};
 
 const char* name_of(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
+#if defined(SYNQ_X86)
+// Not every compiler's __builtin_cpu_supports knows this name.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 std::vector<Isa> supported() {
   std::vector<Isa> sets{Isa::kDefault};
 #if defined(SYNQ_X86)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2") && has_f16c() && __builtin_cpu_supports("fma")) {
     sets.push_back(Isa::kAvx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
