@@ -79,6 +79,25 @@ def test_ptx(source: Path, arch: str, tmp_path: Path) -> None:
             assert divisions(instructions) > count, name
 
 
+def test_the_build_refuses_spills(tmp_path: Path) -> None:
+    build = (Path(__file__).parents[2] / "CMakeLists.txt").read_text()
+    assert "set(ptxas_options -v,-warn-spills)" in build
+    assert "string(APPEND ptxas_options ,-Werror)" in build
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc not found")
+    source = tmp_path / "careless.cu"
+    source.write_text(CARELESS)
+    command = [nvcc, "-cubin", "-arch=sm_90", "-Xptxas=-v,-warn-spills,-Werror", source]
+    output = ["-o", str(tmp_path / "out.cubin")]
+    assert subprocess.run([*command, *output], capture_output=True).returncode == 0
+    spilling = subprocess.run(
+        [*command, *output, "-maxrregcount=32"], capture_output=True, text=True
+    )
+    assert spilling.returncode != 0
+    assert "error   : Registers are spilled" in spilling.stdout + spilling.stderr
+
+
 def test_the_checks_can_fail(tmp_path: Path) -> None:
     source = tmp_path / "careless.cu"
     source.write_text(CARELESS)
