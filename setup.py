@@ -209,6 +209,11 @@ setup(
     distclass=NativeDistribution,
     ext_modules=[Extension("synq_fast._C", sources=[])],
     cmdclass={"build_ext": BuildNative},
-    packages=[*find_packages(include=["synq_fast", "synq_fast.*"]), "synq_fast.kernels"],
-    package_dir={"synq_fast.kernels": "kernels"},
+    packages=[
+        *find_packages(include=["synq_fast", "synq_fast.*"]),
+        "synq_fast.kernels",
+        "synq_fast.benchmarks",
+        "synq_fast.benchmarks.baselines",
+    ],
+    package_dir={"synq_fast.kernels": "kernels", "synq_fast.benchmarks": "benchmarks"},
 )

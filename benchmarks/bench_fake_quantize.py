@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 BITS = 4
 CHANNEL_AXIS = 1
-# The first fits the caches of a server CPU; the second, 51 MB, is above glibc's 32 MiB threshold.
-SHAPES = [(16, 64, 56, 56), (64, 64, 56, 56)]
+SHAPES = harness.sizes(
+    # The first fits the caches of a server CPU; the second, 51 MB, exceeds the 32 MiB of glibc.
+    cpu=[(16, 64, 56, 56), (64, 64, 56, 56)],
+    # 12.8 MB, in the L2 of a large GPU, and 206 MB, in that of none.
+    cuda=[(16, 64, 56, 56), (256, 64, 56, 56)],
+)
 
 
 def _ranges(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
@@ -31,8 +36,8 @@ def _aten(x: Tensor, low: Tensor, high: Tensor, axis: int | None) -> Callable[[]
     zero_point = torch.round(-low / scale).clamp(0, last).int()
     if axis is None:
         step, offset = scale.item(), int(zero_point.item())
-        return lambda: torch.fake_quantize_per_tensor_affine(x, step, offset, 0, last)
-    return lambda: torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, 0, last)
+        return columns.call(torch.fake_quantize_per_tensor_affine, x, step, offset, 0, last)
+    return columns.call(torch.fake_quantize_per_channel_affine, x, scale, zero_point, axis, 0, last)
 
 
 @pytest.mark.parametrize("axis", [None, CHANNEL_AXIS], ids=["per_tensor", "per_channel"])
@@ -51,7 +56,7 @@ def bench_fake_quantize(
         assert torch.equal(call(), expected), f"{name} differs from the reference"
 
     rows: dict[str, Callable[[], object]] = dict(ours)
-    rows["reference, eager"] = lambda: reference.fake_quantize(*arguments, axis=axis)
+    rows["reference, eager"] = columns.call(reference.fake_quantize, *arguments, axis=axis)
     compiled, reason = columns.compiled_column(reference.fake_quantize, *arguments, axis=axis)
     if compiled is None:
         omitted["reference, torch.compile"] = reason
@@ -61,12 +66,13 @@ def bench_fake_quantize(
         rows["reference, torch.compile"] = compiled
     granularity = "per_tensor" if axis is None else "per_channel"
     rows[f"aten fake_quantize_{granularity}_affine"] = _aten(x, low, high, axis)
-    rows["clone"] = x.clone
+    rows["clone"] = columns.call(torch.clone, x)
     compare(
         f"{granularity} {'x'.join(map(str, shape))} {BITS} bits",
         rows,
         ours=next(iter(ours), None),
         copy="clone",
         bytes_moved=2 * 4 * math.prod(shape),
+        elements=math.prod(shape),
         omitted=omitted,
     )

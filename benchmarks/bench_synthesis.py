@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import harness
-from benchmarks.baselines.published_synthesis import PublishedSynthesis, PublishedSynthesisConfig
-from benchmarks.engine import engine_synthesis
 from synq_fast.models.resnet_cifar import cifar_resnet20
+
+from . import harness
+from .baselines.published_synthesis import PublishedSynthesis, PublishedSynthesisConfig
+from .engine import engine_synthesis
 
 BATCH = 256
 
@@ -33,5 +34,6 @@ def bench_synthesis(compare: Callable[..., harness.Comparison]) -> None:
         f"resnet20 32px batch {BATCH}",
         columns,
         ours="ours",
+        clock="wall",
         rounds=7,
     )

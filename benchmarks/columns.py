@@ -1,4 +1,4 @@
-"""Columns that several suites share: our backends on this device, and compiled functions."""
+"""Columns that several suites share: our backends, compiled functions, a copy of as many bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from typing import Any
 import torch
 from torch._inductor import config as inductor_config
 
-from benchmarks import harness
 from synq_fast import ops
 
+from . import cuda_timing, harness
+
 _BACKENDS_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+
+def call(function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Callable[[], Any]:
+    """``function`` of these arguments, as a column.
+
+    On a GPU small tensor arguments are copied and the calls take turns, so that none finds its
+    inputs in the cache. A row rotates only where all of its columns do.
+    """
+    if harness.DEVICE.type == "cuda":
+        return cuda_timing.rotate(function, arguments, options)
+    return partial(function, *arguments, **options)
 
 
 def our_columns(
@@ -26,7 +38,7 @@ def our_columns(
     """
     available: dict[str, str | None] = ops.available_backends()
 
-    def call(backend: str) -> Any:
+    def on(backend: str, *arguments: Any, **options: Any) -> Any:
         with ops.backend(backend):
             return function(*arguments, **options)
 
@@ -35,7 +47,7 @@ def our_columns(
     for backend in _BACKENDS_OF_DEVICE[harness.DEVICE.type]:
         reason = available.get(backend, "unknown to this build")
         if reason is None:
-            columns[f"ours ({backend})"] = partial(call, backend)
+            columns[f"ours ({backend})"] = call(on, backend, *arguments, **options)
         else:
             omitted[f"ours ({backend})"] = reason
     return columns, omitted
@@ -47,11 +59,20 @@ def compiled_column(
     """``torch.compile`` of a function, compiled here and now; None and the reason if it fails."""
     torch.compiler.reset()
     compiled = torch.compile(function, dynamic=False)
-    call = partial(compiled, *arguments, **options)
+    column = call(compiled, *arguments, **options)
     try:
         # The thread count is part of the generated code but not of the cache's key.
         with inductor_config.patch(force_disable_caches=True):
-            call()
+            column()
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return call, ""
+    return column, ""
+
+
+def copy_column(bytes_moved: int) -> Callable[[], Any]:
+    """A plain copy that reads and writes ``bytes_moved`` bytes together: half of them each.
+
+    For an op with one output like its input that is ``x.clone``; for a reduction it is the copy of
+    half the input.
+    """
+    return call(torch.clone, torch.zeros(bytes_moved // 2, dtype=torch.int8, device=harness.DEVICE))

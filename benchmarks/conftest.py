@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks import harness
+from . import harness, results_file, summary
+from .progress import Progress
 
 _COMPARISONS = pytest.StashKey[list[harness.Comparison]]()
 Compare = Callable[..., harness.Comparison]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the flags that write result files and shorten a run."""
+    """Add the flags that choose the device, shorten a run and write result files."""
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="what to measure (default: a GPU where there is one)",
+    )
     parser.addoption(
         "--threads",
         type=int,
@@ -34,13 +40,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const=str(Path(__file__).parent / "results"),
         help="write one JSON file for each suite (default folder: benchmarks/results)",
     )
+    parser.addoption("--write-rows", metavar="FILE", help="write all rows as one JSON file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Collect ``bench_*`` files and functions, and begin the session's list of rows."""
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
-    config.stash[_COMPARISONS] = []
+    rows = config.stash.setdefault(_COMPARISONS, [])
+    config.pluginmanager.register(Progress(config, rows), "synq_fast_progress")
+    if config.getoption("--device"):
+        try:
+            harness.use_device(config.getoption("--device"))
+        except RuntimeError as error:
+            raise pytest.UsageError(f"--device cuda: {error}") from error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Measure each row under every allocator setting."""
+    if "allocator" in metafunc.fixturenames:
+        metafunc.parametrize("allocator", harness.allocator_settings(), indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +68,9 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=harness.allocator_settings())
+@pytest.fixture
 def allocator(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test under each allocator setting; gives the setting's name."""
+    """Run the test under an allocator setting; gives the setting's name."""
     with harness.allocator(request.param):
         yield request.param
 
@@ -67,15 +86,31 @@ def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, allocat
         ours: str | None = None,
         copy: str | None = None,
         bytes_moved: int | None = None,
+        elements: int | None = None,
         omitted: dict[str, str] | None = None,
+        limits: dict[str, tuple[str, float]] | None = None,
         rounds: int = 15,
         calls: int = 1,
         warmup: int = 2,
+        clock: str = "device",
     ) -> harness.Comparison:
         suite = request.path.stem.removeprefix("bench_")
         rounds = request.config.getoption("--rounds") or rounds
-        timings = harness.interleave(columns, rounds=rounds, calls=calls, warmup=warmup)
-        row = harness.Comparison(suite, case, allocator, timings, bytes_moved, copy, ours, omitted)
+        timings = harness.interleave(
+            columns, rounds=rounds, calls=calls, warmup=warmup, clock=clock
+        )
+        row = harness.Comparison(
+            suite,
+            case,
+            allocator,
+            timings,
+            bytes_moved,
+            copy,
+            ours,
+            omitted,
+            elements,
+            limits,
+        )
         request.config.stash[_COMPARISONS].append(row)
         benchmark.group = f"{suite}: {case}"
         for name, timing in timings.items():
@@ -92,12 +127,19 @@ def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, allocat
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print every row and, when asked, write the result files."""
-    comparisons = terminalreporter.config.stash[_COMPARISONS]
+    """Print every row, the summary and, when asked, write the result files."""
+    config = terminalreporter.config
+    comparisons = config.stash[_COMPARISONS]
+    if not comparisons:
+        return
     for comparison in comparisons:
         terminalreporter.write_line("\n" + comparison.table())
-    folder = terminalreporter.config.getoption("--write-results")
-    if comparisons and folder:
-        threads = terminalreporter.config.getoption("--threads")
-        for path in harness.write_results(comparisons, Path(folder), threads):
-            terminalreporter.write_line(f"wrote {path}")
+    terminalreporter.write_line("\n" + summary.summary(comparisons))
+    threads = config.getoption("--threads")
+    folder, file = config.getoption("--write-results"), config.getoption("--write-rows")
+    paths = results_file.write_results(comparisons, Path(folder), threads) if folder else []
+    if file:
+        results_file.write_file(comparisons, Path(file), threads)
+        paths.append(Path(file))
+    for path in paths:
+        terminalreporter.write_line(f"wrote {path}")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from benchmarks.baselines.published_config import LossConstants
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import BatchSource, Trainer
 from synq_fast.quant import BitWidths, find_tap_points, trace
@@ -23,6 +22,8 @@ from synq_fast.recipes.schema import (
 from synq_fast.saved_model import build_student
 from synq_fast.synthesis.bank import ImageBank
 from synq_fast.synthesis.losses import BatchNormTeacher, focal_class_loss
+
+from .baselines.published_config import LossConstants
 
 
 def finetune_recipe(losses: LossConstants, *, through_teacher: bool, **changes: object) -> Finetune:

@@ -1,24 +1,28 @@
-"""Shared measuring: interleaved rounds, fixed threads, two allocator settings, result files."""
+"""Shared measuring: the device, fixed threads, two allocator settings, interleaved rounds."""
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import json
 import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
+from typing import TypeVar
 
 import torch
+
+from . import cuda_timing
+from .cuda_timing import Sample
+from .rows import Comparison as Comparison
+from .rows import Timing as Timing
 
 THREADS = 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+_Size = TypeVar("_Size")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MEBIBYTE = 1 << 20
 # glibc raises its mmap threshold by itself, but not above 32 MiB, and keeps trim at twice that.
@@ -26,6 +30,28 @@ _ALLOCATORS = {
     "default": (32 * _MEBIBYTE, 64 * _MEBIBYTE),
     "raised": (1024 * _MEBIBYTE, 2047 * _MEBIBYTE),
 }
+
+
+def use_device(name: str) -> None:
+    """Measure on ``cpu`` or ``cuda`` from here on; suites read ``DEVICE`` when they are collected.
+
+    Raises:
+        RuntimeError: torch finds no CUDA device.
+    """
+    global DEVICE
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("torch finds no CUDA device on this machine")
+    DEVICE = torch.device(name)
+
+
+def sizes(*, cpu: Sequence[_Size], cuda: Sequence[_Size] | None = None) -> list[_Size]:
+    """The sizes of a suite on the device that is measured.
+
+    Args:
+        cpu: sizes on a CPU, where a row should take seconds.
+        cuda: sizes on a GPU, one of them at least 64 MiB; by default those of the CPU.
+    """
+    return list(cpu if cuda is None or DEVICE.type == "cpu" else cuda)
 
 
 def allocator_settings() -> list[str]:
@@ -80,151 +106,53 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call over the rounds of one column."""
-
-    median: float
-    fastest: float
-    quartile_range: float
-    rounds: int
-
-
 def interleave(
     columns: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 15,
     calls: int = 1,
     warmup: int = 2,
+    clock: str = "device",
 ) -> dict[str, Timing]:
     """Time several callables in turn, so that a disturbance of the machine meets all of them.
 
     Args:
         columns: name to callable; each is called without arguments.
         rounds: how often the whole sequence of columns is run; at least 2.
-        calls: calls of one column in a row, timed together.
+        calls: calls of one column in a row, timed together by the wall clock.
         warmup: untimed calls of each column first.
+        clock: "device" takes a GPU's own time, of a CUDA graph where the work can be captured;
+            "wall" includes what the host does around it. On a CPU there is only the wall clock.
 
     Returns:
         Name to timing; a round begins one column later than the round before it.
     """
-    names = list(columns)
-    for name in names:
+    for call in columns.values():
         for _ in range(warmup):
-            columns[name]()
+            call()
+    samples: dict[str, Sample]
+    if clock == "device" and DEVICE.type == "cuda":
+        samples = cuda_timing.samples(columns)
+    else:
+        samples = {name: Sample(partial(_wall, call, calls)) for name, call in columns.items()}
+    names = list(columns)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_index in range(rounds):
         offset = round_index % len(names)
         for name in names[offset:] + names[:offset]:
-            call = columns[name]
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            synchronize()
-            seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: _timing(values) for name, values in seconds.items()}
+            seconds[name].append(samples[name].take())
+    return {name: _timing(values, samples[name].how) for name, values in seconds.items()}
 
 
-def _timing(seconds: list[float]) -> Timing:
+def _wall(call: Callable[[], object], calls: int) -> float:
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def _timing(seconds: list[float], how: str) -> Timing:
     low, middle, high = statistics.quantiles(seconds, n=4)
-    return Timing(middle, min(seconds), high - low, len(seconds))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One measured row: several columns that do the same work."""
-
-    suite: str
-    case: str
-    allocator: str
-    timings: dict[str, Timing]
-    bytes_moved: int | None = None
-    copy: str | None = None
-    """The column that copies the same bytes."""
-    ours: str | None = None
-    """The column that the speed-ups are of."""
-    omitted: dict[str, str] | None = None
-    """Columns that could not run, with the reason."""
-
-    def table(self) -> str:
-        """The row as text: time, GB/s, fraction of the copy's speed, speed-up of ours."""
-        head = f"{self.suite}: {self.case} [allocator: {self.allocator}]"
-        titles = ("column", "median", "iqr", "GB/s", "of copy", "ours is")
-        lines = [head, "  {:<38}{:>12}{:>10}{:>9}{:>9}{:>10}".format(*titles)]
-        for name, timing in self.timings.items():
-            lines.append(
-                f"  {name:<38}{_seconds(timing.median):>12}{_seconds(timing.quartile_range):>10}"
-                f"{self._bandwidth(timing):>9}{self._ratio(self.copy, timing, '{:.2f}'):>9}"
-                f"{self._speed_up(timing):>10}"
-            )
-        lines += [f"  {name:<38}not run: {why}" for name, why in (self.omitted or {}).items()]
-        return "\n".join(lines)
-
-    def _bandwidth(self, timing: Timing) -> str:
-        return f"{self.bytes_moved / timing.median / 1e9:.1f}" if self.bytes_moved else "-"
-
-    def _ratio(self, column: str | None, timing: Timing, text: str) -> str:
-        return text.format(self.timings[column].median / timing.median) if column else "-"
-
-    def _speed_up(self, timing: Timing) -> str:
-        if self.ours is None:
-            return "-"
-        return f"{timing.median / self.timings[self.ours].median:.2f}x"
-
-
-def _seconds(value: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e9:.3g} ns"
-
-
-def environment(threads: int = THREADS) -> dict[str, object]:
-    """What a result depends on: device, driver, versions, threads, commit."""
-    facts: dict[str, object] = {
-        "device": str(DEVICE),
-        "processor": _processor(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "uncommitted": bool(_output("git", "status", "--porcelain")),
-    }
-    if DEVICE.type == "cuda":
-        facts["device"] = torch.cuda.get_device_name()
-        facts["cuda"] = torch.version.cuda
-        facts["driver"] = _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
-    return facts
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _output(*command: str) -> str | None:
-    try:
-        root = Path(__file__).parent
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def write_results(
-    comparisons: list[Comparison], folder: Path, threads: int = THREADS
-) -> list[Path]:
-    """Write one JSON file for each suite and return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts, paths = environment(threads), []
-    for suite in dict.fromkeys(comparison.suite for comparison in comparisons):
-        rows = [asdict(comparison) for comparison in comparisons if comparison.suite == suite]
-        path = folder / f"{suite}-{DEVICE.type}.json"
-        path.write_text(json.dumps({"environment": facts, "rows": rows}, indent=2) + "\n")
-        paths.append(path)
-    return paths
+    return Timing(middle, min(seconds), high - low, len(seconds), how)

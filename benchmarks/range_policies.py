@@ -21,7 +21,6 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, fx
 from torch.nn import functional
 
-from benchmarks.accuracy import NETWORKS
 from synq_fast.data import data_root
 from synq_fast.finetune.trainer import BatchSource
 from synq_fast.models import Teacher, load_teacher
@@ -29,6 +28,8 @@ from synq_fast.quant import BitWidths, held_weights, observing, trace
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.saved_model import build_student
 from synq_fast.synthesis.bank import ImageBank
+
+from .accuracy import NETWORKS
 
 POLICIES = [
     ("minmax", 1.0),

@@ -29,19 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when all went well, 2 for what the user can mend, 130 after Ctrl-C.
+        0 when all went well, 1 when a benchmark's check failed, 2 for what the user can mend, 130
+        after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except (SynqFastError, BackendUnavailableError) as error:
         print(f"synq-fast: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", metavar="SET", help="labelled images: a name or a path")
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
 
+    _bench_commands(commands)
     _command(commands, "info", _info, "versions, backends and what is missing", "synq-fast info")
     show = _command(
         commands, "recipes", _recipes, "list recipes, or show one", "synq-fast recipes synq-cifar"
@@ -112,7 +114,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str, example: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    help: str,
+    example: str,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -123,6 +129,42 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def _bench_commands(commands: Any) -> None:
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "measure the ops and the steps beside what one would use instead",
+        "synq-fast bench ops --op fake_quantize --json ops.json --plot ops.png",
+    )
+    parts = bench.add_subparsers(dest="part", required=True, metavar="PART")
+    what = {
+        "ops": "time each op, in GB/s and beside PyTorch, torch.compile and a plain copy",
+        "step": "time a fine-tuning step beside the published one",
+        "synthesis": "time a synthesis iteration beside the published one",
+    }
+    for part, help in what.items():
+        example = "ops --op fake_quantize low_pass --threads 2 --plot ops.png"
+        example = example if part == "ops" else f"{part} --rounds 5 --json {part}.json"
+        parser = _command(parts, part, _bench, help, f"synq-fast bench {example}")
+        if part == "ops":
+            parser.add_argument(
+                "--op", nargs="+", metavar="NAME", help="only these ops, by default all"
+            )
+        parser.add_argument(
+            "--device", choices=["cpu", "cuda"], help="by default a GPU where there is one"
+        )
+        parser.add_argument("--threads", type=int, metavar="N", help="on a CPU, by default 2")
+        parser.add_argument(
+            "--rounds", type=int, metavar="N", help="rounds of each row: fewer are quicker, noisier"
+        )
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+        if part == "ops":
+            parser.add_argument(
+                "--plot", type=Path, metavar="FILE", help="draw the fraction of the copy bandwidth"
+            )
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +315,23 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, {result.count} images"
     )
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from synq_fast import bench
+
+    names = bench.op_suites(options.op) if options.part == "ops" else [options.part]
+    passed = bench.run(
+        names,
+        device=options.device,
+        threads=options.threads,
+        rounds=options.rounds,
+        json=options.json,
+        plot=getattr(options, "plot", None),
+    )
+    if not passed:
+        print("synq-fast: not every benchmark passed its check; see above", file=sys.stderr)
+    return 0 if passed else 1
 
 
 def _info(options: argparse.Namespace) -> None:

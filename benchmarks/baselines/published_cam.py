@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.baselines.published_config import PublishedStepConfig
+from .published_config import PublishedStepConfig
 
 
 def class_activation_map(

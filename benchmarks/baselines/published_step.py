@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from benchmarks.baselines.published_augmentation import augment_each
-from benchmarks.baselines.published_cam import PublishedGradCam, class_activation_map
-from benchmarks.baselines.published_config import LossConstants, PublishedStepConfig
-from benchmarks.baselines.published_losses import (
+from .published_augmentation import augment_each
+from .published_cam import PublishedGradCam, class_activation_map
+from .published_config import LossConstants, PublishedStepConfig
+from .published_losses import (
     difficulty,
     distillation,
     feature_alignment,
@@ -27,14 +27,14 @@ from benchmarks.baselines.published_losses import (
     low_pass_mask,
     masked_cross_entropy,
 )
-from benchmarks.baselines.published_quantizer import (
+from .published_quantizer import (
     build_published_student,
     held_weights,
     set_ranges,
     trace_out_of_place,
     tracking_ranges,
 )
-from benchmarks.baselines.published_taps import OutputTaps, last_convolution, residual_bodies
+from .published_taps import OutputTaps, last_convolution, residual_bodies
 
 __all__ = [
     "LossConstants",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from benchmarks.baselines.published_augmentation import augment_each
+from .published_augmentation import augment_each
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel."""

@@ -1,0 +1,135 @@
+"""The benchmark suites as a command: each run in a process of its own, by pytest-benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from synq_fast.errors import SynqFastError
+
+# The suites of whole steps; every other one is of an op.
+WHOLE = ("step", "synthesis")
+_PACKAGE = "synq_fast.benchmarks"
+_PREFIX = "bench_"
+
+
+class BenchmarkError(SynqFastError, RuntimeError):
+    """A benchmark that cannot be run as asked."""
+
+
+def suites() -> dict[str, Path]:
+    """Return the file of each suite by its name, such as "fake_quantize".
+
+    Raises:
+        BenchmarkError: The suites were not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    files = sorted(folder.glob(f"{_PREFIX}*.py")) if folder is not None else []
+    if not files:
+        raise BenchmarkError(
+            "the benchmark suites are not part of this installation; reinstall synq-fast"
+        )
+    return {path.stem.removeprefix(_PREFIX): path for path in files}
+
+
+def op_suites(names: Sequence[str] | None = None) -> list[str]:
+    """Return the suites of the named ops, by default of all.
+
+    Raises:
+        BenchmarkError: There is no suite of such a name.
+    """
+    known = [name for name in suites() if name not in WHOLE]
+    for name in names or ():
+        if name not in known:
+            raise BenchmarkError(f'no benchmark of an op "{name}"; there are {", ".join(known)}')
+    return list(dict.fromkeys(names)) if names else known
+
+
+def run(
+    names: Sequence[str],
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    rounds: int | None = None,
+    json: Path | None = None,
+    plot: Path | None = None,
+) -> bool:
+    """Measure suites one after another; progress and tables go to standard output.
+
+    Args:
+        names: Suites, such as "fake_quantize" or "step".
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+        threads: Intra-op threads on a CPU.
+        rounds: Rounds of each comparison, at least 2, instead of the suites' own numbers.
+        json: Where to write the rows.
+        plot: Where to draw each op's fraction of the copy bandwidth, a PNG.
+
+    Returns:
+        Whether every suite ran and all of its columns computed the same.
+
+    Raises:
+        BenchmarkError: Something needed is not installed, not there or cannot be written.
+    """
+    _check(device, threads, rounds, json, plot)
+    files = suites()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = json or Path(scratch) / "rows.json"
+        rows.unlink(missing_ok=True)
+        options = {"device": device, "threads": threads, "rounds": rounds, "write-rows": rows}
+        given = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        passed = _pytest([files[name] for name in names], given)
+        if plot is not None and rows.exists():
+            importlib.import_module(f"{_PACKAGE}.plot").draw_files([rows], plot)
+            print(f"wrote {plot}")
+    return passed
+
+
+def _check(
+    device: str | None, threads: int | None, rounds: int | None, *outputs: Path | None
+) -> None:
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise BenchmarkError(
+            "the benchmarks need pytest-benchmark, which is not installed; "
+            "`pip install 'synq-fast[bench]'`"
+        )
+    if outputs[-1] is not None and importlib.util.find_spec("matplotlib") is None:
+        raise BenchmarkError(
+            "a plot needs matplotlib, which is not installed; `pip install 'synq-fast[report]'`"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError(
+            "torch finds no CUDA device on this machine; leave out --device cuda to measure the CPU"
+        )
+    for name, value, least in (("threads", threads, 1), ("rounds", rounds, 2)):
+        if value is not None and value < least:
+            raise BenchmarkError(f"--{name} must be at least {least}, got {value}")
+    for path in outputs:
+        # Before minutes of measuring, not after.
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise BenchmarkError(f'cannot write "{path}": its folder must exist and it be a file')
+
+
+def _pytest(files: Sequence[Path], options: Sequence[str]) -> bool:
+    command = [sys.executable, "-m", "pytest", *map(str, files), *options]
+    # The settings of whatever project lies around the package are not meant for it.
+    command += ["-q", "-c", os.devnull, f"--rootdir={files[0].parent}", "--tb=short"]
+    command += ["-p", "no:cacheprovider", "-p", "no:warnings", "--benchmark-quiet"]
+    foreign = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    sys.stdout.flush()
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait() == 0
+        except KeyboardInterrupt:
+            # Ctrl-C reached the process too; it ends by itself, with the rows it has.
+            process.wait()
+            raise
