@@ -57,8 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Measure each row under every allocator setting."""
-    if "allocator" in metafunc.fixturenames:
+    """Measure each row under every allocator setting, unless the suite chooses one."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    chosen = any(mark.args[0] == "allocator" for mark in marks)
+    if "allocator" in metafunc.fixturenames and not chosen:
         metafunc.parametrize("allocator", harness.allocator_settings(), indirect=True)
 
 
@@ -137,9 +139,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line("\n" + summary.summary(comparisons))
     threads = config.getoption("--threads")
     folder, file = config.getoption("--write-results"), config.getoption("--write-rows")
-    paths = results_file.write_results(comparisons, Path(folder), threads) if folder else []
     if file:
         results_file.write_file(comparisons, Path(file), threads)
-        paths.append(Path(file))
-    for path in paths:
+    for path in results_file.write_results(comparisons, Path(folder), threads) if folder else []:
         terminalreporter.write_line(f"wrote {path}")

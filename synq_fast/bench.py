@@ -87,9 +87,13 @@ def run(
         options = {"device": device, "threads": threads, "rounds": rounds, "write-rows": rows}
         given = [f"--{key}={value}" for key, value in options.items() if value is not None]
         passed = _pytest([files[name] for name in names], given)
-        if plot is not None and rows.exists():
+        if not rows.exists():
+            return passed
+        if plot is not None:
             importlib.import_module(f"{_PACKAGE}.plot").draw_files([rows], plot)
-            print(f"wrote {plot}")
+        for path in (json, plot):
+            if path is not None:
+                print(f"wrote {path}")
     return passed
 
 
