@@ -1,10 +1,11 @@
 #!/bin/sh
-# Everything that needs a GPU, in one go: build, tests, memory checks, benchmarks. Results: benchmarks/results/*.json.
-# What cannot run is named and skipped; the exit status is 1 if anything that ran failed.
+# Everything that needs a GPU, in one go: build, tests, memory checks, benchmarks, targets.
+# Results: benchmarks/results/*-cuda.*. What cannot run is named and skipped; the exit status is 1 if
+# anything that ran failed or a target is missed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python}
-results=benchmarks/results
+results=${RESULTS:-benchmarks/results}
 failed=""
 
 skip() { echo "skipped: $1 ($2)"; }
@@ -16,14 +17,13 @@ attempt() {
 }
 
 if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
-  for name in "build with CUDA" "GPU tests" "compute-sanitizer" "GPU benchmarks"; do
+  for name in "build with CUDA" "GPU tests" "every op" "compute-sanitizer" "GPU benchmarks" "targets"; do
     skip "$name" "torch finds no CUDA device"
   done
   exit 0
 fi
 
 mkdir -p "$results"
-device=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 
 if "$python" -c 'import sys; from tests.cuda_toolkit import find_nvcc; sys.exit(find_nvcc() is None)'; then
   attempt "build with CUDA" "$python" -m pip install --no-build-isolation --no-deps -e .
@@ -31,25 +31,39 @@ else
   skip "build with CUDA" "nvcc not found; the installed build is tested"
 fi
 
-attempt "GPU tests" "$python" -m pytest -m cuda tests --junitxml="$results/gpu-tests-$device.xml"
+attempt "GPU tests" "$python" -m pytest -m cuda tests --junitxml="$results/gpu-tests-cuda.xml"
+attempt "every op" "$python" -m benchmarks.every_op --device cuda --capture --json "$results/every_op-cuda.json"
 
+# Without the caching allocator each tensor ends where it should, so that overruns are seen.
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck initcheck; do
     attempt "compute-sanitizer $tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
-      tests/cuda -k "(unaligned or special) and not triton"
+      compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" -m benchmarks.every_op --device cuda --backend cuda
   done
+  attempt "compute-sanitizer memcheck, Triton" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool memcheck --error-exitcode 9 \
+    "$python" -m benchmarks.every_op --device cuda --backend triton
 else
   skip "compute-sanitizer" "not found on PATH"
 fi
 
 if "$python" -c 'import pytest_benchmark' 2>/dev/null; then
+  # Suites apart, so that one that crashes does not take the others' results with it.
   for suite in benchmarks/bench_*.py; do
-    name=$(basename "$suite" .py)
-    attempt "$name" "$python" -m pytest "$suite" --write-results "$results"
+    attempt "$(basename "$suite" .py)" \
+      "$python" -m pytest "$suite" -q --benchmark-quiet --device cuda --write-results "$results"
   done
+  set -- "$results"/*-cuda.json
+  if "$python" -c 'import matplotlib' 2>/dev/null; then
+    attempt "chart" "$python" -m benchmarks.plot "$@" "$results/bandwidth-cuda.png"
+  else
+    skip "chart" "matplotlib is not installed"
+  fi
+  attempt "targets" "$python" -m benchmarks.targets "$@"
 else
   skip "GPU benchmarks" "pytest-benchmark is not installed"
+  skip "targets" "pytest-benchmark is not installed"
 fi
 
 if [ -n "$failed" ]; then
