@@ -69,7 +69,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, rate: float, teacher=None) -> None:
     """Train on the labels, or on a teacher and the labels that it finds easy."""
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=rate)
+    optimizer = torch.optim.Adam(model.train().parameters(), rate)
     for _ in range(12):
         for batch in torch.randperm(len(images)).split(64):
             x, y = images[batch], labels[batch]
@@ -111,9 +111,8 @@ def main() -> None:
 
     train(student, *seen, 1e-3, teacher.eval())
     print(f"{bits} bits after training with its teacher: {accuracy(student, *unseen):.1f} %")
-    weight, _, _ = ops.fake_quantize_dynamic(student[2].weight, bits, axis=0)
-    levels = max(len(channel.unique()) for channel in weight)
-    print(f"at most {levels} different weights in a channel")
+    rounded, _, _ = ops.fake_quantize_dynamic(student[2].weight, bits, axis=0)
+    print(f"at most {max(len(w.unique()) for w in rounded)} different weights in a channel")
 
 
 if __name__ == "__main__":
