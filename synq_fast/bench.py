@@ -74,7 +74,7 @@ def run(
         plot: Where to draw each op's fraction of the copy bandwidth, a PNG.
 
     Returns:
-        Whether every suite ran and all of its columns computed the same.
+        Whether something was measured, every suite ran and all columns computed the same.
 
     Raises:
         BenchmarkError: Something needed is not installed, not there or cannot be written.
@@ -88,7 +88,9 @@ def run(
         given = [f"--{key}={value}" for key, value in options.items() if value is not None]
         passed = _pytest([files[name] for name in names], given)
         if not rows.exists():
-            return passed
+            if passed or json or plot:
+                print("nothing was measured, and nothing written; see above", file=sys.stderr)
+            return False
         if plot is not None:
             importlib.import_module(f"{_PACKAGE}.plot").draw_files([rows], plot)
         for path in (json, plot):

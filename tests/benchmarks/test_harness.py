@@ -8,44 +8,99 @@ import time
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import columns, harness, results_file
+from benchmarks.rows import Comparison, Timing
 
 
-def test_interleave_finds_the_slower_column():
+@pytest.fixture
+def device(monkeypatch):
+    """Restores the device that is measured."""
+    monkeypatch.setattr(harness, "DEVICE", harness.DEVICE)
+    return lambda name: monkeypatch.setattr(harness, "DEVICE", torch.device(name))
+
+
+def test_interleave_finds_the_slower_column(device):
+    device("cpu")
     timings = harness.interleave(
         {"fast": lambda: None, "slow": lambda: time.sleep(0.002)}, rounds=5
     )
     assert timings["slow"].median > 0.002 > timings["fast"].median
     assert timings["slow"].rounds == 5
     assert timings["slow"].fastest <= timings["slow"].median
+    assert timings["slow"].how == "wall clock"
 
 
-def test_interleave_alternates_columns():
+def test_interleave_alternates_columns(device):
+    device("cpu")
     order: list[str] = []
     columns = {name: (lambda name=name: order.append(name)) for name in "abc"}
     harness.interleave(columns, rounds=2, warmup=0)
     assert "".join(order) == "abcbca"
 
 
-def test_comparison_table_and_result_file(tmp_path):
-    timing = harness.Timing(0.002, 0.001, 0.0001, 9)
-    copy = harness.Timing(0.001, 0.001, 0.0001, 9)
-    row = harness.Comparison(
-        "suite",
-        "case",
-        "default",
-        {"ours": timing, "clone": copy},
-        4_000_000,
-        "clone",
-        "ours",
-        {"missing": "no compiler"},
-    )
-    text = row.table()
-    assert "2 ms" in text and "2.0" in text and "0.50x" in text and "no compiler" in text
-    (path,) = harness.write_results([row], tmp_path)
-    stored = json.loads(path.read_text())
-    assert stored["rows"][0]["timings"]["ours"]["median"] == 0.002
-    assert stored["environment"]["torch"] == torch.__version__
+def test_several_calls_are_timed_together(device):
+    device("cpu")
+    count = []
+    timings = harness.interleave({"a": lambda: count.append(1)}, rounds=3, calls=7, warmup=2)
+    assert len(count) == 2 + 3 * 7
+    assert timings["a"].median < 1e-3
+
+
+def test_sizes_of_the_device(device):
+    device("cpu")
+    assert harness.sizes(cpu=[1], cuda=[2, 3]) == [1]
+    device("cuda")
+    assert harness.sizes(cpu=[1], cuda=[2, 3]) == [2, 3]
+    assert harness.sizes(cpu=[1]) == [1]
+
+
+def test_use_device(device, monkeypatch):
+    harness.use_device("cpu")
+    assert harness.DEVICE.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        harness.use_device("cuda")
+    assert harness.DEVICE.type == "cpu"
+
+
+def test_a_copy_moves_as_many_bytes(device):
+    device("cpu")
+    assert columns.copy_column(1000)().nbytes == 500
+
+
+def test_results_are_written_and_read(tmp_path):
+    timing = Timing(0.002, 0.001, 0.0001, 9)
+    limits = {"ours": ("clone", 1.2)}
+    rows = [
+        Comparison("a", "1", "default", {"ours": timing}, 8, "clone", "ours", {}, 4, limits),
+        Comparison("b", "2", "raised", {"clone": timing}, omitted={"missing": "no compiler"}),
+    ]
+    paths = results_file.write_results(rows, tmp_path / "new")
+    assert [path.name.partition("-")[0] for path in paths] == ["a", "b"]
+    environment, read = results_file.read_file(paths[0])
+    assert read == rows[:1]
+    assert environment["torch"] == torch.__version__ and environment["synq-fast"]
+    results_file.write_file(rows, tmp_path / "all.json", threads=3)
+    environment, read = results_file.read_file(tmp_path / "all.json")
+    assert read == rows and environment["threads"] == 3
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    row = {"suite": "s", "case": "c", "allocator": "default"}
+    row["timings"] = {"a": {"median": 1, "fastest": 1, "quartile_range": 0, "rounds": 2}}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"environment": {}, "rows": [row]}))
+    (read,) = results_file.read_file(path)[1]
+    assert read.timings["a"].how == "wall clock"
+
+
+@pytest.mark.parametrize("content", [None, "[", "[]", '{"rows": [{"bits": 4}], "environment": {}}'])
+def test_other_files_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "accuracy.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(results_file.ResultsError, match=r"accuracy\.json"):
+        results_file.read_file(path)
 
 
 def test_threads_are_restored():
