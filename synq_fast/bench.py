@@ -85,6 +85,8 @@ def run(
         rows = json or Path(scratch) / "rows.json"
         rows.unlink(missing_ok=True)
         options = {"device": device, "threads": threads, "rounds": rounds, "write-rows": rows}
+        # Otherwise pytest-benchmark leaves a folder where the command is run.
+        options["benchmark-storage"] = Path(scratch).as_uri()
         given = [f"--{key}={value}" for key, value in options.items() if value is not None]
         passed = _pytest([files[name] for name in names], given)
         if not rows.exists():
@@ -128,7 +130,9 @@ def _pytest(files: Sequence[Path], options: Sequence[str]) -> bool:
     command = [sys.executable, "-m", "pytest", *map(str, files), *options]
     # The settings of whatever project lies around the package are not meant for it.
     command += ["-q", "-c", os.devnull, f"--rootdir={files[0].parent}", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "-p", "no:warnings", "--benchmark-quiet"]
+    command += ["-p", "no:cacheprovider", "--benchmark-quiet", "--disable-warnings"]
+    # It would be shown for a check that fails before anything is timed.
+    command += ["-W", "ignore:Benchmark fixture was not used"]
     foreign = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     sys.stdout.flush()

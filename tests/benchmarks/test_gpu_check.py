@@ -121,13 +121,43 @@ def test_every_op_from_the_command_line(tmp_path, capsys):
     assert all(v["op"] == "fake_quantize" and not v["wrong"] for v in stored)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="would run the whole check")
-def test_without_a_gpu_each_step_is_skipped_by_name():
-    environment = {**os.environ, "PYTHON": sys.executable}
+def gpu_check(python: Path | str, results: Path, path: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": str(python), "RESULTS": str(results), "PATH": path}
     script = ROOT / "benchmarks" / "gpu_check.sh"
-    done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True)
+    return subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would run the whole check")
+def test_without_a_gpu_each_step_is_skipped_by_name(tmp_path):
+    done = gpu_check(sys.executable, tmp_path, os.environ["PATH"])
     assert done.returncode == 0, done.stderr
     skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
     assert done.stdout.count("\n") == len(skipped)
     for step in ("build with CUDA", "GPU tests", "every op", "compute-sanitizer", "targets"):
         assert any(step in line and "no CUDA device" in line for line in skipped)
+
+
+@pytest.mark.parametrize("sanitizer", [False, True])
+def test_with_a_gpu_each_step_runs_and_failures_are_named(tmp_path, sanitizer):
+    # A pretended Python that notes its arguments, has everything, and fails the targets.
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "ran: $*"\n[ "$2" != benchmarks.targets ]\n'
+    )
+    python.chmod(0o755)
+    if sanitizer:
+        tool = tmp_path / "compute-sanitizer"
+        tool.write_text('#!/bin/sh\necho "sanitizer: $*"\n')
+        tool.chmod(0o755)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "fake_quantize-cuda.json").touch()
+    done = gpu_check(python, tmp_path / "results", f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 1
+    assert done.stdout.endswith("failed: targets\n")
+    assert "ran: -m pytest -m cuda tests" in done.stdout
+    for suite in (ROOT / "benchmarks").glob("bench_*.py"):
+        assert f"ran: -m pytest benchmarks/{suite.name}" in done.stdout
+    assert "fake_quantize-cuda.json" in done.stdout.partition("ran: -m benchmarks.targets")[2]
+    tools = [f"--tool {t} " in done.stdout for t in ("memcheck", "racecheck", "synccheck")]
+    assert tools == [sanitizer] * 3
+    assert ("skipped: compute-sanitizer" in done.stdout) is not sanitizer
