@@ -1,4 +1,4 @@
-"""Columns that several suites share: our backends, compiled functions, a copy of as many bytes."""
+"""Columns that several suites share: our backends on this device, and compiled functions."""
 
 from __future__ import annotations
 
@@ -67,12 +67,3 @@ def compiled_column(
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return column, ""
-
-
-def copy_column(bytes_moved: int) -> Callable[[], Any]:
-    """A plain copy that reads and writes ``bytes_moved`` bytes together: half of them each.
-
-    For an op with one output like its input that is ``x.clone``; for a reduction it is the copy of
-    half the input.
-    """
-    return call(torch.clone, torch.zeros(bytes_moved // 2, dtype=torch.int8, device=harness.DEVICE))

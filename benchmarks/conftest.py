@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from . import harness, results_file, summary
@@ -112,6 +113,7 @@ def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, allocat
             omitted,
             elements,
             limits,
+            2 * _nbytes(columns[copy]()) if copy else None,
         )
         request.config.stash[_COMPARISONS].append(row)
         benchmark.group = f"{suite}: {case}"
@@ -126,6 +128,12 @@ def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, allocat
         return row
 
     return measure
+
+
+def _nbytes(copied: object) -> int:
+    if not isinstance(copied, torch.Tensor):
+        raise TypeError(f"the copy column must return the copied tensor, got {copied!r}")
+    return copied.nbytes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

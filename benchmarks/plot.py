@@ -48,7 +48,7 @@ _ROW, _GAP, _FRAME = 0.24, 0.56, 1.6
 def series_of(column: str) -> Series | None:
     """Return the series that a column belongs to, or None if it is not drawn."""
     for backend, series in _OURS.items():
-        if column == f"ours ({backend})":
+        if column.startswith(f"ours ({backend})"):
             return series
     if COMPILED in column:
         return _COMPILE

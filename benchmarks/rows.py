@@ -30,7 +30,7 @@ class Comparison:
     timings: dict[str, Timing]
     bytes_moved: int | None = None
     copy: str | None = None
-    """The column that copies the same bytes."""
+    """The column that is a plain copy."""
     ours: str | None = None
     """The column that the speed-ups are of."""
     omitted: dict[str, str] | None = None
@@ -39,6 +39,8 @@ class Comparison:
     """Elements of the largest input."""
     limits: dict[str, tuple[str, float]] | None = None
     """Column to the column it is held against and how many times its time it may take."""
+    copy_bytes: int | None = None
+    """What the copy reads and writes, where that is not `bytes_moved`."""
 
     @property
     def title(self) -> str:
@@ -54,8 +56,8 @@ class Comparison:
         return self.bytes_moved is None or self.bytes_moved // 4 >= LARGE
 
     def our_columns(self) -> list[str]:
-        """The column that speed-ups are of, then our other backends."""
-        others = [name for name in self.timings if name.startswith("ours (") and name != self.ours]
+        """The column that speed-ups are of, then our others."""
+        others = [name for name in self.timings if name.startswith("ours") and name != self.ours]
         return ([self.ours] if self.ours else []) + others
 
     def speed_ups(self) -> dict[str, float]:
@@ -66,11 +68,17 @@ class Comparison:
         own = self.timings[ours[0]].median
         return {n: t.median / own for n, t in self.timings.items() if n not in ours}
 
+    def bandwidth(self, column: str) -> float | None:
+        """Bytes per second, or None where the bytes are not known."""
+        nbytes = self.bytes_moved
+        if column == self.copy and self.copy_bytes is not None:
+            nbytes = self.copy_bytes
+        return nbytes / self.timings[column].median if nbytes else None
+
     def of_copy(self, column: str) -> float | None:
         """The column's bandwidth as a fraction of the copy's, or None without a copy."""
-        if self.copy is None:
-            return None
-        return self.timings[self.copy].median / self.timings[column].median
+        own, copied = self.bandwidth(column), self.copy and self.bandwidth(self.copy)
+        return own / copied if own and copied else None
 
     def over_limit(self) -> list[str]:
         """A sentence for each column that takes more than it may."""
@@ -91,11 +99,11 @@ class Comparison:
         titles = ("column", "median", "iqr", "GB/s", "of copy", "ours is")
         lines = [head, "  {:<38}{:>12}{:>10}{:>9}{:>9}{:>10}".format(*titles)]
         for name, timing in self.timings.items():
-            of_copy = self.of_copy(name)
+            bandwidth, of_copy = self.bandwidth(name), self.of_copy(name)
             lines.append(
                 f"  {name:<38}{seconds(timing.median):>12}{seconds(timing.quartile_range):>10}"
-                f"{self._bandwidth(timing):>9}{'-' if of_copy is None else f'{of_copy:.2f}':>9}"
-                f"{self._speed_up(timing):>10}"
+                f"{f'{bandwidth / 1e9:.1f}' if bandwidth else '-':>9}"
+                f"{f'{of_copy:.2f}' if of_copy else '-':>9}{self._speed_up(timing):>10}"
             )
         how = {timing.how for timing in self.timings.values()} - {"wall clock"}
         if len(how) == 1:
@@ -104,9 +112,6 @@ class Comparison:
             lines += [f"  {name}: timed as {t.how}" for name, t in self.timings.items()]
         lines += [f"  {name:<38}not run: {why}" for name, why in (self.omitted or {}).items()]
         return "\n".join(lines)
-
-    def _bandwidth(self, timing: Timing) -> str:
-        return f"{self.bytes_moved / timing.median / 1e9:.1f}" if self.bytes_moved else "-"
 
     def _speed_up(self, timing: Timing) -> str:
         if self.ours is None:

@@ -9,8 +9,15 @@ from benchmarks.bench_call_overhead import NEIGHBOURS, registered_call
 from synq_fast import info, ops
 
 FAKE_QUANTIZE = next(entry for entry in NEIGHBOURS if entry.op == "fake_quantize")
-# Nothing in ATen takes such arguments or gives such results.
-ALONE = {"search_range", "patch_similarity_entropy", "grad_cam_plus_plus"}
+# Nothing in ATen takes such arguments or gives such results, or they call an op of the table.
+ALONE = {
+    "search_range",
+    "patch_similarity_entropy",
+    "grad_cam_plus_plus",
+    "layer_cam",
+    "hires_cam",
+    "bn_statistics_losses",
+}
 
 
 def test_the_registered_call_is_what_the_public_function_makes():

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import columns, harness, results_file
+from benchmarks import harness, results_file
 from benchmarks.rows import Comparison, Timing
 
 
@@ -61,11 +61,6 @@ def test_use_device(device, monkeypatch):
     with pytest.raises(RuntimeError, match="no CUDA device"):
         harness.use_device("cuda")
     assert harness.DEVICE.type == "cpu"
-
-
-def test_a_copy_moves_as_many_bytes(device):
-    device("cpu")
-    assert columns.copy_column(1000)().nbytes == 500
 
 
 def test_results_are_written_and_read(tmp_path):
