@@ -18,6 +18,8 @@ KERNELS: dict[str, frozenset[str]] = {
     "fake_quantize": _EVERYWHERE,
     "fake_quantize_dynamic": _EVERYWHERE,
     "quantize_codes": _EVERYWHERE,
+    "search_range": _EVERYWHERE,
+    "update_range": _EVERYWHERE,
 }
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

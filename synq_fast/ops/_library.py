@@ -42,7 +42,11 @@ def _define(library: torch.library.Library, name: str, op: Op) -> None:
         qualified = name if suffix == "default" else f"{name}.{suffix}"
         library.define(f"{qualified}{op.schema}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"synq_fast::{qualified}", op.fake, lib=library)
-        if suffix == "triton" or CPU_REASON is not None:
+        if suffix != "triton" and CPU_REASON is None:
+            continue
+        if op.backward is None:
+            library.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
+        else:
             setup, backward = op.backward(suffix)
             torch.library.register_autograd(
                 f"synq_fast::{qualified}", backward, setup_context=setup, lib=library

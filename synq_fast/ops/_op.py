@@ -15,14 +15,15 @@ class Op:
         schema: Arguments and results, without the name.
         fake: Checks the arguments and returns empty results, for tracing.
         reference: The op on any device in plain PyTorch, without autograd.
-        backward: `(suffix) -> (setup_context, backward)`; used where autograd is not in C++.
+        backward: `(suffix) -> (setup_context, backward)`; used where autograd is not in C++. None
+            for an op whose results are constants to autograd.
         triton_arguments: How many leading arguments the Triton launcher takes.
     """
 
     schema: str
     fake: Callable[..., Any]
     reference: Callable[..., Any]
-    backward: Callable[[str], tuple[Callable[..., None], Callable[..., Any]]]
+    backward: Callable[[str], tuple[Callable[..., None], Callable[..., Any]]] | None
     triton_arguments: int
 
 

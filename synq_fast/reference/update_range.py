@@ -15,8 +15,9 @@ def update_range(
 ) -> None:
     """Folds the extrema of `x` into the state in place; see `synq_fast.ops.update_range`."""
     batch_min, batch_max = torch.aminmax(x)
-    state_min.mul_(beta).add_(batch_min.to(state_min.dtype), alpha=1 - beta)
-    state_max.mul_(beta).add_(batch_max.to(state_max.dtype), alpha=1 - beta)
+    for state, value in ((state_min, batch_min), (state_max, batch_max)):
+        # Not add(alpha=...): it may fuse product and sum into one rounding.
+        state.mul_(beta).add_(value.to(state.dtype).mul(1 - beta))
     step.add_(1)
 
 

@@ -1,0 +1,107 @@
+// The range search for one instruction set. A tile of x stays in the first-level cache while all candidates go over it.
+// Nothing here may instantiate shared inline code, as in fake_quantize.cpp.
+#include "cpu/search_range.h"
+
+#include <float.h>
+#include <math.h>
+
+#include "candidate.h"
+#include "cpu/elements.h"
+
+namespace synq::cpu {
+namespace {
+
+constexpr int64_t kTile = 4096;
+constexpr int64_t kLanes = 256;  // partial sums of a tile: one order of summation for every instruction set
+
+// 2^(norm log2 |value| + offset), relative error below 1e-6 for norms up to 4; values below `least` count as `least`.
+struct Power {
+  float norm;
+  float offset;
+  float least;
+  float log2[8];  // norm times the minimax polynomial of log2(1 + t) / t, absolute error 5e-8
+
+  float operator()(float value) const {
+    const float magnitude = float_of(bits_of(value) & 0x7fffffffu);
+    const uint32_t bits = bits_of(magnitude < least ? least : magnitude);
+    // value = 2^exponent (1 + t) with 1 + t between sqrt(1/2) and sqrt(2).
+    const int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
+    const float t = float_of(bits - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
+    const float t2 = t * t;
+    // Pairs first (Estrin): a chain of eight would leave the arithmetic units waiting.
+    const float log_low = multiply_add(multiply_add(log2[3], t, log2[2]), t2, multiply_add(log2[1], t, log2[0]));
+    const float log_high = multiply_add(multiply_add(log2[7], t, log2[6]), t2, multiply_add(log2[5], t, log2[4]));
+    const float base = multiply_add(norm, static_cast<float>(exponent), offset);
+    const float power = multiply_add(multiply_add(log_high, t2 * t2, log_low), t, base);
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it, here with the exponent's bias, in the lowest bits.
+    constexpr float kBiasedMagic = 12582912.0f + 127.0f;
+    const float shifted = power + kBiasedMagic;
+    const float f = power - (shifted - kBiasedMagic);
+    const float f2 = f * f;
+    // Minimax polynomial of 2^f, relative error 8e-8.
+    const float exp_low = multiply_add(6.9314697e-1f, f, 1.0000001f);
+    const float exp_middle = multiply_add(5.5507133e-2f, f, 2.4022120e-1f);
+    const float exp_high = multiply_add(1.3276477e-3f, f, 9.6755413e-3f);
+    return multiply_add(multiply_add(exp_high, f2, exp_middle), f2, exp_low) * float_of(bits_of(shifted) << 23);
+  }
+};
+
+// The least value is the one whose power is 2^-125, the lower end of float32.
+Power make_power(float norm, float offset) {
+  const float least = exp2f((-125.0f - offset) / norm);
+  constexpr float kLog2[8] = {1.44269477f, -0.72135712f, 0.48093939f, -0.36008810f,
+                              0.28670862f, -0.25006144f, 0.23688193f, -0.14575610f};
+  Power power = {norm, offset, least > FLT_MIN ? least : FLT_MIN, {}};
+  for (int i = 0; i < 8; ++i) power.log2[i] = norm * kLog2[i];
+  return power;
+}
+
+void add_errors(const float* __restrict x, int64_t count, Candidate candidate, Power power, float low, float high,
+                float* __restrict lanes) {
+  for (int64_t i = 0; i < count; ++i) lanes[i] += power(quantization_error(x[i], candidate, low, high));
+}
+
+double sum_tile(const float* x, int64_t count, Candidate candidate, Power power, float low, float high) {
+  float lanes[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = 0.0f;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) add_errors(x + i, kLanes, candidate, power, low, high, lanes);
+  add_errors(x + i, count - i, candidate, power, low, high, lanes);
+  double sum = 0.0;
+  for (int64_t j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
+  return sum;
+}
+
+template <typename T>
+void sum_errors_typed(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
+  const float low = lowest_code(job.bits);
+  const float high = highest_code(job.bits);
+  const Power power = make_power(job.norm, job.offset);
+  for (int32_t c = 0; c < job.candidates; ++c) sums[c] = 0.0;
+  for (int64_t start = begin; start < end; start += kTile) {
+    const int64_t count = end - start < kTile ? end - start : kTile;
+    const T* x = static_cast<const T*>(job.x) + start;
+    const float* tile;
+    float buffer[kTile];
+    if constexpr (std::is_same_v<T, float>) {
+      tile = x;
+    } else {
+      load(x, buffer, count);
+      tile = buffer;
+    }
+    for (int32_t c = 0; c < job.candidates; ++c) {
+      const Candidate candidate = make_candidate(job.range_min, job.range_max, c, job.bits);
+      sums[c] += sum_tile(tile, count, candidate, power, low, high);
+    }
+  }
+}
+
+void sum_errors_any(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
+  with_type(job.dtype, [&](auto tag) { sum_errors_typed<decltype(tag)>(job, begin, end, sums); });
+}
+
+}  // namespace
+
+SYNQ_DEFINE_TABLE(SearchRangeKernels, search_range_kernels) = {sum_errors_any};
+
+}  // namespace synq::cpu

@@ -1,0 +1,29 @@
+// Launch interface of the range search. Plain C++: kernels include no torch headers.
+#pragma once
+
+#include <stdint.h>
+
+#include "dtype.h"
+
+namespace synq {
+
+constexpr int kMaximumCandidates = 100;
+
+struct SearchRangeParams {
+  const void* x;       // dtype, `elements` of them
+  float* range_min;    // one element
+  float* range_max;    // one element
+  float* losses;       // (candidates,)
+  double* workspace;   // search_range_workspace_cuda(params) doubles
+  int64_t elements;    // positive
+  int32_t candidates;  // 1..kMaximumCandidates
+  int32_t bits;        // 2..16
+  float norm;          // positive
+  DType dtype;
+};
+
+int64_t search_range_workspace_cuda(const SearchRangeParams& params);
+// Enqueues on `stream` (a cudaStream_t) of the current device, never synchronizes, returns the launch's cudaError_t.
+int search_range_cuda(const SearchRangeParams& params, void* stream);
+
+}  // namespace synq
