@@ -13,7 +13,6 @@ struct SearchRangeParams {
   const void* x;       // dtype, `elements` of them
   float* range_min;    // one element
   float* range_max;    // one element
-  float* losses;       // (candidates,)
   double* workspace;   // search_range_workspace_cuda(params) doubles
   int64_t elements;    // positive
   int32_t candidates;  // 1..kMaximumCandidates

@@ -1,4 +1,4 @@
-// The range search for one instruction set. A tile of x stays in the first-level cache while all candidates go over it.
+// The range search for one instruction set. A tile of x stays in the first-level cache while the candidates go over it.
 // Nothing here may instantiate shared inline code, as in fake_quantize.cpp.
 #include "cpu/search_range.h"
 
@@ -56,28 +56,44 @@ Power make_power(float norm, float offset) {
   return power;
 }
 
+struct Weighted {
+  const float* weights;
+  float operator()(float value, int64_t i) const { return value * weights[i]; }
+  Weighted from(int64_t i) const { return {weights + i}; }
+};
+
+struct Unweighted {
+  float operator()(float value, int64_t) const { return value; }
+  Unweighted from(int64_t) const { return {}; }
+};
+
+template <typename Weights>
 void add_errors(const float* __restrict x, int64_t count, Candidate candidate, Power power, float low, float high,
-                float* __restrict lanes) {
-  for (int64_t i = 0; i < count; ++i) lanes[i] += power(quantization_error(x[i], candidate, low, high));
+                Weights weights, float* __restrict lanes) {
+  for (int64_t i = 0; i < count; ++i) lanes[i] += weights(power(quantization_error(x[i], candidate, low, high)), i);
 }
 
-double sum_tile(const float* x, int64_t count, Candidate candidate, Power power, float low, float high) {
+template <typename Weights>
+double sum_tile(const float* x, int64_t count, Candidate candidate, Power power, float low, float high,
+                Weights weights) {
   float lanes[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) lanes[i] = 0.0f;
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) add_errors(x + i, kLanes, candidate, power, low, high, lanes);
-  add_errors(x + i, count - i, candidate, power, low, high, lanes);
+  for (; i + kLanes <= count; i += kLanes) {
+    add_errors(x + i, kLanes, candidate, power, low, high, weights.from(i), lanes);
+  }
+  add_errors(x + i, count - i, candidate, power, low, high, weights.from(i), lanes);
   double sum = 0.0;
   for (int64_t j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
   return sum;
 }
 
-template <typename T>
-void sum_errors_typed(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
+template <typename T, typename Weights>
+void sum_errors_typed(const SearchRangeJob& job, int64_t begin, int64_t end, Weights weights, double* sums) {
   const float low = lowest_code(job.bits);
   const float high = highest_code(job.bits);
   const Power power = make_power(job.norm, job.offset);
-  for (int32_t c = 0; c < job.candidates; ++c) sums[c] = 0.0;
+  for (int32_t c = 0; c < job.count; ++c) sums[c] = 0.0;
   for (int64_t start = begin; start < end; start += kTile) {
     const int64_t count = end - start < kTile ? end - start : kTile;
     const T* x = static_cast<const T*>(job.x) + start;
@@ -89,19 +105,42 @@ void sum_errors_typed(const SearchRangeJob& job, int64_t begin, int64_t end, dou
       load(x, buffer, count);
       tile = buffer;
     }
-    for (int32_t c = 0; c < job.candidates; ++c) {
-      const Candidate candidate = make_candidate(job.range_min, job.range_max, c, job.bits);
-      sums[c] += sum_tile(tile, count, candidate, power, low, high);
+    for (int32_t c = 0; c < job.count; ++c) {
+      const Candidate candidate = make_candidate(job.range_min, job.range_max, job.candidates[c], job.bits);
+      sums[c] += sum_tile(tile, count, candidate, power, low, high, weights.from(start));
     }
   }
 }
 
 void sum_errors_any(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
-  with_type(job.dtype, [&](auto tag) { sum_errors_typed<decltype(tag)>(job, begin, end, sums); });
+  with_type(job.dtype, [&](auto tag) {
+    if (job.weights != nullptr) return sum_errors_typed<float>(job, begin, end, Weighted{job.weights}, sums);
+    sum_errors_typed<decltype(tag)>(job, begin, end, Unweighted{}, sums);
+  });
+}
+
+template <typename T>
+void count_typed(const HistogramJob& job, int64_t begin, int64_t end, uint32_t* counts) {
+  const float last = static_cast<float>(job.bins - 1);
+  for_each_block(static_cast<const T*>(job.x) + begin, end - begin, [&](int64_t, int64_t size, const float* x) {
+    for (int64_t start = 0; start < size; start += kBlock) {
+      const int64_t stop = size - start < kBlock ? size - start : kBlock;
+      int32_t bins[kBlock];
+      for (int64_t i = 0; i < stop; ++i) {
+        const float bin = (x[start + i] - job.range_min) * job.bins_per_unit;
+        bins[i] = static_cast<int32_t>(bin > last ? last : bin);
+      }
+      for (int64_t i = 0; i < stop; ++i) ++counts[bins[i]];
+    }
+  });
+}
+
+void count_any(const HistogramJob& job, int64_t begin, int64_t end, uint32_t* counts) {
+  with_type(job.dtype, [&](auto tag) { count_typed<decltype(tag)>(job, begin, end, counts); });
 }
 
 }  // namespace
 
-SYNQ_DEFINE_TABLE(SearchRangeKernels, search_range_kernels) = {sum_errors_any};
+SYNQ_DEFINE_TABLE(SearchRangeKernels, search_range_kernels) = {sum_errors_any, count_any};
 
 }  // namespace synq::cpu

@@ -1,6 +1,5 @@
 #include "ops/range_arguments.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -46,8 +45,7 @@ UpdateRangeParams check_update_range(at::Tensor& x, const at::Tensor& state_min,
   return params;
 }
 
-SearchRangeParams check_search_range(at::Tensor& x, int64_t bits, int64_t candidates, double norm,
-                                     SearchResults& results) {
+SearchRangeParams check_search_range(at::Tensor& x, int64_t bits, int64_t candidates, double norm) {
   SearchRangeParams params{};
   params.dtype = check_dtype("search_range", "x", x);
   TORCH_CHECK_VALUE(bits >= 2 && bits <= 16, "search_range: bits must be from 2 to 16, got ", bits);
@@ -55,14 +53,7 @@ SearchRangeParams check_search_range(at::Tensor& x, int64_t bits, int64_t candid
                     kMaximumCandidates, ", got ", candidates);
   TORCH_CHECK_VALUE(norm > 0 && std::isfinite(norm), "search_range: norm must be finite and above 0, got ", norm);
   check_input("search_range", x);
-  const auto floats = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  results.range_min = at::empty({}, floats);
-  results.range_max = at::empty({}, floats);
-  results.losses = at::empty({candidates}, floats);
   params.x = x.const_data_ptr();
-  params.range_min = results.range_min.mutable_data_ptr<float>();
-  params.range_max = results.range_max.mutable_data_ptr<float>();
-  params.losses = results.losses.mutable_data_ptr<float>();
   params.elements = x.numel();
   params.candidates = static_cast<int32_t>(candidates);
   params.bits = static_cast<int32_t>(bits);

@@ -12,15 +12,7 @@ namespace synq {
 UpdateRangeParams check_update_range(at::Tensor& x, const at::Tensor& state_min, const at::Tensor& state_max,
                                      const at::Tensor& step, double beta);
 
-// Results of a search, allocated on the device of x.
-struct SearchResults {
-  at::Tensor range_min;
-  at::Tensor range_max;
-  at::Tensor losses;
-};
-
-// Checks everything, allocates the results and fills in everything but the workspace. `x` becomes dense.
-SearchRangeParams check_search_range(at::Tensor& x, int64_t bits, int64_t candidates, double norm,
-                                     SearchResults& results);
+// Checks everything and fills in everything but results and workspace. `x` becomes dense; the caller keeps it.
+SearchRangeParams check_search_range(at::Tensor& x, int64_t bits, int64_t candidates, double norm);
 
 }  // namespace synq

@@ -51,5 +51,5 @@ def search_range(
     if backend == "reference" or x.dtype == torch.float64:
         return _reference(x.detach(), bits, candidates=candidates, norm=norm)
     op = _triton if backend == "triton" else _default
-    range_min, range_max, _ = op(x, bits, candidates, norm)
+    range_min, range_max = op(x, bits, candidates, norm)
     return range_min, range_max

@@ -30,11 +30,6 @@ def search_range(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the candidate range of least error; see `synq_fast.ops.search_range`."""
     scores = candidate_scores(x, bits, candidates=candidates, norm=norm)
-    return best_candidate(x, scores)
-
-
-def best_candidate(x: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the range of the first candidate with the least score."""
     x_min, x_max = torch.aminmax(x.float())
     # The index stays on the device; float64 gives the very factor that the score was taken with.
     shrink = (1 - 0.01 * scores.argmin().double()).float()

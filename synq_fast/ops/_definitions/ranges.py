@@ -6,10 +6,9 @@ from synq_fast import reference
 from synq_fast.ops._checks import check_input
 from synq_fast.ops._op import Op
 from synq_fast.ops._range_checks import check_range_state, check_search
-from synq_fast.reference.search_range import best_candidate, candidate_scores
 
 Tensor = torch.Tensor
-Triple = tuple[Tensor, Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def _fake_update(
@@ -26,17 +25,16 @@ def _reference_update(
     reference.update_range(x, state_min, state_max, step, beta)
 
 
-def _fake_search(x: Tensor, bits: int, candidates: int, norm: float) -> Triple:
+def _fake_search(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
     check_input(x, None)
     check_search(x, bits, candidates, norm)
     low, high = (x.new_empty((), dtype=torch.float32) for _ in range(2))
-    return low, high, x.new_empty((candidates,), dtype=torch.float32)
+    return low, high
 
 
-def _reference_search(x: Tensor, bits: int, candidates: int, norm: float) -> Triple:
+def _reference_search(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
     _fake_search(x, bits, candidates, norm)
-    scores = candidate_scores(x, bits, candidates=candidates, norm=norm)
-    return *best_candidate(x, scores), scores
+    return reference.search_range(x, bits, candidates=candidates, norm=norm)
 
 
 OPS = {
@@ -48,7 +46,7 @@ OPS = {
         triton_arguments=5,
     ),
     "search_range": Op(
-        "(Tensor x, int bits, int candidates, float norm) -> (Tensor, Tensor, Tensor)",
+        "(Tensor x, int bits, int candidates, float norm) -> (Tensor, Tensor)",
         _fake_search,
         _reference_search,
         None,
