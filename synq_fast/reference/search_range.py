@@ -11,7 +11,8 @@ def candidate_scores(
 ) -> torch.Tensor:
     """Returns the `(candidates,)` mean errors of `x` quantized in ever smaller ranges.
 
-    Candidate `i` scales both ends of the range of `x` by `1 - 0.01 i`.
+    Candidate `i` scales both ends of the range of `x` by `1 - 0.01 i`. Scores are float32: errors
+    above 1e16 overflow at a norm of 2.4, which the kernels avoid.
     """
     x = x.float()
     x_min, x_max = torch.aminmax(x)
