@@ -1,5 +1,7 @@
 """Argument checks of the range ops, shared by the public functions and the fakes."""
 
+import math
+
 import torch
 
 from synq_fast.ops._checks import check_bits
@@ -27,7 +29,7 @@ def check_state(
         check_same_device("state_max", state_max, "state_min", state_min)
     if step.device != device:
         check_same_device("step", step, "state_min", state_min)
-    # The usual case first: the checks are most of a call on a small tensor.
+    # The usual case first: it is quick, and can be traced where the number is symbolic.
     if type(beta) is float and 0 <= beta < 1:
         return
     check_number("beta", beta, least=0)
@@ -63,4 +65,5 @@ def check_search(x: torch.Tensor, bits: int, candidates: int, norm: float) -> No
     check_not_empty("x", x, "it has no range")
     check_bits(bits)
     check_integer("candidates", candidates, 1, MAX_CANDIDATES)
-    check_number("norm", norm, above=0)
+    if not (type(norm) is float and 0 < norm < math.inf):
+        check_number("norm", norm, above=0)

@@ -6,12 +6,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synq_fast import ops
+from synq_fast import ops, reference
+from tests.ops.backends import BACKENDS, assert_same, require
+from tests.ops.cases import ALL, layouts, special_values
 from tests.tolerances import assert_close
 
 
 def new_state():
     return torch.zeros(()), torch.zeros(()), torch.zeros((), dtype=torch.int64)
+
+
+def follow(update, batches, beta, device="cpu"):
+    """The state after the batches."""
+    state = tuple(value.to(device) for value in new_state())
+    for batch in batches:
+        update(batch.to(device), *state, beta)
+    return tuple(value.cpu() for value in state)
 
 
 def corrected_average(values, beta):
@@ -80,6 +90,67 @@ def test_any_sequence_and_beta(values, beta):
 def test_first_read_is_the_batch(beta):
     lows, highs = track([-3.0], [7.0], beta)
     assert_close([lows[0], highs[0]], [-3.0, 7.0], "running_range")
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize(("shape", "dtype"), ALL, ids=str)
+def test_every_backend_gives_the_reference_s_bits(backend, device, shape, dtype):
+    require(backend)
+    for x in layouts(shape, dtype).values():
+        if x.numel() == 0:
+            continue
+        batches = [x, x * -3, x[:1] if x.ndim else x]
+        with ops.backend(backend):
+            actual = follow(ops.update_range, batches, 0.7, device)
+        for mine, theirs in zip(actual, follow(reference.update_range, batches, 0.7), strict=True):
+            assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_every_backend_keeps_special_values(backend, device):
+    require(backend)
+    values = special_values()
+    finite = values[values.isfinite()]
+    batches = [finite, finite * 1e-30, values[2:3], values[3:4], torch.ones(3)]
+    for count in range(1, len(batches) + 1):
+        for large in (1, 3000):
+            given = [batch.repeat(large) for batch in batches[:count]]
+            with ops.backend(backend):
+                actual = follow(ops.update_range, given, 0.9, device)
+            expected = follow(reference.update_range, given, 0.9)
+            for mine, theirs in zip(actual, expected, strict=True):
+                assert_same(mine, theirs)
+    batches[0] = values
+    with ops.backend(backend):
+        low, high, step = follow(ops.update_range, batches, 0.9, device)
+    assert low.isnan()
+    assert high.isnan()
+    assert step == len(batches)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=80),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(1, 4),
+)
+def test_any_values_have_the_reference_s_bits(values, beta, repeats):
+    batches = [torch.tensor(values), torch.tensor(values[::-1][:3])] * repeats
+    actual = follow(ops.update_range, batches, beta)
+    for mine, theirs in zip(actual, follow(reference.update_range, batches, beta), strict=True):
+        assert_same(mine, theirs)
+
+
+def test_each_operation_is_rounded_on_its_own():
+    beta = 0.9
+    low, high, _ = follow(ops.update_range, [torch.randn(3, 7) for _ in range(20)], beta)
+    torch.manual_seed(0)
+    state = np.zeros(2, np.float32)
+    for _ in range(20):
+        x = torch.randn(3, 7).numpy()
+        products = state * np.float32(beta), np.array([x.min(), x.max()]) * np.float32(1 - beta)
+        state = products[0] + products[1]
+    assert (low.item(), high.item()) == tuple(state.tolist())
 
 
 def test_in_place_without_gradient():
