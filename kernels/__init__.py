@@ -16,10 +16,14 @@ except ImportError as error:
 from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
 from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
 from synq_fast.kernels.quantize_codes import quantize_codes
+from synq_fast.kernels.search_range import search_range
+from synq_fast.kernels.update_range import update_range
 
 __all__ = [
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_dynamic",
     "quantize_codes",
+    "search_range",
+    "update_range",
 ]

@@ -1,0 +1,122 @@
+"""The search for the range with the least quantization error, all candidates in one pass."""
+
+import torch
+import triton
+import triton.language as tl
+
+from synq_fast.kernels._affine import dequantize, make_affine, quantize
+from synq_fast.kernels._extrema import partial_ranges, reduce_range
+from synq_fast.kernels._layout import dense, on_device_of, power_of_two
+
+BLOCK = 2048
+MAXIMUM_PROGRAMS = 1024
+LARGEST_POWER = 120.0
+
+
+@triton.jit
+def shrunk(bound, index):
+    """Returns a bound of candidate `index`: `(1 - 0.01 index)`, correctly rounded, times it."""
+    percent = (100 - index).to(tl.float32)
+    return bound * tl.div_rn(percent, tl.full(percent.shape, 100.0, tl.float32))
+
+
+@triton.jit
+def power_offset(range_min, range_max, scale, norm, largest_power):
+    """Returns the binary logarithm of the unit of errors to the power `norm`.
+
+    The unit is a step of the first candidate, or more where `4 max |x|`, beyond any error, would
+    be too many of them for float32.
+    """
+    largest = tl.maximum(tl.abs(range_min), tl.abs(range_max))
+    offset = norm * tl.log2(scale)
+    excess = norm * tl.log2(4.0 * largest) + offset - largest_power
+    return tl.where(excess > 0.0, offset - excess, offset)
+
+
+@triton.jit
+def errors_kernel(
+    x_ptr, low_ptr, high_ptr, count, sums_ptr, elements, programs, candidates, norm, levels, half,
+    largest_power, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds up every candidate's errors over every `programs`-th block; sums are by candidate."""
+    program = tl.program_id(0).to(tl.int64)
+    range_min, range_max = reduce_range(low_ptr, high_ptr, count, COUNT)
+    scale, _ = make_affine(range_min, range_max, levels, half)
+    offset = power_offset(range_min, range_max, scale, norm, largest_power)
+    start = program * BLOCK
+    while start < elements:
+        index = start + tl.arange(0, BLOCK)
+        mask = index < elements
+        x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
+        candidate = tl.full((), 0, tl.int32)
+        while candidate < candidates:
+            low, high = shrunk(range_min, candidate), shrunk(range_max, candidate)
+            scale, zero_point = make_affine(low, high, levels, half)
+            code = quantize(x, scale, zero_point, -half, half - 1.0)
+            error = tl.abs(dequantize(code, scale, zero_point) - x)
+            power = tl.exp2(norm * tl.log2(error) + offset)
+            place = sums_ptr + candidate * programs + program
+            # Each program returns to its own sums: nothing else touches them, the order is fixed.
+            before = tl.load(place, mask=start >= programs * BLOCK, other=0.0)
+            tl.store(place, before + tl.sum(tl.where(mask, power, 0.0), 0).to(tl.float64))
+            candidate += 1
+        start += programs * BLOCK
+
+
+@triton.jit
+def total_kernel(sums_ptr, totals_ptr, programs, PROGRAMS: tl.constexpr):
+    """Adds up the sums of one candidate."""
+    candidate = tl.program_id(0)
+    index = tl.arange(0, PROGRAMS)
+    sums = tl.load(sums_ptr + candidate * programs + index, mask=index < programs, other=0.0)
+    tl.store(totals_ptr + candidate, tl.sum(sums, 0))
+
+
+@triton.jit
+def choose_kernel(
+    totals_ptr, low_ptr, high_ptr, count, min_ptr, max_ptr, candidates, levels, half,
+    COUNT: tl.constexpr, CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    """Writes the range of the first candidate with the least total.
+
+    A range that is not finite, or whose scale or zero point overflows, makes no errors that are
+    numbers: the first candidate wins, as it does by its NaN score in the reference.
+    """
+    range_min, range_max = reduce_range(low_ptr, high_ptr, count, COUNT)
+    scale, zero_point = make_affine(range_min, range_max, levels, half)
+    infinity = float("inf")
+    finite = (scale > 0.0) & (scale < infinity) & (tl.abs(zero_point) < infinity)
+    index = tl.arange(0, CANDIDATES)
+    totals = tl.load(totals_ptr + index, mask=index < candidates, other=infinity)
+    best = tl.where(finite, tl.argmin(totals, 0), 0)
+    tl.store(min_ptr, shrunk(range_min, best))
+    tl.store(max_ptr, shrunk(range_max, best))
+
+
+def search_range(
+    x: torch.Tensor, bits: int, candidates: int, norm: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the range of the candidate with the least error, 0-d float32; `x` is not empty."""
+    x, _ = dense(x.detach(), None)
+    elements = x.numel()
+    programs = min(triton.cdiv(elements, BLOCK), MAXIMUM_PROGRAMS)
+    floats = {"dtype": torch.float32, "device": x.device}
+    range_min, range_max = torch.empty((), **floats), torch.empty((), **floats)
+    sums = torch.empty((candidates, programs), dtype=torch.float64, device=x.device)
+    totals = torch.empty((candidates,), dtype=torch.float64, device=x.device)
+    levels, half = float(2**bits - 1), float(2 ** (bits - 1))
+    with on_device_of(x):
+        partials = partial_ranges(x)
+        errors_kernel[(programs,)](
+            x, *partials, sums, elements, programs, candidates, norm, levels, half, LARGEST_POWER,
+            COUNT=partials.padded, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+        total_kernel[(candidates,)](
+            sums, totals, programs, PROGRAMS=power_of_two(programs), num_warps=4
+        )
+        choose_kernel[(1,)](
+            totals, *partials, range_min, range_max, candidates, levels, half,
+            COUNT=partials.padded, CANDIDATES=power_of_two(candidates),
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+    return range_min, range_max
