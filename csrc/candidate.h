@@ -13,10 +13,8 @@ struct Candidate {
 };
 
 #if defined(__CUDA_ARCH__)
-SYNQ_HOST_DEVICE double factor_of(int index) { return __dsub_rn(1.0, __dmul_rn(0.01, static_cast<double>(index))); }
 SYNQ_HOST_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 #else
-SYNQ_HOST_DEVICE double factor_of(int index) { return 1.0 - 0.01 * index; }
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 SYNQ_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
@@ -24,8 +22,8 @@ SYNQ_HOST_DEVICE float multiply_add(float a, float b, float c) { return a * b + 
 #endif
 #endif
 
-// What candidate `index` multiplies both ends of the range by.
-SYNQ_HOST_DEVICE float shrink_of(int index) { return static_cast<float>(factor_of(index)); }
+// What candidate `index` multiplies both ends of the range by: 1 - 0.01 index, correctly rounded.
+SYNQ_HOST_DEVICE float shrink_of(int index) { return divide(static_cast<float>(100 - index), 100.0f); }
 
 SYNQ_HOST_DEVICE Candidate make_candidate(float range_min, float range_max, int index, int bits) {
   const float shrink = shrink_of(index);

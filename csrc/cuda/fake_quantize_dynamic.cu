@@ -4,6 +4,7 @@
 // reduces a part of a channel to one partial range, a second kernel reduces the partials, and the elementwise kernel
 // follows. Partials have fixed places and minimum and maximum are exact, so every run gives the same bits.
 #include "affine_map.cuh"
+#include "range.cuh"
 
 namespace synq {
 namespace {
@@ -11,69 +12,6 @@ namespace {
 constexpr int64_t kRowBytes = 40 * 1024;  // with the reduction's arrays, within the 48 KiB every device has
 constexpr int64_t kNarrowInner = 16;      // below this, a channel's pieces are too short to read on their own
 constexpr int kColumns = 32;              // columns a block reduces side by side
-constexpr int64_t kMaximumSplits = 2048;
-
-struct Range {
-  float low;
-  float high;
-};
-
-// Unlike fminf and fmaxf these keep NaN, and order -0 below +0: the result does not depend on the order of the
-// operands.
-__device__ __forceinline__ float minimum(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-#else
-  return a != a || a < b ? a : b;
-#endif
-}
-
-__device__ __forceinline__ float maximum(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-#else
-  return a != a || a > b ? a : b;
-#endif
-}
-
-__device__ __forceinline__ Range empty_range() { return {INFINITY, -INFINITY}; }
-
-__device__ __forceinline__ Range merge(Range a, Range b) { return {minimum(a.low, b.low), maximum(a.high, b.high)}; }
-
-__device__ __forceinline__ Range include(Range range, float value) { return merge(range, {value, value}); }
-
-// Merges the ranges of the threads whose indices agree modulo kStride. Every thread receives its result. The number of
-// threads is a power of two.
-template <int kStride>
-__device__ __forceinline__ Range merge_block(Range range) {
-  __shared__ Range shared[kThreads];
-  __syncthreads();
-  shared[threadIdx.x] = range;
-  for (int width = blockDim.x / 2; width >= kStride; width /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < width) {
-      shared[threadIdx.x] = merge(shared[threadIdx.x], shared[threadIdx.x + width]);
-    }
-  }
-  __syncthreads();
-  return shared[threadIdx.x % kStride];
-}
-
-struct Layout {
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-
-  // The place in memory of a channel's element.
-  __device__ __forceinline__ int64_t offset(int64_t channel, int64_t element) const {
-    const int64_t o = outer == 1 ? 0 : element / inner;
-    return (o * channels + channel) * inner + (element - o * inner);
-  }
-};
 
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads)
@@ -110,36 +48,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Block (channel, split) reduces one part of one channel.
-template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads)
-    channel_partials_kernel(const T* x, float* low, float* high, Layout layout, int64_t splits, int64_t head) {
-  const int64_t length = layout.outer * layout.inner;
-  const int64_t packs = (length - head) / kCount;
-  const int64_t step = splits * kThreads;
-  for (int64_t item = blockIdx.x; item < layout.channels * splits; item += gridDim.x) {
-    const int64_t channel = item / splits;
-    const int64_t start = (item - channel * splits) * kThreads + threadIdx.x;
-    Range range = empty_range();
-#pragma unroll 4
-    for (int64_t index = start; index < packs; index += step) {
-      const Pack<T, kCount> pack = load_pack<kCount>(x + layout.offset(channel, head + index * kCount));
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) range = include(range, to_float(pack.values[i]));
-    }
-    const int64_t packed = packs * kCount;
-    if (start < length - packed) {
-      const int64_t element = start < head ? start : start + packed;
-      range = include(range, to_float(x[layout.offset(channel, element)]));
-    }
-    range = merge_block<1>(range);
-    if (threadIdx.x == 0) {
-      low[item] = range.low;
-      high[item] = range.high;
-    }
-  }
-}
-
 // Memory as an (outer, columns) matrix, columns = channels * inner: neighbouring threads read neighbouring columns.
 // Block (split, group of columns) reduces the rows of one split; partials are (columns, splits).
 template <typename T>
@@ -169,11 +77,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads) finish_kernel(const float* low, const float* high, float* range_min,
                                                           float* range_max, int64_t channels, int64_t count) {
   for (int64_t channel = blockIdx.x; channel < channels; channel += gridDim.x) {
-    Range range = empty_range();
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-      range = merge(range, {low[channel * count + i], high[channel * count + i]});
-    }
-    range = merge_block<1>(range);
+    const Range range = merge_partials(low + channel * count, high + channel * count, count);
     if (threadIdx.x == 0) {
       range_min[channel] = range.low;
       range_max[channel] = range.high;
@@ -234,19 +138,6 @@ int launch_row(const FakeQuantizeParams& params, const Layout& layout, void* str
   }
   return launch(row_kernel<T, 1>, blocks, threads_for(length), bytes, stream, x, y, params.out_min, params.out_max,
                 layout, params.bits);
-}
-
-template <typename T>
-int launch_channel_partials(const T* x, float* low, float* high, const Layout& layout, int64_t splits, void* stream) {
-  constexpr int kCount = pack_size<T>();
-  const int64_t blocks = std::min(layout.channels * splits, resident_blocks());
-  // A single row may start and end anywhere; rows that follow each other must all start at a boundary.
-  const int64_t head = layout.channels == 1 ? std::min(elements_to_boundary(x), layout.inner) : 0;
-  const bool packed = layout.channels == 1 || (layout.inner % kCount == 0 && is_aligned(x, kPackBytes));
-  if (packed) {
-    return launch(channel_partials_kernel<T, kCount>, blocks, kThreads, 0, stream, x, low, high, layout, splits, head);
-  }
-  return launch(channel_partials_kernel<T, 1>, blocks, kThreads, 0, stream, x, low, high, layout, splits, int64_t{0});
 }
 
 template <typename T>

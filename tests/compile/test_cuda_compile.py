@@ -15,6 +15,13 @@ ARCHITECTURES = ("80", "90", "100", "120")
 FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
 # 256 threads of 64 registers: half of what a multiprocessor can hold, enough to fill memory's pipe.
 MAXIMUM_REGISTERS = 64
+# Kernels whose results are right within a tolerance, and what they may do that exact ones may not.
+TOLERANT = {
+    # A quotient corrected by its exact remainder, and powers that are right to 1e-6.
+    "search_range.cu": {
+        "errors_kernel": {"fma.rn.f32", "lg2.approx.ftz.f32", "ex2.approx.ftz.f32"},
+    },
+}
 
 CARELESS = """
 __global__ void careless(const float* x, float* y, float scale, float zero, float* sum) {
@@ -67,8 +74,10 @@ def test_resources(source: Path, tmp_path: Path) -> None:
 def test_ptx(source: Path, arch: str, tmp_path: Path) -> None:
     kernels = entries(ptx_of(source, arch, tmp_path, *FLAGS))
     assert kernels
+    tolerant = TOLERANT.get(source.name, {})
     for name, instructions in kernels.items():
-        assert inexact(instructions) == [], name
+        allowed = next((tolerant[kernel] for kernel in tolerant if kernel in name), set())
+        assert set(inexact(instructions)) <= allowed, name
         # Mangled template arguments: packs of four float32 or eight half-precision elements.
         count = next((count for count in (4, 8) if f"Li{count}E" in name), 0)
         if count == 0:
