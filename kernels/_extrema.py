@@ -24,12 +24,12 @@ class Partials(NamedTuple):
 
     low: torch.Tensor
     high: torch.Tensor
-    count: int
+    size: int
 
     @property
     def padded(self) -> int:
         """The power of two that a kernel loads."""
-        return power_of_two(self.count)
+        return power_of_two(self.size)
 
 
 @triton.jit

@@ -100,8 +100,8 @@ def search_range(
     x, _ = dense(x.detach(), None)
     elements = x.numel()
     programs = min(triton.cdiv(elements, BLOCK), MAXIMUM_PROGRAMS)
-    floats = {"dtype": torch.float32, "device": x.device}
-    range_min, range_max = torch.empty((), **floats), torch.empty((), **floats)
+    range_min = torch.empty((), dtype=torch.float32, device=x.device)
+    range_max = torch.empty_like(range_min)
     sums = torch.empty((candidates, programs), dtype=torch.float64, device=x.device)
     totals = torch.empty((candidates,), dtype=torch.float64, device=x.device)
     levels, half = float(2**bits - 1), float(2 ** (bits - 1))

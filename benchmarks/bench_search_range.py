@@ -1,0 +1,50 @@
+"""The search of 80 ranges for the one with the least quantization error, float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from benchmarks import columns, harness
+from synq_fast import ops, reference
+
+BITS = 4
+# What the engine's observer samples; a batch of activations; one above glibc's 32 MiB threshold.
+SHAPES = [(65536,), (16, 64, 56, 56), (64, 64, 56, 56)]
+# The eager reference takes seconds.
+ROUNDS = 5
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def bench_search_range(shape: tuple[int, ...], compare: Callable[..., harness.Comparison]) -> None:
+    """Ours against the eager and the compiled reference, the extrema alone and a copy."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    expected = reference.search_range(x, BITS)
+    ours, omitted = columns.our_columns(ops.search_range, x, BITS)
+    for name, call in ours.items():
+        assert call() == expected, f"{name} differs from the reference"
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: reference.search_range(x, BITS)
+    compiled, reason = columns.compiled_column(reference.search_range, x, BITS)
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        # A compiler may contract multiply and add; the choice stays on data without near ties.
+        assert compiled() == expected
+        rows["reference, torch.compile"] = compiled
+    rows["aten aminmax"] = x.aminmax
+    rows["clone"] = x.clone
+    compare(
+        f"{'x'.join(map(str, shape))} {BITS} bits",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        bytes_moved=4 * math.prod(shape),
+        omitted=omitted,
+        rounds=ROUNDS,
+        warmup=1,
+    )
