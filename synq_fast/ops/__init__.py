@@ -14,6 +14,7 @@ from synq_fast.ops.fake_quantize_dynamic import fake_quantize_dynamic
 from synq_fast.ops.grad_cam import grad_cam
 from synq_fast.ops.grad_cam_plus_plus import grad_cam_plus_plus
 from synq_fast.ops.low_pass import low_pass
+from synq_fast.ops.patch_similarity_entropy import patch_similarity_entropy
 from synq_fast.ops.quantize_codes import quantize_codes
 from synq_fast.ops.search_range import search_range
 from synq_fast.ops.update_range import read_range, update_range
@@ -31,6 +32,7 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "low_pass",
+    "patch_similarity_entropy",
     "quantize_codes",
     "read_range",
     "search_range",

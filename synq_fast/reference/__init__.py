@@ -8,6 +8,7 @@ from synq_fast.reference.fake_quantize_dynamic import fake_quantize_dynamic
 from synq_fast.reference.grad_cam import grad_cam
 from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus
 from synq_fast.reference.low_pass import low_pass
+from synq_fast.reference.patch_similarity_entropy import patch_similarity_entropy
 from synq_fast.reference.quantize_codes import quantize_codes
 from synq_fast.reference.search_range import search_range
 from synq_fast.reference.update_range import read_range, update_range
@@ -21,6 +22,7 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "low_pass",
+    "patch_similarity_entropy",
     "quantize_codes",
     "read_range",
     "search_range",

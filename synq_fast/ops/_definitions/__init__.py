@@ -1,6 +1,15 @@
 """The registered ops: schemas, fakes, references and Python autograd, one module per op family."""
 
-from synq_fast.ops._definitions import fake_quantize, ranges
+from synq_fast.ops._definitions import (
+    fake_quantize,
+    patch_similarity_entropy,
+    ranges,
+)
 from synq_fast.ops._op import Op
 
-OPS: dict[str, Op] = {**fake_quantize.OPS, **ranges.OPS}
+_FAMILIES = (
+    fake_quantize,
+    patch_similarity_entropy,
+    ranges,
+)
+OPS: dict[str, Op] = {name: op for family in _FAMILIES for name, op in family.OPS.items()}
