@@ -32,6 +32,10 @@ TOLERANCES = {
     # One rounding each of the product, the sum and the quotient, per step that still weighs.
     "running_range": Tolerance(atol=1e-7, rtol=2e-6),
     "range_score": Tolerance(atol=0, rtol=1e-5),
+    # A similarity is right to some 1e-7, and the kernels are as narrow as 0.01; relative to the
+    # greatest entropy.
+    "patch_entropy": Tolerance(atol=2e-5, rtol=0),
+    "patch_entropy_gradient": Tolerance(atol=0, rtol=2e-4),  # relative to its norm
     # float64 arithmetic in another order.
     "float64": Tolerance(atol=1e-12, rtol=1e-10),
     # The compiler fuses and reorders sums.

@@ -54,7 +54,7 @@ def check_number(
     """Raises TypeError or ValueError unless `value` is a finite number that keeps the bound."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # traced with dynamic numbers, unlike isfinite
         raise ValueError(f"{name} must be finite, got {value!r}")
     if above is not None and not value > above:
         raise ValueError(f"{name} must be above {above:g}, got {value!r}")

@@ -72,7 +72,8 @@ def _autograd_with_gradient(suffix: str) -> tuple[Callable[..., None], Callable[
         ctx.dtype = inputs[0].dtype
 
     def backward(ctx: Any, weight: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return _weighted(*ctx.saved_tensors, weight, ctx.dtype), None, None, None
+        (gradient,) = ctx.saved_tensors
+        return _weighted(gradient, weight, ctx.dtype), None, None, None
 
     return setup, backward
 
