@@ -15,6 +15,10 @@ except ImportError as error:
 
 from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
 from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
+from synq_fast.kernels.patch_similarity_entropy import (
+    patch_similarity_entropy,
+    patch_similarity_entropy_with_gradient,
+)
 from synq_fast.kernels.quantize_codes import quantize_codes
 from synq_fast.kernels.search_range import search_range
 from synq_fast.kernels.update_range import update_range
@@ -23,6 +27,8 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_dynamic",
+    "patch_similarity_entropy",
+    "patch_similarity_entropy_with_gradient",
     "quantize_codes",
     "search_range",
     "update_range",
