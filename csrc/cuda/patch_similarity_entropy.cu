@@ -1,0 +1,270 @@
+// What surrounds the two matrix products of the patch similarity entropy. Similarities are read three times: for their
+// range, for the densities at points in that range, and to be replaced by their slopes. Sums have fixed places, so
+// every run gives the same bits.
+#include "../patch_similarity_entropy.h"
+
+#include "memory.cuh"
+
+namespace synq {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kPerThread = static_cast<int>(kSimilarityBlock) / kThreads;
+constexpr float kLeastNorm = 1e-8f;
+
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+  return value;
+}
+
+// NaN stays.
+__device__ __forceinline__ float lesser(float a, float b) { return a != a || a < b ? a : b; }
+__device__ __forceinline__ float greater(float a, float b) { return a != a || a > b ? a : b; }
+
+struct Extrema {
+  float low;
+  float high;
+
+  __device__ __forceinline__ void add(float other_low, float other_high) {
+    low = lesser(other_low, low);
+    high = greater(other_high, high);
+  }
+  __device__ __forceinline__ void reduce_warp() {
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+      const float other_low = __shfl_xor_sync(0xffffffffu, low, mask);
+      const float other_high = __shfl_xor_sync(0xffffffffu, high, mask);
+      add(other_low, other_high);
+    }
+  }
+  // Every thread of the block gets the extrema of all.
+  __device__ __forceinline__ void reduce_block() {
+    __shared__ float lows[kWarps];
+    __shared__ float highs[kWarps];
+    reduce_warp();
+    if (threadIdx.x % kWarp == 0) {
+      lows[threadIdx.x / kWarp] = low;
+      highs[threadIdx.x / kWarp] = high;
+    }
+    __syncthreads();
+    for (int i = 0; i < kWarps; ++i) add(lows[i], highs[i]);
+  }
+};
+
+// A thread's part of one image: elements first[i * kThreads] for i in [0, count), at most kPerThread of them.
+struct Part {
+  int64_t image;
+  float* first;
+  int count;
+
+  __device__ __forceinline__ Part(const PatchSimilarityParams& p, int64_t splits) : image(blockIdx.x / splits) {
+    const int64_t elements = p.count * p.count;
+    const int64_t offset = blockIdx.x % splits * kSimilarityBlock + threadIdx.x;
+    first = p.similarity + image * elements + offset;
+    const int64_t left = elements - offset;
+    count = left <= 0 ? 0 : left >= kSimilarityBlock ? kPerThread : (static_cast<int>(left) + kThreads - 1) / kThreads;
+  }
+  __device__ __forceinline__ void load(float (&values)[kPerThread]) const {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) values[i] = i < count ? first[i * kThreads] : 0.0f;
+  }
+};
+
+// One warp per token.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) normalize_kernel(const PatchSimilarityParams p) {
+  constexpr int kWritten = kCount == 1 ? 1 : pack_size<float>();
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (token >= p.batch * p.count) return;
+  const T* source = static_cast<const T*>(p.tokens) + token * p.channels;
+  const int64_t first = threadIdx.x % kWarp * kCount;
+  float squares = 0.0f;
+  for (int64_t c = first; c < p.channels; c += kWarp * kCount) {
+    const Pack<T, kCount> x = load_pack<kCount>(source + c);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) squares += to_float(x.values[i]) * to_float(x.values[i]);
+  }
+  const float norm = sqrtf(warp_sum(squares));
+  const float divisor = norm < kLeastNorm ? kLeastNorm : norm;
+  if (first == 0) p.inverse[token] = norm < kLeastNorm ? -1.0f / divisor : 1.0f / divisor;
+  float* unit = p.unit + token * p.channels;
+  for (int64_t c = first; c < p.channels; c += kWarp * kCount) {
+    const Pack<T, kCount> x = load_pack<kCount>(source + c);
+#pragma unroll
+    for (int i = 0; i < kCount; i += kWritten) {
+      Pack<float, kWritten> u;
+#pragma unroll
+      for (int j = 0; j < kWritten; ++j) u.values[j] = to_float(x.values[i + j]) / divisor;
+      store_pack<kWritten>(unit + c + i, u);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
+    extrema_kernel(const PatchSimilarityParams p, int64_t splits) {
+  const Part part(p, splits);
+  const float any = p.similarity[part.image * p.count * p.count];
+  Extrema extrema = {any, any};
+  for (int i = 0; i < part.count; ++i) {
+    const float s = part.first[i * kThreads];
+    extrema.add(s, s);
+  }
+  extrema.reduce_block();
+  if (threadIdx.x == 0) {
+    p.extrema[blockIdx.x] = extrema.low;
+    p.extrema[p.batch * splits + blockIdx.x] = extrema.high;
+  }
+}
+
+// A single block.
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) range_kernel(const PatchSimilarityParams p, int64_t parts) {
+  Extrema extrema = {p.extrema[0], p.extrema[parts]};
+  for (int64_t i = threadIdx.x; i < parts; i += kThreads) extrema.add(p.extrema[i], p.extrema[parts + i]);
+  extrema.reduce_block();
+  if (threadIdx.x == 0) {
+    p.range[0] = extrema.low;
+    p.range[1] = extrema.high;
+  }
+  for (int64_t i = threadIdx.x; i < p.estimate.points; i += kThreads) {
+    p.range[2 + i] = p.estimate.point(extrema.low, extrema.high, i);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
+    densities_kernel(const PatchSimilarityParams p, int64_t splits, float exponent) {
+  __shared__ float partial[kMaximumPoints * kWarps];
+  const Part part(p, splits);
+  float s[kPerThread];
+  part.load(s);
+  const int points = static_cast<int>(p.estimate.points);
+  for (int point = 0; point < points; ++point) {
+    const float x = p.range[2 + point];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const float d = s[i] - x;
+      if (i < part.count) sum += exp2f(exponent * d * d);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % kWarp == 0) partial[point * kWarps + threadIdx.x / kWarp] = sum;
+  }
+  __syncthreads();
+  for (int point = threadIdx.x; point < points; point += kThreads) {
+    double sum = 0.0;
+    for (int warp = 0; warp < kWarps; ++warp) sum += partial[point * kWarps + warp];
+    p.sums[static_cast<int64_t>(blockIdx.x) * points + point] = sum;
+  }
+}
+
+// One block per image.
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
+    entropy_kernel(const PatchSimilarityParams p, int64_t splits) {
+  __shared__ double areas[kMaximumPoints];
+  const int64_t image = blockIdx.x;
+  const int64_t points = p.estimate.points;
+  for (int64_t point = threadIdx.x; point < points; point += kThreads) {
+    double sum = 0.0;
+    for (int64_t split = 0; split < splits; ++split) sum += p.sums[(image * splits + split) * points + point];
+    const double density = p.estimate.density(sum);
+    const double width = p.estimate.width(p.range[0], p.range[1], point);
+    areas[point] = width * DensityEstimate::entropy(density);
+    if (p.slope != nullptr) p.slope[image * points + point] = p.estimate.slope(density, width);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double total = 0.0;
+  for (int64_t point = 0; point < points; ++point) total += areas[point];
+  p.entropy[image] = static_cast<float>(total);
+}
+
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
+    slopes_kernel(const PatchSimilarityParams p, int64_t splits, float exponent) {
+  const Part part(p, splits);
+  const int points = static_cast<int>(p.estimate.points);
+  const float* slope = p.slope + part.image * points;
+  float s[kPerThread];
+  float result[kPerThread] = {};
+  part.load(s);
+  for (int point = 0; point < points; ++point) {
+    const float x = p.range[2 + point];
+    const float factor = slope[point];
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const float d = s[i] - x;
+      result[i] += factor * d * exp2f(exponent * d * d);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (i < part.count) part.first[i * kThreads] = result[i];
+  }
+}
+
+// From the gradient in a unit token to that in the token, in place. One warp per token.
+template <int kCount>
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) project_kernel(const PatchSimilarityParams p) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (token >= p.batch * p.count) return;
+  const float* unit = p.unit + token * p.channels;
+  float* gradient = p.gradient + token * p.channels;
+  const int64_t first = threadIdx.x % kWarp * kCount;
+  float products = 0.0f;
+  for (int64_t c = first; c < p.channels; c += kWarp * kCount) {
+    const Pack<float, kCount> u = load_pack<kCount>(unit + c);
+    const Pack<float, kCount> g = load_pack<kCount>(gradient + c);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) products += u.values[i] * g.values[i];
+  }
+  const float inverse = p.inverse[token];
+  const float sum = warp_sum(products);
+  // A token shorter than the least norm is divided by a constant: its length has a gradient too.
+  const float along = inverse < 0.0f ? 0.0f : sum;
+  const float scale = fabsf(inverse);
+  for (int64_t c = first; c < p.channels; c += kWarp * kCount) {
+    const Pack<float, kCount> u = load_pack<kCount>(unit + c);
+    Pack<float, kCount> g = load_pack<kCount>(gradient + c);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) g.values[i] = scale * (g.values[i] - along * u.values[i]);
+    store_pack<kCount>(gradient + c, g);
+  }
+}
+
+int64_t token_blocks(const PatchSimilarityParams& p) { return ceil_divide(p.batch * p.count, kWarps); }
+
+}  // namespace
+
+int patch_similarity_normalize_cuda(const PatchSimilarityParams& p, void* stream) {
+  return with_element_type(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    constexpr int kCount = pack_size<T>();
+    const bool packed = p.channels % kCount == 0 && is_aligned(p.tokens, kPackBytes) && is_aligned(p.unit, kPackBytes);
+    const auto kernel = packed ? normalize_kernel<T, kCount> : normalize_kernel<T, 1>;
+    return launch(kernel, token_blocks(p), kThreads, 0, stream, p);
+  });
+}
+
+int patch_similarity_entropy_cuda(const PatchSimilarityParams& p, void* stream) {
+  const int64_t splits = p.splits();
+  const int64_t parts = p.batch * splits;
+  int error = launch(extrema_kernel, parts, kThreads, 0, stream, p, splits);
+  if (error == cudaSuccess) error = launch(range_kernel, 1, kThreads, 0, stream, p, parts);
+  if (error == cudaSuccess) {
+    error = launch(densities_kernel, parts, kThreads, 0, stream, p, splits, p.estimate.exponent());
+  }
+  if (error == cudaSuccess) error = launch(entropy_kernel, p.batch, kThreads, 0, stream, p, splits);
+  return error;
+}
+
+int patch_similarity_slopes_cuda(const PatchSimilarityParams& p, void* stream) {
+  const int64_t splits = p.splits();
+  return launch(slopes_kernel, p.batch * splits, kThreads, 0, stream, p, splits, p.estimate.exponent());
+}
+
+int patch_similarity_project_cuda(const PatchSimilarityParams& p, void* stream) {
+  constexpr int kCount = pack_size<float>();
+  const bool packed = p.channels % kCount == 0 && is_aligned(p.unit, kPackBytes) && is_aligned(p.gradient, kPackBytes);
+  const auto kernel = packed ? project_kernel<kCount> : project_kernel<1>;
+  return launch(kernel, token_blocks(p), kThreads, 0, stream, p);
+}
+
+}  // namespace synq
