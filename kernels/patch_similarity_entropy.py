@@ -38,16 +38,19 @@ def normalize_kernel(tokens_ptr, unit_ptr, inverse_ptr, channels, least, BLOCK: 
         x = x.to(tl.float32)
         squares += x * x
         start += BLOCK
-    norm = tl.sqrt(tl.sum(squares, 0))
-    # Compared this way round, NaN stays.
-    inverse = tl.where(norm < least, -1.0 / least, 1.0 / norm)
-    tl.store(inverse_ptr + token, inverse)
+    norm = tl.sqrt_rn(tl.sum(squares, 0))
+    short = norm < least  # not for NaN, which stays
+    divisor = tl.where(short, least, norm)
+    inverse = 1.0 / divisor
+    tl.store(inverse_ptr + token, tl.where(short, -inverse, inverse))
     start = 0
     while start < channels:
         mask = start + column < channels
         offsets = token * channels + start + column
         x = tl.load(tokens_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        tl.store(unit_ptr + offsets, x * tl.abs(inverse), mask=mask)
+        tl.store(
+            unit_ptr + offsets, tl.div_rn(x, tl.full(x.shape, 0.0, tl.float32) + divisor), mask=mask
+        )
         start += BLOCK
 
 

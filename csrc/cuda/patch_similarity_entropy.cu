@@ -73,7 +73,7 @@ struct Part {
 // One warp per token.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) normalize_kernel(const PatchSimilarityParams p) {
-  constexpr int kWritten = kCount == 1 ? 1 : pack_size<float>();
+  constexpr int kWritten = kCount == 1 ? 1 : kPackBytes / sizeof(float);
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (token >= p.batch * p.count) return;
   const T* source = static_cast<const T*>(p.tokens) + token * p.channels;
