@@ -281,16 +281,11 @@ def _evaluate(
     slope = torch.empty(batch, points, **floats) if with_gradient else entropy
     with on_device_of(tokens):
         normalize_kernel[(batch * count,)](
-            tokens,
-            unit,
-            inverse,
-            channels,
-            LEAST_NORM,
-            BLOCK=block,
-            num_warps=min(max(block // 32, 1), 4),
-        )
+            tokens, unit, inverse, channels, LEAST_NORM,
+            BLOCK=block, num_warps=min(max(block // 32, 1), 4),
+        )  # fmt: skip
         similarity_kernel[(programs,)](
-            unit, similarity, low, high, count, channels, tiles, TILE=TILE, DEPTH=DEPTH
+            unit, similarity, low, high, count, channels, tiles, TILE=TILE, DEPTH=DEPTH, num_warps=8
         )
         range_kernel[(1,)](low, high, limits, programs, BLOCK=RANGE_BLOCK)
         density_kernel[(batch * splits, triton.cdiv(points, POINTS))](
@@ -309,8 +304,9 @@ def _evaluate(
         )
         columns = triton.cdiv(channels, TILE)
         direction_kernel[(batch * tiles * columns,)](
-            similarity, unit, gradient, count, channels, tiles, columns, TILE=TILE, DEPTH=DEPTH
-        )
+            similarity, unit, gradient, count, channels, tiles, columns,
+            TILE=TILE, DEPTH=DEPTH, num_warps=8,
+        )  # fmt: skip
         project_kernel[(batch * count,)](
             unit, inverse, gradient, channels, BLOCK=block, num_warps=min(max(block // 32, 1), 4)
         )
