@@ -17,6 +17,7 @@ _EVERYWHERE = frozenset({"cpu", "cuda", "triton"})
 KERNELS: dict[str, frozenset[str]] = {
     "fake_quantize": _EVERYWHERE,
     "fake_quantize_dynamic": _EVERYWHERE,
+    "low_pass": _EVERYWHERE,
     "patch_similarity_entropy": _EVERYWHERE,
     "quantize_codes": _EVERYWHERE,
     "search_range": _EVERYWHERE,

@@ -2,7 +2,9 @@
 
 import torch
 
+from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
+from synq_fast.ops._definitions.low_pass import KINDS
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_integer,
@@ -11,7 +13,8 @@ from synq_fast.ops._tensor_checks import (
 )
 from synq_fast.reference.low_pass import low_pass as _reference
 
-KINDS = ("gaussian", "butterworth", "ideal")
+_default = torch.ops.synq_fast.low_pass.default
+_triton = torch.ops.synq_fast.low_pass.triton
 
 
 def low_pass(
@@ -55,5 +58,9 @@ def low_pass(
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_integer("order", order, 1)
-    select("low_pass", x.device)
-    return _reference(x, cutoff, kind=kind, order=order)
+    backend = select("low_pass", x.device)
+    if backend == "reference" or x.dtype == torch.float64:
+        return _reference(x, cutoff, kind=kind, order=order)
+    op = _triton if backend == "triton" else _default
+    result: torch.Tensor = op(x, cutoff, kind, order)
+    return result

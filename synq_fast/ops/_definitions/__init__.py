@@ -2,6 +2,7 @@
 
 from synq_fast.ops._definitions import (
     fake_quantize,
+    low_pass,
     patch_similarity_entropy,
     ranges,
 )
@@ -9,6 +10,7 @@ from synq_fast.ops._op import Op
 
 _FAMILIES = (
     fake_quantize,
+    low_pass,
     patch_similarity_entropy,
     ranges,
 )
