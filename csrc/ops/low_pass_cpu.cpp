@@ -9,6 +9,7 @@
 
 #include "cpu/low_pass.h"
 #include "ops/low_pass.h"
+#include "ops/low_pass_choice.h"
 #include "ops/low_pass_plan.h"
 #include "ops/parallel.h"
 #include "ops/tensors.h"
@@ -47,7 +48,7 @@ struct Passes {
     cpu::FilterPass vertical{};
     vertical.outer = number;
     vertical.inner = images.width * images.channels;
-    vertical.axis = plan.rows.view();
+    vertical.axis = plan.rows->view();
     vertical.x = x;
     vertical.x_type = x_type;
     vertical.y = middle;
@@ -55,7 +56,7 @@ struct Passes {
     cpu::FilterPass horizontal{};
     horizontal.outer = number * images.height;
     horizontal.inner = images.channels;
-    horizontal.axis = plan.columns.view();
+    horizontal.axis = plan.columns->view();
     horizontal.x = middle;
     horizontal.x_type = DType::kFloat32;
     horizontal.y = y;
@@ -138,8 +139,9 @@ Tensor low_pass_cpu(const Tensor& x, double cutoff, std::string_view kind, int64
   const Images images = as_images(x);
   Tensor y = empty_like_images(images, x.scalar_type());
   if (x.numel() == 0) return y;
-  const Method chosen = parse_method(method).value_or(Method::kMatrix);
-  if (chosen == Method::kSpectrum) return y.copy_(filter_spectrum(images.x, response));
+  const bool prefers_matrix = prefers_matrix_cpu(response.is_separable(), images.height, images.width);
+  const Method preferred = prefers_matrix ? Method::kMatrix : Method::kSpectrum;
+  if (parse_method(method).value_or(preferred) == Method::kSpectrum) return y.copy_(filter_spectrum(images.x, response));
   filter_images(images, *low_pass_plan(images.height, images.width, response, kernels()), y);
   return y;
 }

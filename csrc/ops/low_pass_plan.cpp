@@ -7,7 +7,9 @@
 namespace synq {
 namespace {
 
-constexpr int64_t kShortest = 8;  // lines this short are not halved again
+constexpr int64_t kShortest = 16;  // lines this short are not halved again
+
+constexpr size_t kPlans = 16;     // of up to 10 MB, 0.1 MB for 224 x 224
 
 // The folded values of one symmetry, in the order of csrc/cpu/fold.h, and the waves that have it.
 struct Symmetry {
@@ -138,14 +140,15 @@ cpu::FilterAxis AxisPlan::view() const {
 }
 
 LowPassPlan::LowPassPlan(int64_t height, int64_t width, const Response& response, const cpu::LowPassKernels& kernels)
-    : rows(height, response, kernels.rows), columns(width, response, kernels.rows) {
+    : rows(std::make_shared<const AxisPlan>(height, response, kernels.rows)),
+      columns(height == width ? rows : std::make_shared<const AxisPlan>(width, response, kernels.rows)) {
   if (response.is_separable()) return;
   const int64_t stride = height + kernels.tile;
   mask.resize(width * stride);
   for (int64_t j = 0; j < width; ++j) {
-    const double column = static_cast<double>(columns.frequencies()[j]);
+    const double column = static_cast<double>(columns->frequencies()[j]);
     for (int64_t i = 0; i < stride; ++i) {
-      const double row = static_cast<double>(rows.frequencies()[i % height]);
+      const double row = static_cast<double>(rows->frequencies()[i % height]);
       mask[j * stride + i] = static_cast<float>(response.gain(row * row + column * column));
     }
   }
@@ -153,7 +156,7 @@ LowPassPlan::LowPassPlan(int64_t height, int64_t width, const Response& response
 
 std::shared_ptr<const LowPassPlan> low_pass_plan(int64_t height, int64_t width, const Response& response,
                                                  const cpu::LowPassKernels& kernels) {
-  static LruCache<PlanKey, std::shared_ptr<const LowPassPlan>> plans(32);
+  static LruCache<PlanKey, std::shared_ptr<const LowPassPlan>> plans(kPlans);
   return plans.get({height, width, response},
                    [&] { return std::make_shared<const LowPassPlan>(height, width, response, kernels); });
 }

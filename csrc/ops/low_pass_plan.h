@@ -31,8 +31,8 @@ class AxisPlan {
 struct LowPassPlan {
   LowPassPlan(int64_t height, int64_t width, const Response& response, const cpu::LowPassKernels& kernels);
 
-  AxisPlan rows;
-  AxisPlan columns;
+  std::shared_ptr<const AxisPlan> rows;
+  std::shared_ptr<const AxisPlan> columns;
   std::vector<float> mask;  // see FilterPass::mask; empty where the response is separable
 };
 
