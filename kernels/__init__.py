@@ -15,6 +15,7 @@ except ImportError as error:
 
 from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
 from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
+from synq_fast.kernels.low_pass import low_pass
 from synq_fast.kernels.patch_similarity_entropy import (
     patch_similarity_entropy,
     patch_similarity_entropy_with_gradient,
@@ -27,6 +28,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_dynamic",
+    "low_pass",
     "patch_similarity_entropy",
     "patch_similarity_entropy_with_gradient",
     "quantize_codes",

@@ -62,10 +62,15 @@ struct LowPassKernels {
 
 SYNQ_DECLARE_TABLES(LowPassKernels, low_pass_kernels);
 
+// Internal linkage: compiled for several instruction sets.
+namespace {
+
 // Blocks of a matrix of `size` rows have nearly equal heights, the taller ones first.
 inline int64_t block_count(int64_t size, int64_t rows) { return (size + rows - 1) / rows; }
 inline int64_t block_height(int64_t size, int64_t blocks, int64_t block) {
   return size / blocks + (block < size % blocks ? 1 : 0);
 }
+
+}  // namespace
 
 }  // namespace synq::cpu

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "low_pass.h"
+
 namespace synq {
 
 // The longest side for which dense products beat transforms. The two were timed on sides from 16 to 1536, powers of two
@@ -14,6 +16,12 @@ constexpr int64_t kLongestMaskedCpu = 1024;
 
 inline bool prefers_matrix_cpu(bool separable, int64_t height, int64_t width) {
   return std::max(height, width) <= (separable ? kLongestSeparableCpu : kLongestMaskedCpu);
+}
+
+// Not timed on a GPU yet. Products take about 3 n / 4 multiplications for each value and pass the image through memory
+// twice; the transforms' passes are many more, so products go first wherever the kernel takes the sides.
+inline bool prefers_matrix_cuda(bool separable, int64_t height, int64_t width) {
+  return separable && std::max(height, width) <= kLowPassLongestSide;
 }
 
 }  // namespace synq

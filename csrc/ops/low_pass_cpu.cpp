@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "cpu/low_pass.h"
-#include "ops/low_pass.h"
+#include "ops/low_pass_op.h"
 #include "ops/low_pass_choice.h"
 #include "ops/low_pass_plan.h"
 #include "ops/parallel.h"

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/low_pass.h"
-#include "ops/low_pass.h"
+#include "ops/low_pass_op.h"
 
 namespace synq {
 

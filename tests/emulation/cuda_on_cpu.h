@@ -20,6 +20,7 @@
 #undef __shared__
 #undef __forceinline__
 #undef __launch_bounds__
+#undef __grid_constant__
 #define __global__
 #define __device__
 #define __host__
@@ -27,6 +28,8 @@
 #define __shared__ thread_local
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define SYNQ_EMULATION
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
@@ -131,6 +134,51 @@ T exchange(T value, unsigned lane) {
   if (lane < warpSize && source < b.states.size()) std::memcpy(&result, &b.exchange[source], sizeof result);
   wait(State::kAtWarpBarrier);
   return result;
+}
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Ten bits of mantissa; halves go away from zero, infinities and NaN stay.
+inline uint32_t to_tf32(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits & 0xffffe000u;
+}
+
+// mma.m16n8k8 with TF32 operands; who holds what is said in csrc/cuda/mma.cuh. Rounds each sum to float32.
+inline void multiply_add_16x8x8(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  uint32_t held_a[warpSize][4], held_b[warpSize][2];
+  for (unsigned lane = 0; lane < warpSize; ++lane) {
+    for (int i = 0; i < 4; ++i) held_a[lane][i] = 0;
+    for (int i = 0; i < 2; ++i) held_b[lane][i] = 0;
+  }
+  Block& block_now = block();
+  const unsigned self = block_now.current;
+  const unsigned first = self / warpSize * warpSize;
+  // Two operands fit into one word of the exchange.
+  for (int part = 0; part < 3; ++part) {
+    const uint32_t* given = part < 2 ? a + 2 * part : b;
+    std::memcpy(&block_now.exchange[self], given, sizeof(uint64_t));
+    wait(State::kAtWarpBarrier);
+    for (unsigned lane = 0; lane < warpSize; ++lane) {
+      uint32_t* held = part < 2 ? held_a[lane] + 2 * part : held_b[lane];
+      std::memcpy(held, &block_now.exchange[first + lane], sizeof(uint64_t));
+    }
+    wait(State::kAtWarpBarrier);
+  }
+  const unsigned group = self % warpSize / 4, member = self % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = group + i / 2 * 8, column = 2 * member + i % 2;
+    for (unsigned k = 0; k < 8; ++k) {
+      const uint32_t left = held_a[row % 8 * 4 + k % 4][row / 8 + 2 * (k / 4)];
+      const uint32_t right = held_b[column * 4 + k % 4][k / 4];
+      sums[i] += as_float(left) * as_float(right);
+    }
+  }
 }
 
 }  // namespace emulation

@@ -13,7 +13,7 @@ KINDS = ("gaussian", "butterworth", "ideal")
 METHODS = ("auto", "matrix", "spectrum")
 
 
-def _fake(x: Tensor, cutoff: float, kind: str, order: int, method: str) -> Tensor:
+def _fake(x: Tensor, cutoff: float, kind: str, order: int, method: str = "auto") -> Tensor:
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"low_pass: x must be float32, float16 or bfloat16, got {x.dtype}")
     if x.ndim < 2:
@@ -29,7 +29,7 @@ def _fake(x: Tensor, cutoff: float, kind: str, order: int, method: str) -> Tenso
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _reference(x: Tensor, cutoff: float, kind: str, order: int, method: str) -> Tensor:
+def _reference(x: Tensor, cutoff: float, kind: str, order: int, method: str = "auto") -> Tensor:
     y = reference.low_pass(x, cutoff, kind=kind, order=order)
     return _fake(x, cutoff, kind, order, method).copy_(y)
 

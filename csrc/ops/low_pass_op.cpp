@@ -1,9 +1,11 @@
-#include "ops/low_pass.h"
+#include "ops/low_pass_op.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/fft_irfft2.h>
 #include <ATen/ops/fft_rfft2.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/rsub.h>
 #include <ATen/ops/view_as_real.h>
 #include <c10/util/Exception.h>
 
@@ -27,18 +29,30 @@ struct MaskKey {
   }
 };
 
+// The square of each frequency's distance from zero along one side, float64.
+Tensor squares(int64_t count, int64_t n, at::Device device) {
+  const Tensor index = at::arange(count, at::TensorOptions().dtype(at::kDouble).device(device));
+  return at::minimum(index, at::rsub(index, n)).square_();
+}
+
 // Gains (height, width / 2 + 1, 2): each twice, for the real and the imaginary part.
-Tensor build_mask(const MaskKey& key) {
-  const int64_t columns = key.width / 2 + 1;
-  Tensor mask = at::empty({key.height, columns, 2}, at::TensorOptions().dtype(at::kFloat).device(at::kCPU));
-  float* values = mask.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < key.height; ++i) {
-    const double row = static_cast<double>(std::min(i, key.height - i));
-    for (int64_t j = 0; j < columns; ++j, values += 2) {
-      values[0] = values[1] = static_cast<float>(key.response.gain(row * row + static_cast<double>(j * j)));
-    }
+Tensor build_mask(const MaskKey& key, at::Device device) {
+  const Tensor rows = squares(key.height, key.height, device);
+  const Tensor distance = rows.unsqueeze(1).add(squares(key.width / 2 + 1, key.width, device));
+  const Response& response = key.response;
+  const double cutoff = response.cutoff * response.cutoff;
+  Tensor gain;
+  switch (response.kind) {
+    case Response::Kind::kGaussian:
+      gain = distance.mul(-0.5 / cutoff).exp_();
+      break;
+    case Response::Kind::kButterworth:
+      gain = distance.div(cutoff).pow_(response.order).add_(1).reciprocal_();
+      break;
+    default:
+      gain = distance.le(cutoff);
   }
-  return mask.to(key.device);
+  return gain.to(at::kFloat).unsqueeze(2).expand({-1, -1, 2}).contiguous();
 }
 
 }  // namespace
@@ -91,11 +105,14 @@ Tensor empty_like_images(const Images& images, at::ScalarType type) {
   return at::empty_like(images.x, images.x.options().dtype(type));
 }
 
-Tensor filter_spectrum(const Tensor& x, const Response& response) {
+Tensor filter_spectrum(const Tensor& x, const Response& response, bool capturing) {
   static LruCache<MaskKey, Tensor> masks(32);
   const Tensor signal = x.to(at::kFloat).contiguous();
   const MaskKey key{x.size(-2), x.size(-1), response, x.device()};
-  const Tensor mask = masks.get(key, [&] { return build_mask(key); });
+  // A graph under capture runs later and has its own memory: its mask is part of it. Otherwise the copy from the CPU has
+  // ended before any stream can use the mask.
+  const Tensor mask = capturing ? build_mask(key, key.device)
+                                : masks.get(key, [&] { return build_mask(key, at::kCPU).to(key.device); });
   const Tensor spectrum = at::fft_rfft2(signal);
   at::view_as_real(spectrum).mul_(mask);
   return at::fft_irfft2(spectrum, at::IntArrayRef{key.height, key.width});

@@ -45,7 +45,8 @@ Images as_images(const at::Tensor& x);
 // Uninitialised, with the memory format of the images.
 at::Tensor empty_like_images(const Images& images, at::ScalarType type);
 
-// The filter as a product with a mask on the half spectrum, by ATen's transforms.
-at::Tensor filter_spectrum(const at::Tensor& x, const Response& response);
+// The filter as a product with a mask on the half spectrum, by ATen's transforms; float32. `capturing` says that a CUDA
+// graph is being recorded.
+at::Tensor filter_spectrum(const at::Tensor& x, const Response& response, bool capturing = false);
 
 }  // namespace synq

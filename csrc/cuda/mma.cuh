@@ -1,0 +1,58 @@
+// Products of small matrices on tensor cores, one warp at a time.
+#pragma once
+
+#include <cstdint>
+
+namespace synq {
+
+// Rounded to TF32: 8 bits of exponent, 10 of mantissa; halves away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float value) {
+#if defined(__CUDA_ARCH__)
+  uint32_t result;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+  return result;
+#elif defined(SYNQ_EMULATION)
+  return emulation::to_tf32(value);
+#else
+  return 0;
+#endif
+}
+
+__device__ __forceinline__ float tf32_as_float(uint32_t value) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(value);
+#elif defined(SYNQ_EMULATION)
+  return emulation::as_float(value);
+#else
+  return 0.0f;
+#endif
+}
+
+// A value as the sum of two TF32 numbers, to about float32's accuracy.
+struct Split {
+  uint32_t high;
+  uint32_t low;
+};
+
+__device__ __forceinline__ Split split(float value) {
+  const uint32_t high = to_tf32(value);
+  return {high, to_tf32(value - tf32_as_float(high))};
+}
+
+// sums += a * b with a of 16 x 8 and b of 8 x 8. With group = lane / 4 and member = lane % 4 a lane holds
+//   a[0..3]: a(group, member), a(group + 8, member), a(group, member + 4), a(group + 8, member + 4)
+//   b[0..1]: b(member, group), b(member + 4, group)
+//   sums[0..3]: (group, 2 member), (group, 2 member + 1), (group + 8, 2 member), (group + 8, 2 member + 1)
+// (PTX ISA, "Matrix fragments for mma.m16n8k8", .tf32).
+__device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif defined(SYNQ_EMULATION)
+  emulation::multiply_add_16x8x8(sums, a, b);
+#endif
+}
+
+}  // namespace synq

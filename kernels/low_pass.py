@@ -1,0 +1,121 @@
+"""Low-pass filters: a Gaussian as two products with circulant matrices, the rest by transforms."""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+
+from synq_fast import reference
+from synq_fast.kernels._layout import INTERPRETED, finished, on_device_of, output_like, power_of_two
+
+LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
+LINES = 64
+ROWS = 64
+DEPTH = 32
+
+
+@triton.jit
+def axis_kernel(
+    x_ptr, y_ptr, matrix_ptr, lines, inner, n,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LINES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Memory is (outer, n, inner); y = matrix * x along the middle, LINES lines in a program.
+
+    A line's values lie `inner` apart. Programs of the same lines follow each other, so that what
+    one reads is in cache for the next.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(n, ROWS)
+    row = (program % blocks) * ROWS + tl.arange(0, ROWS)
+    line = (program // blocks) * LINES + tl.arange(0, LINES)
+    start = (line // inner) * inner * n + line % inner
+    in_lines = (line < lines)[None, :]
+    sums = tl.zeros((ROWS, LINES), tl.float32)
+    first = 0
+    while first < n:  # the interpreter cannot run `range` over tensors with every NumPy
+        k = first + tl.arange(0, DEPTH)
+        in_matrix = (row < n)[:, None] & (k < n)[None, :]
+        factors = tl.load(matrix_ptr + row[:, None] * n + k[None, :], mask=in_matrix, other=0.0)
+        values = tl.load(
+            x_ptr + start[None, :] + k[:, None] * inner,
+            mask=in_lines & (k < n)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        sums = tl.dot(factors, values, sums, input_precision=PRECISION)
+        first += DEPTH
+    tl.store(
+        y_ptr + start[None, :] + row[:, None] * inner,
+        sums.to(y_ptr.dtype.element_ty),
+        mask=in_lines & (row < n)[:, None],
+    )
+
+
+def build_matrix(n: int, cutoff: float, device: torch.device) -> torch.Tensor:
+    """Returns the circulant matrix (n, n) that applies the Gaussian along one side, float32."""
+    index = torch.arange(n, dtype=torch.float64, device=device)
+    frequency = torch.minimum(index, n - index)
+    gain = torch.exp(-frequency.square() / (2 * cutoff**2))
+    # By hand: transforms may not be captured in a CUDA graph when they are first used.
+    waves = torch.cos(2 * torch.pi / n * ((index[:, None] * index) % n))
+    taps = (gain * waves).sum(1) / n
+    distance = (index[:, None] - index).remainder(n).long()
+    return taps[distance].float().contiguous()
+
+
+@lru_cache(maxsize=32)
+def _stored_matrix(n: int, cutoff: float, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        # The copy waits for the device once: after it every stream may use the matrix.
+        return build_matrix(n, cutoff, torch.device("cpu")).to(device)
+
+
+def matrix_of(n: int, cutoff: float, device: torch.device) -> torch.Tensor:
+    """Returns `build_matrix` from a bounded cache, or, while a CUDA graph is captured, afresh."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return build_matrix(n, cutoff, device)
+    return _stored_matrix(n, cutoff, device)
+
+
+def filter_axis(
+    x: torch.Tensor, y: torch.Tensor, n: int, outer: int, inner: int, cutoff: float
+) -> None:
+    """Writes the filtered `x`, in memory (outer, n, inner), to `y`."""
+    rows = min(ROWS, max(16, power_of_two(n)))
+    lines = outer * inner
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    with on_device_of(x):
+        axis_kernel[(triton.cdiv(lines, LINES) * triton.cdiv(n, rows),)](
+            x, y, matrix_of(n, cutoff, x.device), lines, inner, n,
+            ROWS=rows, DEPTH=min(DEPTH, rows), LINES=LINES,
+            PRECISION="ieee" if INTERPRETED else precision, num_warps=4,
+        )  # fmt: skip
+
+
+def low_pass(
+    x: torch.Tensor, cutoff: float, kind: str, order: int, method: str = "auto"
+) -> torch.Tensor:
+    """Returns the filtered images; channels_last ones stay so, others become contiguous."""
+    height, width = x.shape[-2:]
+    by_matrix = kind == "gaussian" and max(height, width) <= LONGEST_SIDE
+    if method == "matrix" and not by_matrix:
+        raise ValueError(
+            "low_pass: the Triton kernels' method matrix is for the kind gaussian and sides up to "
+            f"{LONGEST_SIDE}, got {kind} and {height} x {width}"
+        )
+    channels = 1
+    if not x.is_contiguous():
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            channels = x.shape[1]
+        else:
+            x = x.contiguous()
+    if not by_matrix or method == "spectrum":
+        filtered = reference.low_pass(x, cutoff, kind=kind, order=order)
+        return torch.empty_like(x).copy_(filtered)
+    y = output_like(x)
+    if x.numel() > 0:
+        images = x.numel() // (height * width * channels)
+        middle = torch.empty_like(x, dtype=torch.float32)
+        filter_axis(x, middle, height, images, width * channels, cutoff)
+        filter_axis(middle, y, width, images * height, channels, cutoff)
+    return finished(y, x)
