@@ -11,8 +11,8 @@ from synq_fast.kernels._layout import INTERPRETED, finished, on_device_of, outpu
 
 LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
 LINES = 64
-ROWS = 64
-DEPTH = 32
+ROWS = 32
+DEPTH = 16
 
 
 @triton.jit

@@ -1,0 +1,111 @@
+"""Low-pass filters of image batches, float32: ours beside transforms, products and the published chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import columns, harness
+from benchmarks.baselines.published_losses import low_pass_full, low_pass_mask
+from synq_fast import ops, reference
+
+# What networks read, with the cutoffs of the recipes first; then other sides, odd ones too.
+GAUSSIAN = {
+    (16, 3, 224, 224): 80.0,
+    (256, 3, 32, 32): 8.0,
+    (64, 3, 96, 96): 30.0,
+    (16, 3, 160, 160): 50.0,
+    (16, 3, 256, 256): 80.0,
+    (8, 3, 299, 299): 80.0,
+    (64, 3, 33, 47): 10.0,
+}
+OTHERS = {(16, 3, 224, 224): 80.0, (256, 3, 32, 32): 8.0}
+
+
+def _cached_mask(shape: tuple[int, ...], cutoff: float, kind: str) -> Callable[[Tensor], Tensor]:
+    height, width = shape[-2:]
+    impulse = torch.zeros(height, width, dtype=torch.float64)
+    impulse[0, 0] = 1
+    response = torch.fft.rfft2(reference.low_pass(impulse, cutoff, kind=kind)).real
+    mask = response.float().to(harness.DEVICE)
+
+    def call(x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x).mul_(mask), s=(height, width))
+
+    return call
+
+
+def _circulant(n: int, cutoff: float) -> Tensor:
+    frequency = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
+    taps = torch.fft.ifft(torch.exp(-(frequency**2) / (2 * cutoff**2))).real
+    index = torch.arange(n)
+    return taps[(index[:, None] - index) % n].float().to(harness.DEVICE)
+
+
+def _products(shape: tuple[int, ...], cutoff: float) -> Callable[[Tensor], Tensor]:
+    left, right = (_circulant(n, cutoff) for n in shape[-2:])
+
+    def call(x: Tensor) -> Tensor:
+        return torch.matmul(left, torch.matmul(x, right))
+
+    return call
+
+
+def _published(cutoff: float) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        return low_pass_full(x, low_pass_mask(*x.shape[-2:], cutoff, x))
+
+    return call
+
+
+CASES = [("gaussian", shape, cutoff) for shape, cutoff in GAUSSIAN.items()] + [
+    (kind, shape, cutoff) for kind in ("butterworth", "ideal") for shape, cutoff in OTHERS.items()
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "cutoff"), CASES, ids=lambda v: "x".join(map(str, v)) if v is tuple else str(v)
+)
+def bench_low_pass(
+    kind: str,
+    shape: tuple[int, ...],
+    cutoff: float,
+    compare: Callable[..., harness.Comparison],
+) -> None:
+    """Ours against the reference, a cached mask, plain products, the published chain and a copy."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    ours, omitted = columns.our_columns(ops.low_pass, x, cutoff, kind=kind)
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: reference.low_pass(x, cutoff, kind=kind)
+    compiled, reason = columns.compiled_column(reference.low_pass, x, cutoff, kind=kind)
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        rows["reference, torch.compile"] = compiled
+    masked = _cached_mask(shape, cutoff, kind)
+    rows["rfft2, cached mask, irfft2"] = lambda: masked(x)
+    if kind == "gaussian":
+        products, published = _products(shape, cutoff), _published(cutoff)
+        rows["two circulant products, matmul"] = lambda: products(x)
+        rows["published chain"] = lambda: published(x)
+
+    expected = reference.low_pass(x.double(), cutoff, kind=kind)
+    for name, call in rows.items():
+        error = (call() - expected).abs().max().item()
+        assert error <= 5e-6 or not name.startswith("ours"), f"{name} is off by {error}"
+        assert error <= 1e-4, f"{name} is off by {error}"
+    rows["clone"] = x.clone
+    compare(
+        f"{kind} {'x'.join(map(str, shape))} cutoff {cutoff:g}",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        bytes_moved=2 * 4 * math.prod(shape),
+        omitted=omitted,
+        rounds=15,
+        calls=1 if math.prod(shape) > 1_000_000 else 3,
+    )
