@@ -30,7 +30,7 @@ struct LowPassParams {
 };
 
 // The longest side that the kernels take.
-constexpr int64_t kLowPassLongestSide = 896;
+constexpr int64_t kLowPassLongestSide = 448;
 
 // Enqueues on `stream` (a cudaStream_t) of the current device, never synchronizes, and returns the cudaError_t of the
 // launch (0 is success). There is at least one value; pointers may be unaligned to vector width.

@@ -10,7 +10,7 @@ from synq_fast import reference
 from synq_fast.kernels._layout import INTERPRETED, finished, on_device_of, output_like, power_of_two
 
 LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
-LINES = 64
+LINES = 32
 ROWS = 32
 DEPTH = 16
 

@@ -47,61 +47,70 @@ static_assert(sizeof(AxisArguments) < 4096, "all devices take 4 KiB of arguments
 
 // Rows of a tile lie this far apart, so that the 32 lanes of a product read from different banks.
 template <int kLines>
-constexpr int kRowStride = kLines == 8 ? 8 : kLines + 8;
+constexpr int kRowStride = kLines + 8;
 
 __device__ __forceinline__ int64_t start_of(const AxisArguments& a, int64_t line) {
   const int64_t outer = line / a.inner;
   return outer * a.n * a.inner + (line - outer * a.inner);
 }
 
-// Calls item(pointer into memory, row, line, count, along) for everything in the tile: `count` neighbours, which follow
-// each other along the row's index if `along`, else along the line's. A thread keeps its lines.
-template <typename T, int kLines, typename Item>
-__device__ __forceinline__ void for_each_item(const AxisArguments& a, T* memory, int64_t first, Item item) {
+// Calls item(pointer into memory, place in the tile, distance in the tile) for each `kCount` neighbours of a tile's
+// values in memory; in the tile these lie `distance` apart. They follow each other along the line where lines are dense,
+// else across lines. A thread keeps its lines.
+template <int kLines, int kCount, typename T, typename Item>
+__device__ __forceinline__ void for_each_item(const AxisArguments& a, T* memory, float* tile, int64_t first, Item item) {
+  constexpr int kStride = kRowStride<kLines>;
   const bool along = a.inner == 1;
-  const int step = a.packed ? kPack : 1;
-  const int groups = along ? kLines : kLines / step;
-  const int line = static_cast<int>(threadIdx.x) % groups * (along ? 1 : step);
+  const int groups = along ? kLines : kLines / kCount;
+  const int line = static_cast<int>(threadIdx.x) % groups * (along ? 1 : kCount);
   if (first + line >= a.lines) return;
   T* pointer = memory + start_of(a, first + line);
-  const int row_step = along ? step : 1;
-  for (int row = static_cast<int>(threadIdx.x) / groups * row_step; row < a.n; row += kThreads / groups * row_step) {
-    item(pointer + row * a.inner, row, line, along);
+  const int step = along ? kCount : 1;
+  for (int row = static_cast<int>(threadIdx.x) / groups * step; row < a.n; row += kThreads / groups * step) {
+    item(pointer + row * a.inner, tile + row * kStride + line, along ? kStride : 1);
   }
 }
 
-template <typename T, int kLines>
+template <int kLines, int kCount, typename T>
 __device__ __forceinline__ void load_tile(const AxisArguments& a, float* tile, int64_t first) {
-  constexpr int kStride = kRowStride<kLines>;
-  for_each_item<const T, kLines>(
-      a, static_cast<const T*>(a.x), first, [&](const T* source, int row, int line, bool along) {
-        float* target = tile + row * kStride + line;
-        if (!a.packed) {
-          *target = to_float(*source);
-          return;
-        }
-        const Pack<T, kPack> pack = load_pack<kPack>(source);
-        const int distance = along ? kStride : 1;
+  for_each_item<kLines, kCount>(
+      a, static_cast<const T*>(a.x), tile, first, [](const T* source, float* target, int distance) {
+        const Pack<T, kCount> pack = load_pack<kCount>(source);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) target[i * distance] = to_float(pack.values[i]);
+        for (int i = 0; i < kCount; ++i) target[i * distance] = to_float(pack.values[i]);
       });
 }
 
-template <typename T, int kLines>
-__device__ __forceinline__ void store_tile(const AxisArguments& a, const float* tile, int64_t first) {
-  constexpr int kStride = kRowStride<kLines>;
-  for_each_item<T, kLines>(a, static_cast<T*>(a.y), first, [&](T* target, int row, int line, bool along) {
-    const float* source = tile + row * kStride + line;
-    if (!a.packed) {
-      *target = from_float<T>(*source);
-      return;
+// In one access, which the compiler does not find here.
+template <typename T, int kCount>
+__device__ __forceinline__ void store_whole(T* target, const Pack<T, kCount>& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kCount == kPack) {
+    const size_t address = __cvta_generic_to_global(target);
+    if constexpr (sizeof(pack) == 16) {
+      const uint4 words = reinterpret_cast<const uint4&>(pack);
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words.x), "r"(words.y), "r"(words.z),
+                   "r"(words.w)
+                   : "memory");
+    } else {
+      const uint2 words = reinterpret_cast<const uint2&>(pack);
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(words.x), "r"(words.y) : "memory");
     }
-    const int distance = along ? kStride : 1;
-    Pack<T, kPack> pack;
+    return;
+  }
+#endif
+  store_pack<kCount>(target, pack);
+}
+
+template <int kLines, int kCount, typename T>
+__device__ __forceinline__ void store_tile(const AxisArguments& a, float* tile, int64_t first) {
+  for_each_item<kLines, kCount>(
+      a, static_cast<T*>(a.y), tile, first, [](T* target, const float* source, int distance) {
+        Pack<T, kCount> pack;
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) pack.values[i] = from_float<T>(source[i * distance]);
-    store_pack<kPack>(target, pack);
-  });
+        for (int i = 0; i < kCount; ++i) pack.values[i] = from_float<T>(source[i * distance]);
+        store_whole(target, pack);
+      });
 }
 
 __device__ __forceinline__ void butterfly(float& a, float& b) {
@@ -215,7 +224,11 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
     for (int i = threadIdx.x; i < a.n * kStride; i += kThreads) tile[i] = 0.0f;
     __syncthreads();
   }
-  load_tile<X, kLines>(a, tile, first);
+  if (a.packed) {
+    load_tile<kLines, kPack, X>(a, tile, first);
+  } else {
+    load_tile<kLines, 1, X>(a, tile, first);
+  }
   __syncthreads();
   fold<kLines, false>(tile, a.n);
   __syncthreads();
@@ -257,7 +270,11 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
   __syncthreads();
   fold<kLines, true>(tile, a.n);
   __syncthreads();
-  store_tile<Y, kLines>(a, tile, first);
+  if (a.packed) {
+    store_tile<kLines, kPack, Y>(a, tile, first);
+  } else {
+    store_tile<kLines, 1, Y>(a, tile, first);
+  }
 }
 
 void add_segment(AxisArguments& a, int begin, int size, int table, bool odd) {
@@ -313,7 +330,6 @@ int filter_axis(const LowPassAxis& axis, const X* x, Y* y, int64_t outer, int64_
              is_aligned(y, kPack * sizeof(Y));
   if (fits<32>(a)) return launch_lines<X, Y, 32>(a, stream);
   if (fits<16>(a)) return launch_lines<X, Y, 16>(a, stream);
-  if (fits<8>(a)) return launch_lines<X, Y, 8>(a, stream);
   return cudaErrorInvalidValue;
 }
 
