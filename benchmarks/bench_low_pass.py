@@ -1,4 +1,4 @@
-"""Low-pass filters of image batches, float32: ours beside transforms, products and the published chain."""
+"""Low-pass filters of images, float32: ours beside transforms, products, the published chain."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ CASES = [("gaussian", shape, cutoff) for shape, cutoff in GAUSSIAN.items()] + [
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "cutoff"), CASES, ids=lambda v: "x".join(map(str, v)) if v is tuple else str(v)
+    ("kind", "shape", "cutoff"),
+    CASES,
+    ids=lambda v: "x".join(map(str, v)) if v is tuple else str(v),
 )
 def bench_low_pass(
     kind: str,

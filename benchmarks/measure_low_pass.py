@@ -29,9 +29,7 @@ def measure(size: int, kind: str, elements: int, rounds: int) -> tuple[float, fl
     x = torch.randn(planes, 1, size, size, device=harness.DEVICE)
     op = torch.ops.synq_fast.low_pass
     cutoff = 0.36 * size
-    columns = {
-        method: partial(op, x, cutoff, kind, 2, method) for method in ("matrix", "spectrum")
-    }
+    columns = {method: partial(op, x, cutoff, kind, 2, method) for method in ("matrix", "spectrum")}
     torch.testing.assert_close(columns["matrix"](), columns["spectrum"](), atol=1e-5, rtol=0)
     timings = harness.interleave(columns, rounds=rounds, warmup=1)
     return timings["matrix"].median, timings["spectrum"].median
@@ -39,7 +37,9 @@ def measure(size: int, kind: str, elements: int, rounds: int) -> tuple[float, fl
 
 def main() -> None:
     """Prints one line for each kind and size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=harness.THREADS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--elements", type=int, default=2_000_000, help="of each input, about")

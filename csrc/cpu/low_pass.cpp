@@ -255,9 +255,7 @@ int64_t tiles(const FilterPass& pass) {
   return (lines + kTile - 1) / kTile * (is_transposed(pass) ? 1 : pass.outer);
 }
 
-int64_t scratch(const FilterPass& pass) {
-  return 2 * pass.axis.n * kTile * (is_transposed(pass) ? pass.inner : 1);
-}
+int64_t scratch(const FilterPass& pass) { return 2 * pass.axis.n * kTile * (is_transposed(pass) ? pass.inner : 1); }
 
 void run(const FilterPass& pass, float* scratch, int64_t begin, int64_t end) {
   with_type(pass.y_type, [&](auto y) {

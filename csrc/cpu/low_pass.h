@@ -16,9 +16,9 @@ namespace synq::cpu {
 struct FilterSegment {
   int64_t begin;
   int64_t size;
-  const float* filter;      // the whole filter; null where the axes cannot be filtered one after the other
-  const float* analysis;    // to Fourier coefficients
-  const float* synthesis;   // back to folded values
+  const float* filter;     // the whole filter; null where the axes cannot be filtered one after the other
+  const float* analysis;   // to Fourier coefficients
+  const float* synthesis;  // back to folded values
 };
 
 struct FilterAxis {
@@ -35,8 +35,8 @@ enum class FilterStep : int32_t {
   kSynthesize,  // synthesis, unfold
 };
 
-// Memory is (outer, n, inner), inner fastest; the filter runs along the middle. Work is split into tiles of neighbouring
-// lines; y may be x.
+// Memory is (outer, n, inner), inner fastest; the filter runs along the middle. Work is split into tiles of
+// neighbouring lines; y may be x.
 struct FilterPass {
   const void* x;
   void* y;
@@ -46,8 +46,8 @@ struct FilterPass {
   int64_t inner;
   FilterAxis axis;
   FilterStep step;
-  // kMask: gains (n, mask_period + tile), row by coefficient of this axis, periodic in the other axis' coefficient, which
-  // is the index along `outer`.
+  // kMask: gains (n, mask_period + tile), row by coefficient of this axis, periodic in the other axis' coefficient,
+  // which is the index along `outer`.
   const float* mask;
   int64_t mask_period;
 };

@@ -55,10 +55,11 @@ __device__ __forceinline__ int64_t start_of(const AxisArguments& a, int64_t line
 }
 
 // Calls item(pointer into memory, place in the tile, distance in the tile) for each `kCount` neighbours of a tile's
-// values in memory; in the tile these lie `distance` apart. They follow each other along the line where lines are dense,
-// else across lines. A thread keeps its lines.
+// values in memory; in the tile these lie `distance` apart. They follow each other along the line where lines are
+// dense, else across lines. A thread keeps its lines.
 template <int kLines, int kCount, typename T, typename Item>
-__device__ __forceinline__ void for_each_item(const AxisArguments& a, T* memory, float* tile, int64_t first, Item item) {
+__device__ __forceinline__ void for_each_item(const AxisArguments& a, T* memory, float* tile, int64_t first,
+                                              Item item) {
   constexpr int kStride = kRowStride<kLines>;
   const bool along = a.inner == 1;
   const int groups = along ? kLines : kLines / kCount;
@@ -73,12 +74,12 @@ __device__ __forceinline__ void for_each_item(const AxisArguments& a, T* memory,
 
 template <int kLines, int kCount, typename T>
 __device__ __forceinline__ void load_tile(const AxisArguments& a, float* tile, int64_t first) {
-  for_each_item<kLines, kCount>(
-      a, static_cast<const T*>(a.x), tile, first, [](const T* source, float* target, int distance) {
-        const Pack<T, kCount> pack = load_pack<kCount>(source);
+  for_each_item<kLines, kCount>(a, static_cast<const T*>(a.x), tile, first,
+                                [](const T* source, float* target, int distance) {
+                                  const Pack<T, kCount> pack = load_pack<kCount>(source);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) target[i * distance] = to_float(pack.values[i]);
-      });
+                                  for (int i = 0; i < kCount; ++i) target[i * distance] = to_float(pack.values[i]);
+                                });
 }
 
 // In one access, which the compiler does not find here.
@@ -104,13 +105,12 @@ __device__ __forceinline__ void store_whole(T* target, const Pack<T, kCount>& pa
 
 template <int kLines, int kCount, typename T>
 __device__ __forceinline__ void store_tile(const AxisArguments& a, float* tile, int64_t first) {
-  for_each_item<kLines, kCount>(
-      a, static_cast<T*>(a.y), tile, first, [](T* target, const float* source, int distance) {
-        Pack<T, kCount> pack;
+  for_each_item<kLines, kCount>(a, static_cast<T*>(a.y), tile, first, [](T* target, const float* source, int distance) {
+    Pack<T, kCount> pack;
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) pack.values[i] = from_float<T>(source[i * distance]);
-        store_whole(target, pack);
-      });
+    for (int i = 0; i < kCount; ++i) pack.values[i] = from_float<T>(source[i * distance]);
+    store_whole(target, pack);
+  });
 }
 
 __device__ __forceinline__ void butterfly(float& a, float& b) {
@@ -184,8 +184,7 @@ __device__ __forceinline__ void multiply(const float* tile, const float* u, cons
     uint32_t low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const Split value = split(
-          matrix_value(u, segment, first_row + group + i % 2 * 8, k + member + i / 2 * 4));
+      const Split value = split(matrix_value(u, segment, first_row + group + i % 2 * 8, k + member + i / 2 * 4));
       high[i] = value.high;
       low[i] = value.low;
     }
@@ -205,8 +204,7 @@ __device__ __forceinline__ void multiply(const float* tile, const float* u, cons
 }
 
 template <typename X, typename Y, int kLines>
-__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
-    low_pass_kernel(const __grid_constant__ AxisArguments a) {
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) low_pass_kernel(const __grid_constant__ AxisArguments a) {
   constexpr int kStride = kRowStride<kLines>;
   constexpr int kTiles = kLines / 8;
   constexpr int kJobs = kSums / kTiles;

@@ -11,8 +11,7 @@ using Text = std::string_view;
 
 // Not below autograd when called for a gradient: the gradient of the gradient records its own node.
 Tensor call(const Tensor& x, double cutoff, Text kind, int64_t order, Text method) {
-  static const auto op =
-      find_op<Tensor(const Tensor&, double, Text, int64_t, Text)>("synq_fast::low_pass");
+  static const auto op = find_op<Tensor(const Tensor&, double, Text, int64_t, Text)>("synq_fast::low_pass");
   return op.call(x, cutoff, kind, order, method);
 }
 
@@ -36,7 +35,10 @@ struct LowPass : torch::autograd::Function<LowPass> {
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     return {call(gradients[0], ctx->saved_data["cutoff"].toDouble(), ctx->saved_data["kind"].toStringView(),
                  ctx->saved_data["order"].toInt(), ctx->saved_data["method"].toStringView()),
-            {}, {}, {}, {}};
+            {},
+            {},
+            {},
+            {}};
   }
 };
 

@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "cpu/low_pass.h"
-#include "ops/low_pass_op.h"
 #include "ops/low_pass_choice.h"
+#include "ops/low_pass_op.h"
 #include "ops/low_pass_plan.h"
 #include "ops/parallel.h"
 #include "ops/tensors.h"
@@ -141,7 +141,8 @@ Tensor low_pass_cpu(const Tensor& x, double cutoff, std::string_view kind, int64
   if (x.numel() == 0) return y;
   const bool prefers_matrix = prefers_matrix_cpu(response.is_separable(), images.height, images.width);
   const Method preferred = prefers_matrix ? Method::kMatrix : Method::kSpectrum;
-  if (parse_method(method).value_or(preferred) == Method::kSpectrum) return y.copy_(filter_spectrum(images.x, response));
+  if (parse_method(method).value_or(preferred) == Method::kSpectrum)
+    return y.copy_(filter_spectrum(images.x, response));
   filter_images(images, *low_pass_plan(images.height, images.width, response, kernels()), y);
   return y;
 }

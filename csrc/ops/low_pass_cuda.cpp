@@ -14,8 +14,8 @@
 #include <memory>
 #include <vector>
 
-#include "ops/low_pass_op.h"
 #include "ops/low_pass_choice.h"
+#include "ops/low_pass_op.h"
 #include "ops/lru_cache.h"
 #include "ops/tensors.h"
 
@@ -84,8 +84,7 @@ void filter_products(const Images& images, const Response& response, Tensor& y) 
   C10_CUDA_CHECK(static_cast<cudaError_t>(low_pass_cuda(params, c10::cuda::getCurrentCUDAStream().stream())));
 }
 
-Tensor low_pass_cuda_op(const Tensor& x, double cutoff, std::string_view kind, int64_t order,
-                        std::string_view method) {
+Tensor low_pass_cuda_op(const Tensor& x, double cutoff, std::string_view kind, int64_t order, std::string_view method) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Response response = Response::parse(cutoff, kind, order);
   check_dtype("low_pass", "x", x);
@@ -95,8 +94,7 @@ Tensor low_pass_cuda_op(const Tensor& x, double cutoff, std::string_view kind, i
   const bool prefers_matrix = prefers_matrix_cuda(response.is_separable(), images.height, images.width);
   const Method preferred = prefers_matrix ? Method::kMatrix : Method::kSpectrum;
   if (parse_method(method).value_or(preferred) == Method::kSpectrum) {
-    const bool capturing =
-        c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+    const bool capturing = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
     return y.copy_(filter_spectrum(images.x, response, capturing));
   }
   filter_products(images, response, y);

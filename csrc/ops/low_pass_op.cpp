@@ -109,8 +109,8 @@ Tensor filter_spectrum(const Tensor& x, const Response& response, bool capturing
   static LruCache<MaskKey, Tensor> masks(32);
   const Tensor signal = x.to(at::kFloat).contiguous();
   const MaskKey key{x.size(-2), x.size(-1), response, x.device()};
-  // A graph under capture runs later and has its own memory: its mask is part of it. Otherwise the copy from the CPU has
-  // ended before any stream can use the mask.
+  // A graph under capture runs later and has its own memory: its mask is part of it. Otherwise the copy from the CPU
+  // has ended before any stream can use the mask.
   const Tensor mask = capturing ? build_mask(key, key.device)
                                 : masks.get(key, [&] { return build_mask(key, at::kCPU).to(key.device); });
   const Tensor spectrum = at::fft_rfft2(signal);

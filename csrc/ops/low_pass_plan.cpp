@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kShortest = 16;  // lines this short are not halved again
 
-constexpr size_t kPlans = 16;     // of up to 10 MB, 0.1 MB for 224 x 224
+constexpr size_t kPlans = 16;  // of up to 10 MB, 0.1 MB for 224 x 224
 
 // The folded values of one symmetry, in the order of csrc/cpu/fold.h, and the waves that have it.
 struct Symmetry {

@@ -29,9 +29,19 @@ def low_pass(
     - butterworth: `1 / (1 + (D / cutoff)^(2 order))`,
     - ideal: 1 where `D <= cutoff`, else 0.
 
-    The filter is linear and its own adjoint: backward is the same filter and saves nothing.
-    Spectra are float32 (float64 for float64 input), whatever the autocast state; the float32 error
-    is at most 5e-6 on N(0, 1) input. A NaN or an infinity spreads over its image plane.
+    The filter is linear and its own adjoint: backward is the same filter and saves nothing. It is
+    computed in float32 (float64 for float64 input, by the reference), whatever the autocast state,
+    and half types are rounded once at the end. The float32 error is at most 5e-6 on N(0, 1) input;
+    on a GPU `torch.backends.cuda.matmul.allow_tf32` trades it for about 1e-3. A NaN or an infinity
+    spreads over its image plane. channels_last images stay so, others become contiguous.
+
+    No Fourier transform is needed. A circular filter is a product with a circulant matrix along
+    each side, and the matrix of an even filter falls apart into small ones when a line is folded
+    about its symmetries: about n / 6 multiplications a value. The Gaussian is one such product a
+    side; for the other kinds the small matrices are the real Fourier transform and its inverse,
+    with the gains between them. Sides too long for that (CPU: 1536 and 1024; GPU: 448, Triton
+    1024, and the Gaussian alone) use `rfft2`. Matrices and gains are kept for the settings used
+    last.
 
     Args:
         x: Images `(..., H, W)`, any leading dimensions, any H and W; float16, bfloat16, float32 or

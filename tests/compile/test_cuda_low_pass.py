@@ -48,7 +48,9 @@ def test_machine_code(arch: str, tmp_path: Path) -> None:
         pytest.skip("cuobjdump not found")
     target = tmp_path / "low_pass.cubin"
     compile_cuda(SOURCE, "-cubin", f"-arch=sm_{arch}", *FLAGS, "-o", str(target))
-    dump = subprocess.run([disassembler, "-sass", target], capture_output=True, text=True, check=True)
+    dump = subprocess.run(
+        [disassembler, "-sass", target], capture_output=True, text=True, check=True
+    )
     functions = dump.stdout.split("Function : ")[1:]
     assert len(functions) == 10
     for function in functions:

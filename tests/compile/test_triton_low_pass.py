@@ -14,7 +14,7 @@ MAXIMUM_REGISTERS = 255  # a tile of sums and its operands; what counts is that 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:  # noqa: F811
+def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     from synq_fast import kernels
 
     image = torch.zeros(4, 3, 64, 96, dtype=dtype)

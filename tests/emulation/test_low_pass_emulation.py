@@ -97,7 +97,9 @@ def test_golden(library, golden) -> None:
     cases = [case for _, case in golden_cases(golden("low_pass")) if case["x"].shape[-1] < 40]
     assert cases
     for case in cases:
-        assert_close(run(library, case["x"][:1].contiguous(), case["d0"]), case["y"][:1], "low_pass")
+        assert_close(
+            run(library, case["x"][:1].contiguous(), case["d0"]), case["y"][:1], "low_pass"
+        )
 
 
 @pytest.mark.parametrize("channels", [2, 3, 8])

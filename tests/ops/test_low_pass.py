@@ -132,7 +132,9 @@ sizes = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 def test_any_shape_and_setting(shape, kind, cutoff, memory_format, seed):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     images = x.unsqueeze(0).contiguous(memory_format=memory_format)
-    assert_close(ops.low_pass(images, cutoff, kind=kind)[0], full_spectrum(x, cutoff, kind), "low_pass")
+    assert_close(
+        ops.low_pass(images, cutoff, kind=kind)[0], full_spectrum(x, cutoff, kind), "low_pass"
+    )
 
 
 @settings(max_examples=60, deadline=None)

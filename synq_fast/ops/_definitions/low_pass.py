@@ -20,9 +20,7 @@ def _fake(x: Tensor, cutoff: float, kind: str, order: int, method: str = "auto")
         raise ValueError(f"low_pass: x must have shape (..., H, W), got {tuple(x.shape)}")
     for name, value, allowed in (("kind", kind, KINDS), ("method", method, METHODS)):
         if value not in allowed:
-            raise ValueError(
-                f"low_pass: {name} must be one of {', '.join(allowed)}, got {value!r}"
-            )
+            raise ValueError(f"low_pass: {name} must be one of {', '.join(allowed)}, got {value!r}")
     channels_last = torch.channels_last
     if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last):
         return torch.empty_like(x, memory_format=channels_last)
