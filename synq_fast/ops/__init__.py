@@ -13,6 +13,8 @@ from synq_fast.ops.fake_quantize import fake_quantize
 from synq_fast.ops.fake_quantize_dynamic import fake_quantize_dynamic
 from synq_fast.ops.grad_cam import grad_cam
 from synq_fast.ops.grad_cam_plus_plus import grad_cam_plus_plus
+from synq_fast.ops.hires_cam import hires_cam
+from synq_fast.ops.layer_cam import layer_cam
 from synq_fast.ops.low_pass import low_pass
 from synq_fast.ops.patch_similarity_entropy import patch_similarity_entropy
 from synq_fast.ops.quantize_codes import quantize_codes
@@ -31,6 +33,8 @@ __all__ = [
     "fake_quantize_dynamic",
     "grad_cam",
     "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
     "low_pass",
     "patch_similarity_entropy",
     "quantize_codes",

@@ -15,8 +15,13 @@ CHOICES = ("auto", *BACKENDS)
 
 _EVERYWHERE = frozenset({"cpu", "cuda", "triton"})
 KERNELS: dict[str, frozenset[str]] = {
+    "cam_alignment_loss": _EVERYWHERE,
     "fake_quantize": _EVERYWHERE,
     "fake_quantize_dynamic": _EVERYWHERE,
+    "grad_cam": _EVERYWHERE,
+    "grad_cam_plus_plus": _EVERYWHERE,
+    "hires_cam": _EVERYWHERE,
+    "layer_cam": _EVERYWHERE,
     "low_pass": _EVERYWHERE,
     "patch_similarity_entropy": _EVERYWHERE,
     "quantize_codes": _EVERYWHERE,

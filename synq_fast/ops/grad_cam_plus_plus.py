@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.ops._backend import select
+from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_number,
@@ -10,7 +10,6 @@ from synq_fast.ops._tensor_checks import (
     check_shape,
     check_size,
 )
-from synq_fast.ops.grad_cam import check_cam_tensors
 from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus as _reference
 
 
@@ -21,6 +20,7 @@ def grad_cam_plus_plus(
     size: tuple[int, int],
     *,
     eps: float = 1e-7,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Computes Grad-CAM++ maps in [0, 1] at the size of the image.
 
@@ -30,31 +30,35 @@ def grad_cam_plus_plus(
     flat maps. exp(S) is one factor for the whole map, which the stretching removes up to `eps`;
     scores above 50 count as 50, which keeps it finite.
 
-    The map is differentiable in `activations`; the weights are constants to autograd.
+    The map is differentiable, once, in `activations`; the weights are constants to autograd.
 
     Args:
-        activations: `(B, C, h, w)`; float16, bfloat16, float32 or float64.
+        activations: `(B, C, h, w)`, contiguous or channels_last, or tokens `(B, N, C)` with
+            `grid`; float16, bfloat16, float32 or float64.
         gradients: Gradient of the class score in the activations, same shape.
         score: Class score of each image, a logit, `(B,)`.
         size: `(height, width)` of the map in pixels.
         eps: Added to the denominator of alpha and to the spread of the map, at least 0.
+        grid: `(h, w)` of the tokens of a transformer, N = h * w without class tokens.
 
     Returns:
         Maps `(B, 1, height, width)`, float32 (float64 if an input is float64).
 
     Raises:
-        TypeError: A tensor is not floating, or `size` or `eps` has another type.
-        ValueError: The shapes or devices differ, an image has no activation, or `size` or `eps` is
-            out of bounds.
-        BackendUnavailableError: The backend asked for has no kernel for this op.
+        TypeError: A tensor is not floating, or `size`, `eps` or `grid` has another type.
+        ValueError: The shapes or devices differ, an image has no activation, the tokens do not
+            fill the grid, or `size` or `eps` is out of bounds.
+        BackendUnavailableError: The backend asked for cannot run here.
 
     Source: Chattopadhay et al., "Grad-CAM++", WACV 2018.
     """
-    check_cam_tensors(activations, gradients)
+    check_cam_tensors(activations, gradients, grid)
     check_float_tensor("score", score)
     check_shape("score", score, activations.shape[:1], "(B,)")
     check_same_device("score", score, "activations", activations)
     size = check_size(size)
     check_number("eps", eps, least=0)
-    select("grad_cam_plus_plus", activations.device)
-    return _reference(activations, gradients, score, size, eps=eps)
+    name = "grad_cam_plus_plus"
+    if on_reference(name, activations, gradients, score):
+        return _reference(activations, gradients, score, size, eps=eps, grid=grid)
+    return compute_map(name, activations, gradients, score.float(), size, 0.0, eps, grid)

@@ -7,6 +7,8 @@ from synq_fast.reference.fake_quantize import fake_quantize
 from synq_fast.reference.fake_quantize_dynamic import fake_quantize_dynamic
 from synq_fast.reference.grad_cam import grad_cam
 from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus
+from synq_fast.reference.hires_cam import hires_cam
+from synq_fast.reference.layer_cam import layer_cam
 from synq_fast.reference.low_pass import low_pass
 from synq_fast.reference.patch_similarity_entropy import patch_similarity_entropy
 from synq_fast.reference.quantize_codes import quantize_codes
@@ -21,6 +23,8 @@ __all__ = [
     "fake_quantize_dynamic",
     "grad_cam",
     "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
     "low_pass",
     "patch_similarity_entropy",
     "quantize_codes",

@@ -1,15 +1,35 @@
-"""From channel weights to a normalised class activation map."""
+"""From activations and their weights to a normalised class activation map."""
 
 import torch
+
+from synq_fast.reference._precision import to_compute
 
 # Below this fraction of its peak, the spread of a map is the rounding noise of the interpolation.
 FLAT_SPREAD = 1e-6
 
 
+def as_images(x: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """Returns `(B, h * w, C)` tokens as a `(B, C, h, w)` view; without a grid, `x` itself."""
+    return x if grid is None else x.unflatten(1, grid).movedim(-1, 1)
+
+
+def prepare(
+    activations: torch.Tensor, gradients: torch.Tensor, grid: tuple[int, int] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns both as `(B, C, h, w)` in the type of computation, the gradients as constants."""
+    return (
+        to_compute(as_images(activations, grid)),
+        to_compute(as_images(gradients, grid).detach()),
+    )
+
+
 def weighted_map(
     activations: torch.Tensor, weights: torch.Tensor, size: tuple[int, int], eps: float
 ) -> torch.Tensor:
-    """Returns the `(B, 1, *size)` map of `(B, C, h, w)` activations and `(B, C, 1, 1)` weights."""
+    """Returns the `(B, 1, *size)` map of `(B, C, h, w)` activations.
+
+    `weights` is `(B, C, 1, 1)`, or `(B, C, h, w)` for one weight per activation.
+    """
     coarse = (weights * activations).sum(1, keepdim=True).relu()
     if coarse.shape[0] == 0:
         return activations.new_zeros((0, 1, *size))

@@ -13,9 +13,10 @@ def cam_alignment_loss(
     *,
     clamp: float = 1e-10,
     eps: float = 1e-10,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Returns the mean squared map difference; see `synq_fast.ops.cam_alignment_loss`."""
     height, width = target_map.shape[-2:]
-    cam = grad_cam(activations, gradients, (height, width), clamp=clamp, eps=eps)
+    cam = grad_cam(activations, gradients, (height, width), clamp=clamp, eps=eps, grid=grid)
     squared = (cam - to_compute(target_map.detach())).square()
     return squared.sum() / max(squared.numel(), 1)

@@ -2,8 +2,7 @@
 
 import torch
 
-from synq_fast.reference._cam import weighted_map
-from synq_fast.reference._precision import to_compute
+from synq_fast.reference._cam import prepare, weighted_map
 
 
 def grad_cam(
@@ -13,8 +12,9 @@ def grad_cam(
     *,
     clamp: float = 1e-10,
     eps: float = 1e-10,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Returns the normalised Grad-CAM map; see `synq_fast.ops.grad_cam`."""
-    gradients = to_compute(gradients.detach())
+    activations, gradients = prepare(activations, gradients, grid)
     weights = gradients.mean((2, 3), keepdim=True).clamp_min(clamp)
-    return weighted_map(to_compute(activations), weights, size, eps)
+    return weighted_map(activations, weights, size, eps)

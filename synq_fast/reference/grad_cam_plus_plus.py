@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.reference._cam import weighted_map
+from synq_fast.reference._cam import prepare, weighted_map
 from synq_fast.reference._precision import to_compute
 
 # exp(score) is one positive factor per map, which the normalisation removes: capping it changes
@@ -17,18 +17,18 @@ def grad_cam_plus_plus(
     size: tuple[int, int],
     *,
     eps: float = 1e-7,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Returns the normalised Grad-CAM++ map; see `synq_fast.ops.grad_cam_plus_plus`."""
-    activations = to_compute(activations)
-    weights = _weights(
-        activations.detach(), to_compute(gradients.detach()), to_compute(score.detach()), eps
-    )
+    activations, gradients = prepare(activations, gradients, grid)
+    weights = plus_plus_weights(activations.detach(), gradients, to_compute(score.detach()), eps)
     return weighted_map(activations, weights, size, eps)
 
 
-def _weights(
+def plus_plus_weights(
     activations: torch.Tensor, gradients: torch.Tensor, score: torch.Tensor, eps: float
 ) -> torch.Tensor:
+    """Returns the channel weights `(B, C, 1, 1)`."""
     squared = gradients.square()
     third = (activations * squared * gradients).sum((2, 3), keepdim=True)
     denominator = 2 * squared + third + eps

@@ -1,7 +1,9 @@
 """The registered ops: schemas, fakes, references and Python autograd, one module per op family."""
 
 from synq_fast.ops._definitions import (
+    cam_alignment_loss,
     fake_quantize,
+    grad_cam,
     low_pass,
     patch_similarity_entropy,
     ranges,
@@ -9,7 +11,9 @@ from synq_fast.ops._definitions import (
 from synq_fast.ops._op import Op
 
 _FAMILIES = (
+    cam_alignment_loss,
     fake_quantize,
+    grad_cam,
     low_pass,
     patch_similarity_entropy,
     ranges,
