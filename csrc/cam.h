@@ -37,6 +37,16 @@ SYNQ_HOST_DEVICE Tap make_tap(int64_t pixel, int64_t small, int64_t large) {
           static_cast<float>(position - index * 2 * large) / static_cast<float>(2 * large)};
 }
 
+// The first pixel whose tap has this index; `large` past the last one.
+SYNQ_HOST_DEVICE int64_t first_pixel(int64_t index, int64_t small, int64_t large) {
+  if (index <= 0) return 0;
+  if (index >= small) return large;
+  const int64_t position = large * (2 * index + 1) - small;  // in units of 1 / (2 * small)
+  if (position <= 0) return 0;
+  const int64_t pixel = (position + 2 * small - 1) / (2 * small);
+  return pixel < large ? pixel : large;
+}
+
 // In this form the result is monotone in `weight` in spite of rounding: between two neighbours, the extrema are at the
 // first and the last pixel.
 SYNQ_HOST_DEVICE float interpolate(float left, float right, float weight) { return left + weight * (right - left); }

@@ -21,12 +21,18 @@ SYNQ_INLINE const float* as_floats(const T* x, int64_t count, float* buffer) {
   }
 }
 
-// Adds term(start, a value of the vector's type) over all elements to the lanes of `sum`.
+// Adds term(i, a value of the vector's type) over all elements to the lanes of `sum`. The last vector overlaps the one
+// before it where the elements do not fill it.
 template <typename Term>
 SYNQ_INLINE void add_terms(int64_t count, Wide& sum, Term term) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) sum += term(i, Wide{});
-  for (int64_t lane = 0; i < count; ++i, ++lane) sum[lane] += term(i, 0.0f);
+  if (i == count) return;
+  if (count >= kLanes) {
+    sum += last_lanes(count - i) ? term(count - kLanes, Wide{}) : Wide{};
+  } else {
+    for (int64_t lane = 0; i < count; ++i, ++lane) sum[lane] += term(i, 0.0f);
+  }
 }
 
 SYNQ_INLINE Wide read(const float* x, const Wide&) {
@@ -35,6 +41,11 @@ SYNQ_INLINE Wide read(const float* x, const Wide&) {
   return value;
 }
 SYNQ_INLINE float read(const float* x, float) { return *x; }
+
+template <typename V>
+SYNQ_INLINE V no_less(const V& value, float least) {
+  return value < V{} + least ? V{} + least : value;
+}
 
 // The least weight of one activation: HiResCAM has none.
 float least_weight(CamKind kind, float clamp) { return kind == CamKind::kLayerCam ? clamp : -__builtin_inff(); }
@@ -90,16 +101,30 @@ float mean_weight(const T* gradients, int64_t count, float clamp) {
   return at_least(sum_lanes(sum) / static_cast<float>(count), clamp);
 }
 
-// total[i] += the sum over rows of term(row, i), as a tree.
+template <int kRows, typename V, typename Term>
+SYNQ_INLINE V sum_rows(int64_t i, const V& type, Term term) {
+  if constexpr (kRows == kGroup) {
+    return ((term(0, i, type) + term(1, i, type)) + (term(2, i, type) + term(3, i, type))) +
+           ((term(4, i, type) + term(5, i, type)) + (term(6, i, type) + term(7, i, type)));
+  } else {
+    return term(0, i, type);
+  }
+}
+
+// total[i] += the sum over rows of term(row, i, a value of the vector's type), as a tree.
 template <int kRows, typename Term>
-SYNQ_INLINE void add_rows(float* __restrict total, int64_t count, Term term) {
-  for (int64_t i = 0; i < count; ++i) {
-    if constexpr (kRows == kGroup) {
-      total[i] += ((term(0, i) + term(1, i)) + (term(2, i) + term(3, i))) +
-                  ((term(4, i) + term(5, i)) + (term(6, i) + term(7, i)));
-    } else {
-      total[i] += term(0, i);
-    }
+SYNQ_INLINE void add_rows(float* total, int64_t count, Term term) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(read(total + i, Wide{}) + sum_rows<kRows>(i, Wide{}, term), total + i);
+  }
+  if (i == count) return;
+  if (count >= kLanes) {
+    const int64_t last = count - kLanes;
+    const Wide before = read(total + last, Wide{});
+    store(last_lanes(count - i) ? before + sum_rows<kRows>(last, Wide{}, term) : before, total + last);
+  } else {
+    for (; i < count; ++i) total[i] += sum_rows<kRows>(i, 0.0f, term);
   }
 }
 
@@ -145,10 +170,13 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
         float g_buffer[kRows][kBlock];
         const float* g_rows[kRows];
         read_rows(g + start, positions, size, g_buffer, g_rows);
-        add_rows<kRows>(coarse + start, size,
-                        [&](int row, int64_t i) { return at_least(g_rows[row][i], least) * a_rows[row][i]; });
+        add_rows<kRows>(coarse + start, size, [&](int row, int64_t i, auto type) {
+          return no_less(read(g_rows[row] + i, type), least) * read(a_rows[row] + i, type);
+        });
       } else {
-        add_rows<kRows>(coarse + start, size, [&](int row, int64_t i) { return weights[row] * a_rows[row][i]; });
+        add_rows<kRows>(coarse + start, size, [&](int row, int64_t i, auto type) {
+          return weights[row] * read(a_rows[row] + i, type);
+        });
       }
     }
   });
@@ -165,7 +193,7 @@ void column_weights(const CoarseJob& job, const T* activations, const T* gradien
       float buffer[kRows][kBlock];
       const float* rows[kRows];
       read_rows(gradients + position * job.channels, job.channels, count, buffer, rows);
-      add_rows<kRows>(weights, count, [&](int row, int64_t i) { return rows[row][i]; });
+      add_rows<kRows>(weights, count, [&](int row, int64_t i, auto type) { return read(rows[row] + i, type); });
     });
     const float positions = static_cast<float>(job.positions);
     for (int64_t i = 0; i < count; ++i) weights[i] = at_least(weights[i] / positions, job.clamp);
@@ -203,11 +231,8 @@ void coarse_of_columns(const CoarseJob& job, const T* activations, const T* grad
       Wide sum{};
       if (by_element(job.kind)) {
         const float* g = as_floats(gradients + position * job.channels + first, count, g_buffer);
-        add_terms(count, sum, [&](int64_t i, auto type) {
-          using V = decltype(type);
-          const V weight = read(g + i, type);
-          return (weight < V{} + least ? V{} + least : weight) * read(a + i, type);
-        });
+        add_terms(count, sum,
+                  [&](int64_t i, auto type) { return no_less(read(g + i, type), least) * read(a + i, type); });
       } else {
         add_terms(count, sum, [&](int64_t i, auto type) { return read(weights + i, type) * read(a + i, type); });
       }
@@ -232,16 +257,28 @@ void coarse(const CoarseJob& job, int64_t image) {
   for (int64_t i = 0; i < job.positions; ++i) result[i] = at_least(result[i], 0.0f);
 }
 
-// Writes row[i] = value(i) in any element type.
+template <typename Value>
+SYNQ_INLINE void write_floats(float* row, int64_t count, Value value) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(value(i, Wide{}), row + i);
+  if (i == count) return;
+  if (count >= kLanes) {
+    store(value(count - kLanes, Wide{}), row + count - kLanes);
+  } else {
+    for (; i < count; ++i) row[i] = value(i, 0.0f);
+  }
+}
+
+// Writes row[i...] = value(i, a value of the vector's type) in any element type.
 template <typename T, typename Value>
 SYNQ_INLINE void write_row(T* row, int64_t count, Value value) {
   if constexpr (std::is_same_v<T, float>) {
-    for (int64_t i = 0; i < count; ++i) row[i] = value(i);
+    write_floats(row, count, value);
   } else {
     float buffer[kBlock];
     for (int64_t start = 0; start < count; start += kBlock) {
       const int64_t size = count - start < kBlock ? count - start : kBlock;
-      for (int64_t i = 0; i < size; ++i) buffer[i] = value(start + i);
+      write_floats(buffer, size, [&](int64_t i, auto type) { return value(start + i, type); });
       store(buffer, row + start, size);
     }
   }
@@ -264,19 +301,21 @@ void spread_typed(const SpreadJob& job, int64_t begin, int64_t end) {
         const float* g = as_floats(gradients + start, size, buffer);
         if (job.channels_last) {
           const float s = slope[row - image * rows];
-          write_row(result + start, size, [=](int64_t i) { return at_least(g[i], least) * s; });
+          write_row(result + start, size, [=](int64_t i, auto type) { return no_less(read(g + i, type), least) * s; });
         } else {
           const float* s = slope + start;
-          write_row(result + start, size, [=](int64_t i) { return at_least(g[i], least) * s[i]; });
+          write_row(result + start, size, [=](int64_t i, auto type) {
+            return no_less(read(g + i, type), least) * read(s + i, type);
+          });
         }
       }
     } else if (job.channels_last) {
       const float* __restrict weights = static_cast<const float*>(job.weights) + image * job.channels;
       const float s = slope[row - image * rows];
-      write_row(result, length, [=](int64_t i) { return weights[i] * s; });
+      write_row(result, length, [=](int64_t i, auto type) { return read(weights + i, type) * s; });
     } else {
       const float weight = static_cast<const float*>(job.weights)[row];
-      write_row(result, length, [=](int64_t i) { return weight * slope[i]; });
+      write_row(result, length, [=](int64_t i, auto type) { return weight * read(slope + i, type); });
     }
   }
 }

@@ -18,14 +18,33 @@ SYNQ_INLINE void load(const float* source, Wide& target) { target = *reinterpret
 
 SYNQ_INLINE void store(const Wide& source, float* target) { *reinterpret_cast<LooseWide*>(target) = source; }
 
+// Lane i becomes lane i + distance, around the end.
+template <int distance>
+SYNQ_INLINE Wide rotate(const Wide& value) {
+#define SYNQ_LANE(i) ((i) + distance) % 16
+#define SYNQ_FOUR(i) SYNQ_LANE(i), SYNQ_LANE(i + 1), SYNQ_LANE(i + 2), SYNQ_LANE(i + 3)
+#if defined(__clang__)
+  return __builtin_shufflevector(value, value, SYNQ_FOUR(0), SYNQ_FOUR(4), SYNQ_FOUR(8), SYNQ_FOUR(12));
+#else
+  return __builtin_shuffle(value, WideMask{SYNQ_FOUR(0), SYNQ_FOUR(4), SYNQ_FOUR(8), SYNQ_FOUR(12)});
+#endif
+#undef SYNQ_FOUR
+#undef SYNQ_LANE
+}
+
 // The lanes' sum by halves.
-SYNQ_INLINE float sum_lanes(const Wide& value) {
-  float lanes[kLanes];
-  store(value, lanes);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+SYNQ_INLINE float sum_lanes(Wide value) {
+  value += rotate<8>(value);
+  value += rotate<4>(value);
+  value += rotate<2>(value);
+  value += rotate<1>(value);
+  return value[0];
+}
+
+// All ones in the last `count` lanes.
+SYNQ_INLINE WideMask last_lanes(int64_t count) {
+  const WideMask lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane >= static_cast<int32_t>(kLanes - count);
 }
 
 SYNQ_INLINE double sum_lanes_double(const Wide& value) {

@@ -32,7 +32,7 @@ def weighted_map(
     """
     coarse = (weights * activations).sum(1, keepdim=True).relu()
     if coarse.shape[0] == 0:
-        return activations.new_zeros((0, 1, *size))
+        return coarse[:, :, :1, :1].expand(0, 1, *size)
     return normalise_map(
         torch.nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=False), eps
     )

@@ -1,0 +1,80 @@
+// Sampling coarse maps, and reductions over a block, for the class activation map kernels.
+#pragma once
+
+#include "../cam.h"
+#include "memory.cuh"
+
+namespace synq {
+
+constexpr int kWarp = 32;
+constexpr int kMaximumThreads = 1024;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
+  return value;
+}
+
+// A coarse map and the size it is resized to.
+struct Grid {
+  const float* values;
+  int height;
+  int width;
+  int map_height;
+  int map_width;
+
+  __device__ __forceinline__ Tap row(int64_t pixel) const { return make_tap(pixel, height, map_height); }
+  __device__ __forceinline__ Tap column(int64_t pixel) const { return make_tap(pixel, width, map_width); }
+  __device__ __forceinline__ int next_row(int index) const { return index + 1 < height ? index + 1 : index; }
+
+  // A coarse row, resized.
+  __device__ __forceinline__ float along_row(int index, Tap column) const {
+    const float* row = values + static_cast<int64_t>(index) * width;
+    return interpolate(row[column.index], row[column.index + 1 < width ? column.index + 1 : column.index],
+                       column.weight);
+  }
+};
+
+struct Extrema {
+  float low;
+  float peak;
+};
+
+// NaN stays.
+__device__ __forceinline__ Extrema merge(Extrema a, Extrema b) {
+  return {b.low < a.low || b.low != b.low ? b.low : a.low, b.peak > a.peak || b.peak != b.peak ? b.peak : a.peak};
+}
+
+// The stretch of the resized map, by all threads of the block; thread 0 has the result. Between two coarse rows the
+// extrema are at the first or the last pixel row.
+__device__ __forceinline__ Stretch find_stretch(const Grid& grid, float eps) {
+  __shared__ Extrema shared[kMaximumThreads / kWarp];
+  Extrema extrema = {INFINITY, -INFINITY};
+  const int items = 2 * grid.height * grid.map_width;
+  for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
+    const int end = item / grid.map_width;
+    const int index = end / 2;
+    const int64_t first = first_pixel(index, grid.height, grid.map_height);
+    const int64_t last = first_pixel(index + 1, grid.height, grid.map_height) - 1;
+    if (first > last) continue;
+    const Tap column = grid.column(item - end * grid.map_width);
+    const float value = interpolate(grid.along_row(index, column), grid.along_row(grid.next_row(index), column),
+                                    grid.row(end % 2 == 0 ? first : last).weight);
+    extrema = merge(extrema, {value, value});
+  }
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    const Extrema other = {__shfl_xor_sync(kAllLanes, extrema.low, mask),
+                           __shfl_xor_sync(kAllLanes, extrema.peak, mask)};
+    extrema = merge(extrema, other);
+  }
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = extrema;
+  __syncthreads();
+  for (unsigned warp = 1; threadIdx.x == 0 && warp < blockDim.x / kWarp; ++warp) {
+    extrema = merge(extrema, shared[warp]);
+  }
+  return make_stretch(extrema.low, extrema.peak, eps);
+}
+
+}  // namespace synq
