@@ -10,9 +10,6 @@ namespace synq {
 // As in synq_fast/ops/_definitions/grad_cam.py.
 enum class CamKind : int32_t { kGradCam = 0, kGradCamPlusPlus = 1, kLayerCam = 2, kHiResCam = 3 };
 
-// Whether every activation has a weight of its own, instead of one weight per channel.
-constexpr bool by_element(CamKind kind) { return kind == CamKind::kLayerCam || kind == CamKind::kHiResCam; }
-
 // Where a pixel of the large map lies between two neighbours of the small one. Beyond the outermost it takes their
 // value: then the weight is 0, and the last index has no right neighbour.
 struct Tap {
@@ -20,7 +17,11 @@ struct Tap {
   float weight;  // of the right neighbour
 };
 
+// Internal linkage: this file is compiled for several instruction sets, and the linker must not merge the copies.
 namespace {
+
+// Whether every activation has a weight of its own, instead of one weight per channel.
+SYNQ_HOST_DEVICE bool by_element(CamKind kind) { return kind == CamKind::kLayerCam || kind == CamKind::kHiResCam; }
 
 // Below this fraction of its peak, the spread of a map is the rounding noise of the interpolation.
 constexpr float kFlatSpread = 1e-6f;

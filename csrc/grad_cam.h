@@ -10,12 +10,12 @@ namespace synq {
 
 // Coarse maps: one image is (channels, positions) in memory, or (positions, channels) when `channels_last`.
 struct CoarseParams {
-  const void* activations;  // dtype
-  const void* gradients;    // dtype
-  const float* score;       // (images,); Grad-CAM++ alone
-  float* weights;           // (images, channels), unless by_element(kind)
-  float* coarse;            // (images, height, width)
-  Stretch* stretches;       // (images,): how the map of this size is stretched
+  const void* activations;    // dtype
+  const void* gradients;      // dtype
+  const float* score;         // (images,); Grad-CAM++ alone
+  float* weights;             // (images, channels), unless by_element(kind)
+  float* coarse;              // (images, height, width)
+  Stretch* stretches;         // (images,): how the map of this size is stretched
   int64_t activation_stride;  // elements from image to image
   int64_t gradient_stride;
   int64_t images;
@@ -33,13 +33,13 @@ struct CoarseParams {
 
 // From coarse maps to resized, stretched ones, and back.
 struct MapParams {
-  const float* coarse;   // (images, height, width)
-  Stretch* stretches;    // (images,); written by cam_coarse_cuda and cam_stretch_cuda, read by the others
-  float* map;            // (images, map_height, map_width); the forward alone
-  const void* other;     // like map, in `dtype`: the target, or the gradient of the map
-  float* workspace;      // cam_workspace_cuda(params) floats; loss and backward
-  float* slope;          // (images, height, width): gradient of the coarse map; may be null for the loss
-  float* loss;           // one value; the loss alone
+  const float* coarse;  // (images, height, width)
+  Stretch* stretches;   // (images,); written by cam_coarse_cuda and cam_stretch_cuda, read by the others
+  float* map;           // (images, map_height, map_width); the forward alone
+  const void* other;    // like map, in `dtype`: the target, or the gradient of the map
+  float* workspace;     // cam_workspace_cuda(params) floats; loss and backward
+  float* slope;         // (images, height, width): gradient of the coarse map; may be null for the loss
+  float* loss;          // one value; the loss alone
   int64_t images;
   int64_t height;
   int64_t width;

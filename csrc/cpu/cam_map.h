@@ -15,14 +15,14 @@ struct MapJob {
   int64_t width;
   int64_t map_height;
   int64_t map_width;
-  const Tap* rows;      // (map_height,)
-  const Tap* columns;   // (map_width,)
+  const Tap* rows;     // (map_height,)
+  const Tap* columns;  // (map_width,)
   float eps;
-  float* map;            // (images, map_height, map_width)
-  const void* other;     // like map, in `dtype`: the target, or the gradient of the map
+  float* map;         // (images, map_height, map_width)
+  const void* other;  // like map, in `dtype`: the target, or the gradient of the map
   DType dtype;
-  double factor;         // loss: what the squared differences are multiplied by
-  float* slope;          // (images, height, width): gradient of the coarse map; may be null for the loss
+  double factor;  // loss: what the squared differences are multiplied by
+  float* slope;   // (images, height, width): gradient of the coarse map; may be null for the loss
 };
 
 struct CamMapKernels {

@@ -154,10 +154,9 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
     float weights[kRows];
     if (!by_element(job.kind)) {
       for (int row = 0; row < kRows; ++row) {
-        weights[row] = job.kind == CamKind::kGradCam
-                           ? mean_weight(g + row * positions, positions, job.clamp)
-                           : plus_plus_weight(a + row * positions, g + row * positions, positions, job.factor[image],
-                                              job.eps);
+        weights[row] = job.kind == CamKind::kGradCam ? mean_weight(g + row * positions, positions, job.clamp)
+                                                     : plus_plus_weight(a + row * positions, g + row * positions,
+                                                                        positions, job.factor[image], job.eps);
         job.weights[image * job.channels + channel + row] = weights[row];
       }
     }
@@ -174,9 +173,8 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
           return no_less(read(g_rows[row] + i, type), least) * read(a_rows[row] + i, type);
         });
       } else {
-        add_rows<kRows>(coarse + start, size, [&](int row, int64_t i, auto type) {
-          return weights[row] * read(a_rows[row] + i, type);
-        });
+        add_rows<kRows>(coarse + start, size,
+                        [&](int row, int64_t i, auto type) { return weights[row] * read(a_rows[row] + i, type); });
       }
     }
   });
@@ -304,9 +302,8 @@ void spread_typed(const SpreadJob& job, int64_t begin, int64_t end) {
           write_row(result + start, size, [=](int64_t i, auto type) { return no_less(read(g + i, type), least) * s; });
         } else {
           const float* s = slope + start;
-          write_row(result + start, size, [=](int64_t i, auto type) {
-            return no_less(read(g + i, type), least) * read(s + i, type);
-          });
+          write_row(result + start, size,
+                    [=](int64_t i, auto type) { return no_less(read(g + i, type), least) * read(s + i, type); });
         }
       }
     } else if (job.channels_last) {

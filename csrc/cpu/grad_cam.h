@@ -13,7 +13,7 @@ namespace synq::cpu {
 struct CoarseJob {
   const void* activations;
   const void* gradients;
-  const float* factor;       // (images,), exp(score); Grad-CAM++ alone
+  const float* factor;        // (images,), exp(score); Grad-CAM++ alone
   int64_t activation_stride;  // elements from image to image
   int64_t gradient_stride;
   int64_t channels;

@@ -16,11 +16,6 @@ enum Array { kNear, kFar, kLowNear, kLowFar, kPeakNear, kPeakFar };
 constexpr int kSums = 5;
 enum Sum { kD, kDn, kSquared, kLowTies, kPeakTies };
 
-__device__ __forceinline__ Grid grid_of(const MapParams& params, int64_t image) {
-  return {params.coarse + image * params.height * params.width, static_cast<int>(params.height),
-          static_cast<int>(params.width), static_cast<int>(params.map_height), static_cast<int>(params.map_width)};
-}
-
 __device__ __forceinline__ float stretched(float value, const Stretch& stretch) {
   return stretch.flat ? 0.0f : (value * stretch.lift - stretch.low) * stretch.scale;
 }
@@ -37,8 +32,8 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
   const int64_t first_row = tile / column_tiles * kTileRows;
   const int64_t first_column = tile % column_tiles * kTileColumns;
   const Grid grid = grid_of(params, image);
-  const int height = static_cast<int>(min(static_cast<int64_t>(kTileRows), params.map_height - first_row));
-  const int width = static_cast<int>(min(static_cast<int64_t>(kTileColumns), params.map_width - first_column));
+  const int height = lesser(kTileRows, grid.map_height - static_cast<int>(first_row));
+  const int width = lesser(kTileColumns, grid.map_width - static_cast<int>(first_column));
   for (int i = static_cast<int>(threadIdx.x); i < width; i += kThreads) columns[i] = grid.column(first_column + i);
   if (static_cast<int>(threadIdx.x) < height) rows[threadIdx.x] = grid.row(first_row + threadIdx.x);
   __syncthreads();
@@ -85,12 +80,13 @@ template <typename T, bool kLoss>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) interval_kernel(const MapParams params) {
   __shared__ float pulled[kArrays][kThreads];
   __shared__ Tap taps[kThreads];
+  __shared__ float weights[kTileRows];
   const int64_t image = blockIdx.x / params.height;
   const int index = static_cast<int>(blockIdx.x - image * params.height);
   const Grid grid = grid_of(params, image);
   const Stretch stretch = params.stretches[image];
-  const int64_t first = first_pixel(index, grid.height, grid.map_height);
-  const int64_t end = first_pixel(index + 1, grid.height, grid.map_height);
+  const int first = static_cast<int>(first_pixel(index, grid.height, grid.map_height));
+  const int end = static_cast<int>(first_pixel(index + 1, grid.height, grid.map_height));
   const T* other = static_cast<const T*>(params.other) + image * params.map_height * params.map_width;
   float* record = params.workspace + static_cast<int64_t>(blockIdx.x) * record_size(params.width);
   float* arrays = record + kSums;
@@ -99,17 +95,28 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) interval_kernel(cons
   float sums[kSums] = {};
   for (int base = 0; base < grid.map_width; base += kThreads) {
     const int x = base + static_cast<int>(threadIdx.x);
+    const bool inside = x < grid.map_width;
     float mine[kArrays] = {};
-    if (x < grid.map_width) {
+    float top = 0.0f;
+    float bottom = 0.0f;
+    if (inside) {
       const Tap column = grid.column(x);
       taps[threadIdx.x] = column;
-      const float top = grid.along_row(index, column);
-      const float bottom = grid.along_row(grid.next_row(index), column);
-      for (int64_t y = first; y < end; ++y) {
-        const float weight = grid.row(y).weight;
-        const float value = interpolate(top, bottom, weight);
-        const float n = stretched(value, stretch);
-        float d = to_float(other[y * params.map_width + x]);
+      top = grid.along_row(index, column);
+      bottom = grid.along_row(grid.next_row(index), column);
+    }
+    for (int y = first; y < end; y += kTileRows) {
+      __syncthreads();
+      if (threadIdx.x < kTileRows) weights[threadIdx.x] = grid.row(y + threadIdx.x).weight;
+      __syncthreads();
+      if (!inside) continue;
+      const int rows = lesser(kTileRows, end - y);
+      const T* pixel = other + static_cast<int64_t>(y) * params.map_width + x;
+      for (int i = 0; i < rows; ++i, pixel += params.map_width) {
+        const float weight = weights[i];
+        const float value = interpolate(top, bottom, weight) * stretch.lift;
+        const float n = stretch.flat ? 0.0f : (value - stretch.low) * stretch.scale;
+        float d = to_float(*pixel);
         if (kLoss) d = n - d;
         sums[kD] += d;
         sums[kDn] += d * n;
@@ -117,12 +124,12 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) interval_kernel(cons
         mine[kNear] += (1.0f - weight) * d;
         mine[kFar] += weight * d;
         // At a minimum of 0 the ReLU has cut off everything that the pixel comes from.
-        if (value * stretch.lift == stretch.low && stretch.low != 0.0f) {
+        if (value == stretch.low && stretch.low != 0.0f) {
           sums[kLowTies] += 1.0f;
           mine[kLowNear] += 1.0f - weight;
           mine[kLowFar] += weight;
         }
-        if (value * stretch.lift == stretch.peak) {
+        if (value == stretch.peak) {
           sums[kPeakTies] += 1.0f;
           mine[kPeakNear] += 1.0f - weight;
           mine[kPeakFar] += weight;
@@ -132,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) interval_kernel(cons
 #pragma unroll
     for (int i = 0; i < kArrays; ++i) pulled[i][threadIdx.x] = mine[i];
     __syncthreads();
-    const int count = min(kThreads, grid.map_width - base);
+    const int count = lesser(kThreads, grid.map_width - base);
     for (int item = static_cast<int>(threadIdx.x); item < kArrays * width; item += kThreads) {
       const int array = item / width;
       const int column = item - array * width;
@@ -189,8 +196,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const MapParams params
     for (int64_t i = threadIdx.x; i < positions; i += kThreads) {
       const int64_t row = i / params.width;
       const float* near = records + row * size + kSums + (i - row * params.width);
-      double total = near[kNear * params.width] + low * near[kLowNear * params.width] +
-                     peak * near[kPeakNear * params.width];
+      double total =
+          near[kNear * params.width] + low * near[kLowNear * params.width] + peak * near[kPeakNear * params.width];
       if (row > 0) {
         const float* far = near - size;
         total += far[kFar * params.width] + low * far[kLowFar * params.width] + peak * far[kPeakFar * params.width];

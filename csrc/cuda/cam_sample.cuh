@@ -16,6 +16,8 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+__device__ __forceinline__ int lesser(int a, int b) { return a < b ? a : b; }
+
 // A coarse map and the size it is resized to.
 struct Grid {
   const float* values;
@@ -35,6 +37,13 @@ struct Grid {
                        column.weight);
   }
 };
+
+// The coarse map of an image, for any parameters that name its sizes.
+template <typename Params>
+__device__ __forceinline__ Grid grid_of(const Params& params, int64_t image) {
+  return {params.coarse + image * params.height * params.width, static_cast<int>(params.height),
+          static_cast<int>(params.width), static_cast<int>(params.map_height), static_cast<int>(params.map_width)};
+}
 
 struct Extrema {
   float low;

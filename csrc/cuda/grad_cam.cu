@@ -9,10 +9,13 @@
 namespace synq {
 namespace {
 
-constexpr int kSlots = 8;                // positions or channels of a thread
-constexpr int kTile = kSlots * kWarp;    // of a warp
+constexpr int kSlots = 8;              // positions or channels of a thread
+constexpr int kTile = kSlots * kWarp;  // of a warp
 constexpr int kWarps = kMaximumThreads / kWarp;
-constexpr int64_t kLargeImage = 16384;   // elements from which a block has all its threads
+constexpr int64_t kLargeImage = 16384;  // elements from which a block has all its threads
+
+template <typename T, bool kPacked>
+constexpr int count_of = kPacked ? kPackBytes / static_cast<int>(sizeof(T)) : 1;
 
 template <typename T>
 struct Image {
@@ -95,8 +98,8 @@ __device__ __forceinline__ void row_coarse(const Image<T>& image, const Place& a
         const int position = base + slot * kWarp + at.lane;
         if (position < image.positions) {
           const float activation = to_float(image.activations[start + position]);
-          sums[slot] += activation * (kByElement ? at_least(to_float(image.gradients[start + position]), image.least)
-                                                 : weight);
+          sums[slot] +=
+              activation * (kByElement ? at_least(to_float(image.gradients[start + position]), image.least) : weight);
         }
       }
     }
@@ -113,8 +116,8 @@ __device__ __forceinline__ void row_coarse(const Image<T>& image, const Place& a
 
 // Memory as (positions, channels): a warp takes packs of neighbouring channels, every at.warps-th position.
 template <typename T, bool kPlusPlus, int kCount>
-__device__ __forceinline__ void column_weights(const Image<T>& image, const Place& at,
-                                               float (&partial)[kWarps][kTile], float (&thirds)[kTile]) {
+__device__ __forceinline__ void column_weights(const Image<T>& image, const Place& at, float (&partial)[kWarps][kTile],
+                                               float (&thirds)[kTile]) {
   constexpr int kWide = kCount * kWarp;
   for (int base = 0; base < image.channels; base += kWide) {
     const int first = base + at.lane * kCount;
@@ -149,8 +152,7 @@ __device__ __forceinline__ void column_weights(const Image<T>& image, const Plac
         if (kPlusPlus && step == 0) {
           thirds[i] = sum;
         } else {
-          image.weights[base + i] =
-              kPlusPlus ? sum : at_least(sum / static_cast<float>(image.positions), image.clamp);
+          image.weights[base + i] = kPlusPlus ? sum : at_least(sum / static_cast<float>(image.positions), image.clamp);
         }
       }
       __syncthreads();
@@ -179,15 +181,9 @@ __device__ __forceinline__ void column_coarse(const Image<T>& image, const Place
   }
 }
 
-__device__ __forceinline__ Grid grid_of(const float* coarse, int64_t image, int64_t height, int64_t width,
-                                        int64_t map_height, int64_t map_width) {
-  return {coarse + image * height * width, static_cast<int>(height), static_cast<int>(width),
-          static_cast<int>(map_height), static_cast<int>(map_width)};
-}
-
 template <typename T, bool kChannelsLast, bool kPacked>
-__global__ void __launch_bounds__(kMaximumThreads) coarse_kernel(const CoarseParams params) {
-  constexpr int kCount = kPacked ? pack_size<T>() : 1;
+__global__ void __launch_bounds__(kMaximumThreads, 1) coarse_kernel(const CoarseParams params) {
+  constexpr int kCount = count_of<T, kPacked>;
   __shared__ float partial[kWarps][kTile];
   __shared__ float thirds[kTile];
   const Place at = place();
@@ -235,8 +231,7 @@ __global__ void __launch_bounds__(kMaximumThreads) coarse_kernel(const CoarsePar
       }
     }
     __syncthreads();
-    const Grid grid =
-        grid_of(params.coarse, b, params.height, params.width, params.map_height, params.map_width);
+    const Grid grid = grid_of(params, b);
     const Stretch stretch = find_stretch(grid, params.eps);
     if (threadIdx.x == 0) params.stretches[b] = stretch;
     __syncthreads();
@@ -245,8 +240,7 @@ __global__ void __launch_bounds__(kMaximumThreads) coarse_kernel(const CoarsePar
 
 __global__ void __launch_bounds__(kThreads) stretch_kernel(const MapParams params) {
   for (int64_t b = blockIdx.x; b < params.images; b += gridDim.x) {
-    const Grid grid =
-        grid_of(params.coarse, b, params.height, params.width, params.map_height, params.map_width);
+    const Grid grid = grid_of(params, b);
     const Stretch stretch = find_stretch(grid, params.eps);
     if (threadIdx.x == 0) params.stretches[b] = stretch;
     __syncthreads();
@@ -256,7 +250,7 @@ __global__ void __launch_bounds__(kThreads) stretch_kernel(const MapParams param
 // A block writes a part of one image; memory is (rows, length) with length = positions, or channels when channels_last.
 template <typename T, bool kByElement, bool kPacked>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) spread_kernel(const SpreadParams params, int64_t parts) {
-  constexpr int kCount = kPacked ? pack_size<T>() : 1;
+  constexpr int kCount = count_of<T, kPacked>;
   const int64_t image = blockIdx.x / parts;
   const unsigned elements = static_cast<unsigned>(params.channels * params.positions);
   const unsigned part = static_cast<unsigned>(blockIdx.x - image * parts);
@@ -272,13 +266,14 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) spread_kernel(const 
   unsigned column = first - row * length;
   Pack<T, kCount> gradients = {};
   if (kByElement) {
-    gradients = load_pack<kCount>(static_cast<const T*>(params.weights) + image * static_cast<int64_t>(elements) + first);
+    gradients =
+        load_pack<kCount>(static_cast<const T*>(params.weights) + image * static_cast<int64_t>(elements) + first);
   }
   Pack<T, kCount> result;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const float weight = kByElement ? at_least(to_float(gradients.values[i]), least)
-                                    : weights[channels_last ? column : row];
+    const float weight =
+        kByElement ? at_least(to_float(gradients.values[i]), least) : weights[channels_last ? column : row];
     result.values[i] = from_float<T>(weight * (slope[channels_last ? row : column] * factor));
     if (++column == length) {
       column = 0;
@@ -311,8 +306,9 @@ int launch_spread(const SpreadParams& params, void* stream) {
   const bool packed = elements % kCount == 0 && is_aligned(params.result, kPackBytes) &&
                       (!kByElement || is_aligned(params.weights, kPackBytes));
   const int64_t parts = ceil_divide(elements, kThreads * (packed ? kCount : 1));
-  return packed ? launch(spread_kernel<T, kByElement, true>, params.images * parts, kThreads, 0, stream, params, parts)
-                : launch(spread_kernel<T, kByElement, false>, params.images * parts, kThreads, 0, stream, params, parts);
+  return packed
+             ? launch(spread_kernel<T, kByElement, true>, params.images * parts, kThreads, 0, stream, params, parts)
+             : launch(spread_kernel<T, kByElement, false>, params.images * parts, kThreads, 0, stream, params, parts);
 }
 
 }  // namespace

@@ -29,10 +29,11 @@ CamInput check_cam(const char* op, const at::Tensor& activations, const at::Tens
                     activations.sizes(), ", got ", gradients.sizes());
   TORCH_CHECK_VALUE(gradients.device() == activations.device(), op, ": gradients is on ", gradients.device(),
                     " but activations is on ", activations.device(), "; move both to one device");
-  TORCH_CHECK_VALUE(activations.size(0) == 0 || activations.numel() > 0, op,
-                    ": activations is empty, with shape ", activations.sizes(), ": there is nothing to map");
-  CamInput input{activations,         gradients,          activations.size(0), activations.size(1),
-                 activations.size(2), activations.size(3), false,               dtype};
+  TORCH_CHECK_VALUE(activations.size(0) == 0 || activations.numel() > 0, op, ": activations is empty, with shape ",
+                    activations.sizes(), ": there is nothing to map");
+  CamInput input{
+      activations, gradients, activations.size(0), activations.size(1), activations.size(2), activations.size(3),
+      false,       dtype};
   if (is_contiguous(activations) && is_contiguous(gradients)) return input;
   input.channels_last = is_channels_last(activations);
   if (input.channels_last) {

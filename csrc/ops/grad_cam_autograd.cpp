@@ -15,9 +15,7 @@ using MaybeTensor = std::optional<Tensor>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
 // The layout in which a gradient of these activations is wanted.
-bool is_channels_last(const Tensor& activations) {
-  return activations.dim() == 4 && activations.sym_stride(1) == 1;
-}
+bool is_channels_last(const Tensor& activations) { return activations.dim() == 4 && activations.sym_stride(1) == 1; }
 
 Triple call_map(const Tensor& activations, const Tensor& gradients, const MaybeTensor& score, int64_t kind,
                 const c10::SymInt& height, const c10::SymInt& width, double clamp, double eps) {
@@ -30,8 +28,9 @@ Triple call_map(const Tensor& activations, const Tensor& gradients, const MaybeT
 // Not below autograd: a gradient of the gradient must meet its error.
 Tensor call_map_backward(const Tensor& gradient, const Tensor& weights, const Tensor& coarse, int64_t kind,
                          double clamp, double eps, bool channels_last, at::ScalarType dtype) {
-  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, double, double, bool,
-                                        at::ScalarType)>("synq_fast::grad_cam_backward");
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, double, double, bool, at::ScalarType)>(
+          "synq_fast::grad_cam_backward");
   return op.call(gradient, weights, coarse, kind, clamp, eps, channels_last, dtype);
 }
 
