@@ -13,8 +13,13 @@ except ImportError as error:
         "or use another backend (synq_fast.ops.available_backends() lists them)"
     ) from error
 
+from synq_fast.kernels.cam_alignment_loss import (
+    cam_alignment_loss,
+    cam_alignment_loss_backward,
+)
 from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
 from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
+from synq_fast.kernels.grad_cam import grad_cam, grad_cam_backward
 from synq_fast.kernels.low_pass import low_pass
 from synq_fast.kernels.patch_similarity_entropy import (
     patch_similarity_entropy,
@@ -25,9 +30,13 @@ from synq_fast.kernels.search_range import search_range
 from synq_fast.kernels.update_range import update_range
 
 __all__ = [
+    "cam_alignment_loss",
+    "cam_alignment_loss_backward",
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_dynamic",
+    "grad_cam",
+    "grad_cam_backward",
     "low_pass",
     "patch_similarity_entropy",
     "patch_similarity_entropy_with_gradient",

@@ -80,6 +80,13 @@ def test_ptx(source: Path, arch: str, tmp_path: Path) -> None:
     for name, instructions in kernels.items():
         allowed = next((tolerant[kernel] for kernel in tolerant if kernel in name), set())
         assert set(inexact(instructions)) <= allowed, name
+        if "spread_kernel" in name or "map_kernelILb" in name:
+            # The last template argument says whether the kernel works on packs.
+            packed = "Lb1EEEv" in name
+            assert (widest_access(instructions, "st") == 128) == packed, name
+        if "coarse_kernel" in name:
+            packed = "Lb1EEEv" in name
+            assert (widest_access(instructions, "ld") == 128) == packed, name
         # Mangled template arguments: packs of four float32 or eight half-precision elements.
         count = next((count for count in (4, 8) if f"Li{count}E" in name), 0)
         if count == 0:

@@ -1,0 +1,77 @@
+"""The loss between class activation maps, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import columns, harness
+from synq_fast import ops, reference
+
+# Activations, target map, grid of tokens.
+CASES = [
+    ((16, 512, 7, 7), (224, 224), None),
+    ((32, 2048, 7, 7), (224, 224), None),
+    ((64, 64, 8, 8), (32, 32), None),
+    ((16, 196, 384), (224, 224), (14, 14)),
+]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "size", "grid"), CASES, ids=str)
+def bench_cam_alignment_loss(
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    grid: tuple[int, int] | None,
+    layout: str,
+    compare: Callable[..., harness.Comparison],
+) -> None:
+    """Ours against eager and compiled, both with the gradient, and a copy of the same bytes."""
+    if layout == "channels_last" and grid is not None:
+        pytest.skip("tokens have one layout")
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(shape, generator=generator).to(harness.DEVICE)
+    g = torch.rand(shape, generator=generator).to(harness.DEVICE)
+    if layout == "channels_last":
+        a, g = (x.to(memory_format=torch.channels_last) for x in (a, g))
+    target = torch.rand(shape[0], 1, *size, generator=generator).to(harness.DEVICE)
+
+    def step(function: Callable[..., Tensor]) -> Tensor:
+        leaf = a.detach().requires_grad_()
+        function(leaf, g, target, grid=grid).backward()
+        gradient: Tensor = leaf.grad
+        return gradient
+
+    ours, omitted = columns.our_columns(partial(step, ops.cam_alignment_loss))
+    expected = step(reference.cam_alignment_loss)
+    largest = expected.abs().max().item()
+    for name, call in ours.items():
+        torch.testing.assert_close(
+            call(), expected, atol=2e-4 * largest, rtol=0, msg=f"{name} differs"
+        )
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: step(reference.cam_alignment_loss)
+    compiled, reason = columns.compiled_column(
+        reference.cam_alignment_loss, a.detach().requires_grad_(), g, target, grid=grid
+    )
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        function = compiled.func  # type: ignore[attr-defined]  # a partial of the arguments
+        torch.testing.assert_close(step(function), expected, atol=2e-4 * largest, rtol=0)
+        rows["reference, torch.compile"] = lambda: step(function)
+    rows["read inputs, copy a gradient"] = lambda: (a.sum(), g.sum(), target.sum(), a.clone())
+    compare(
+        f"{'x'.join(map(str, shape))} {layout} target {size[0]}x{size[1]}",
+        rows,
+        ours=next(iter(ours), None),
+        copy="read inputs, copy a gradient",
+        bytes_moved=4 * (3 * math.prod(shape) + target.numel()),
+        omitted=omitted,
+    )

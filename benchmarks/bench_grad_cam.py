@@ -1,0 +1,73 @@
+"""Class activation maps from activations and gradients to the size of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from benchmarks import columns, harness
+from synq_fast import ops, reference
+
+# Activations, map, grid of tokens.
+CASES = [
+    ((16, 512, 7, 7), (224, 224), None),
+    ((32, 2048, 7, 7), (224, 224), None),
+    ((64, 64, 8, 8), (32, 32), None),
+    ((16, 196, 384), (224, 224), (14, 14)),
+]
+KINDS = ["grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "size", "grid"), CASES, ids=str)
+def bench_grad_cam(
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    grid: tuple[int, int] | None,
+    layout: str,
+    kind: str,
+    compare: Callable[..., harness.Comparison],
+) -> None:
+    """Ours against eager and compiled, and copies of the activations and of the map."""
+    if layout == "channels_last" and grid is not None:
+        pytest.skip("tokens have one layout")
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(shape, generator=generator).to(harness.DEVICE)
+    g = torch.rand(shape, generator=generator).to(harness.DEVICE)
+    if layout == "channels_last":
+        a, g = (x.to(memory_format=torch.channels_last) for x in (a, g))
+    score = (torch.ones(shape[0], device=a.device),) if kind == "grad_cam_plus_plus" else ()
+    arguments = (a, g, *score, size)
+    function = getattr(reference, kind)
+
+    ours, omitted = columns.our_columns(getattr(ops, kind), *arguments, grid=grid)
+    expected = function(*arguments, grid=grid)
+    for name, call in ours.items():
+        torch.testing.assert_close(call(), expected, atol=5e-5, rtol=0, msg=f"{name} differs")
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: function(*arguments, grid=grid)
+    compiled, reason = columns.compiled_column(function, *arguments, grid=grid)
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        torch.testing.assert_close(compiled(), expected, atol=5e-5, rtol=0)
+        rows["reference, torch.compile"] = compiled
+    coarse = torch.rand(shape[0], 1, *(grid or shape[2:]), device=a.device)
+    rows["aten upsample_bilinear2d alone"] = lambda: torch.nn.functional.interpolate(
+        coarse, size, mode="bilinear", align_corners=False
+    )
+    rows["read inputs, copy a map"] = lambda: (a.sum(), g.sum(), expected.clone())
+    moved = 2 * math.prod(shape) + expected.numel()
+    compare(
+        f"{kind} {'x'.join(map(str, shape))} {layout} to {size[0]}x{size[1]}",
+        rows,
+        ours=next(iter(ours), None),
+        copy="read inputs, copy a map",
+        bytes_moved=4 * moved,
+        omitted=omitted,
+    )

@@ -1,0 +1,107 @@
+"""The Triton kernels of the class activation maps in the interpreter, against float64."""
+
+import pytest
+import torch
+
+from synq_fast import ops
+from tests.cam_cases import (
+    DTYPES,
+    KINDS,
+    TIES,
+    Case,
+    assert_results_close,
+    call,
+    cases,
+    results,
+    tie_case,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+ALL_KINDS = (*KINDS, "cam_alignment_loss")
+
+
+@pytest.fixture(autouse=True)
+def triton_backend():
+    with ops.backend("triton"):
+        yield
+
+
+def check(kind: str, case: Case) -> None:
+    assert_results_close(results(lambda leaf: call(ops, kind, case, leaf), case), kind, case)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_cases(kind: str) -> None:
+    for case in cases(kind, torch.float32, ("contiguous", "tokens")):
+        check(kind, case)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts_and_types(kind: str, dtype: torch.dtype) -> None:
+    for layout in ("channels_last", "mixed", "transposed", "expanded"):
+        check(kind, list(cases(kind, dtype, (layout,)))[1])
+
+
+@pytest.mark.parametrize("kind", ["grad_cam", "hires_cam", "cam_alignment_loss"])
+@pytest.mark.parametrize("name", TIES)
+def test_ties(kind: str, name: str) -> None:
+    check(kind, tie_case(name))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize(
+    ("shape", "size", "why"),
+    [
+        ((1, 40, 3, 23), (5, 140), "tiles of channels, of coarse and of pixel columns"),
+        ((1, 2, 2, 40), (4, 9), "fewer pixels than coarse columns"),
+    ],
+)
+def test_larger(kind: str, shape: tuple[int, ...], size: tuple[int, int], why: str) -> None:
+    a, g = torch.rand(shape), torch.rand(shape) - (0 if kind == "grad_cam_plus_plus" else 0.2)
+    check(kind, Case(why, a, g, torch.zeros(1), torch.rand(1, 1, *size), size, None))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_flat_not_finite_and_empty(kind: str) -> None:
+    flat = torch.full((2, 3, 3, 3), 0.3)
+    case = Case("", flat, torch.ones_like(flat), torch.ones(2), torch.rand(2, 1, 5, 4), (5, 4), None)
+    check(kind, case)
+    broken = torch.rand(2, 3, 3, 3)
+    broken[1, 2, 2, 2] = float("nan")
+    case = case._replace(activations=broken)
+    value, gradient = results(lambda leaf: call(ops, kind, case, leaf), case)
+    assert gradient[0].isfinite().all()
+    assert gradient[1].isnan().any()
+    if kind == "cam_alignment_loss":
+        assert value.isnan()
+    else:
+        assert value[0].isfinite().all()
+        assert value[1].isnan().all()
+    none = case.activations[:0]
+    case = Case("", none, none, torch.ones(0), torch.rand(0, 1, 5, 4), (5, 4), None)
+    value, gradient = results(lambda leaf: call(ops, kind, case, leaf), case)
+    assert value.shape == (() if kind == "cam_alignment_loss" else (0, 1, 5, 4))
+    assert gradient.shape == none.shape
+
+
+def test_opcheck() -> None:
+    a, g = (torch.rand(2, 4, 3, 3).to(memory_format=torch.channels_last) for _ in range(2))
+    library = torch.ops.synq_fast
+    for leaf in (a, a.clone().requires_grad_()):
+        for kind in range(4):
+            score = torch.rand(2) if kind == 1 else None
+            arguments = (leaf, g, score, kind, 5, 4, 1e-10, 1e-10)
+            torch.library.opcheck(library.grad_cam.triton, arguments)
+        for with_gradient in (False, True):
+            arguments = (leaf, g, torch.rand(2, 1, 5, 4), 1e-10, 1e-10, with_gradient)
+            torch.library.opcheck(library.cam_alignment_loss.triton, arguments)
+
+
+def test_activations_are_differentiable_once() -> None:
+    leaf = torch.rand(1, 2, 3, 3, requires_grad=True)
+    cam = ops.grad_cam(leaf, torch.rand(1, 2, 3, 3), (4, 4))
+    incoming = torch.rand(1, 1, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(cam, leaf, incoming, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        gradient.sum().backward()
