@@ -1,7 +1,7 @@
 """Coarse class activation maps, bilinear resizing and stretching, in Triton.
 
-Kernels are launched with `enable_fp_fusion=False`: the extrema found by one kernel must be the values
-that another computes.
+Kernels are launched with `enable_fp_fusion=False`: the extrema found by one kernel must be the
+values that another computes.
 """
 
 from typing import NamedTuple
@@ -176,9 +176,7 @@ def stretch_kernel(
     flat = (spread < 1e-6 * peak) | (peak == 0.0)
     divisor = spread + eps
     # A power of two keeps the scale a normal number.
-    lift = tl.where(
-        divisor < 2.0**-100, 2.0**100, tl.where(divisor > 2.0**100, 2.0**-100, 1.0)
-    )
+    lift = tl.where(divisor < 2.0**-100, 2.0**100, tl.where(divisor > 2.0**100, 2.0**-100, 1.0))
     scale = tl.div_rn(lift * 0.0 + 1.0, tl.where(flat, 1.0, divisor * lift))
     tl.store(stretch_ptr + image * 4, low * lift)
     tl.store(stretch_ptr + image * 4 + 1, peak * lift)

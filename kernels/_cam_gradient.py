@@ -10,8 +10,8 @@ import triton.language as tl
 
 from synq_fast.kernels._cam import (
     COLUMNS,
-    LAYER_CAM,
     HIRES_CAM,
+    LAYER_CAM,
     at_least,
     find_stretch,
     first_pixel,

@@ -34,7 +34,7 @@ def launch_all(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:  # noqa: F811
+def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     launch_all(dtype)
     assert {name for name, _ in compiler.ptx} == {
         "weights_kernel",

@@ -1,7 +1,7 @@
 """The CUDA kernels of the class activation maps, run thread by thread on the CPU.
 
-Checked against the reference in float64: indexing, layouts, packs, odd sizes, ties, reductions. What
-a GPU makes of them is the business of tests/compile and of the tests marked `cuda`.
+Checked against the reference in float64: indexing, layouts, packs, odd sizes, ties, reductions.
+What a GPU makes of them is the business of tests/compile and of the tests marked `cuda`.
 """
 
 import ctypes

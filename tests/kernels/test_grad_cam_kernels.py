@@ -32,28 +32,34 @@ def check(kind: str, case: Case) -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_cases(kind: str) -> None:
-    for case in cases(kind, torch.float32, ("contiguous", "tokens")):
+    for case in list(cases(kind, torch.float32, ("contiguous",)))[:6:2]:
         check(kind, case)
+    check(kind, list(cases(kind, torch.float32, ("tokens",)))[5])
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layouts_and_types(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["grad_cam", "layer_cam"])
+def test_layouts(kind: str) -> None:
     for layout in ("channels_last", "mixed", "transposed", "expanded"):
-        check(kind, list(cases(kind, dtype, (layout,)))[1])
+        check(kind, list(cases(kind, torch.float32, (layout,)))[1])
 
 
 @pytest.mark.parametrize("kind", ["grad_cam", "hires_cam", "cam_alignment_loss"])
-@pytest.mark.parametrize("name", TIES)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_half_types(kind: str, dtype: torch.dtype) -> None:
+    check(kind, list(cases(kind, dtype, ("channels_last",)))[1])
+
+
+@pytest.mark.parametrize("kind", ["grad_cam", "cam_alignment_loss"])
+@pytest.mark.parametrize("name", list(TIES)[::2])
 def test_ties(kind: str, name: str) -> None:
     check(kind, tie_case(name))
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", ["grad_cam_plus_plus", "cam_alignment_loss"])
 @pytest.mark.parametrize(
     ("shape", "size", "why"),
     [
-        ((1, 40, 3, 23), (5, 140), "tiles of channels, of coarse and of pixel columns"),
+        ((1, 40, 2, 23), (3, 140), "tiles of channels, of coarse and of pixel columns"),
         ((1, 2, 2, 40), (4, 9), "fewer pixels than coarse columns"),
     ],
 )
@@ -65,7 +71,9 @@ def test_larger(kind: str, shape: tuple[int, ...], size: tuple[int, int], why: s
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_flat_not_finite_and_empty(kind: str) -> None:
     flat = torch.full((2, 3, 3, 3), 0.3)
-    case = Case("", flat, torch.ones_like(flat), torch.ones(2), torch.rand(2, 1, 5, 4), (5, 4), None)
+    case = Case(
+        "", flat, torch.ones_like(flat), torch.ones(2), torch.rand(2, 1, 5, 4), (5, 4), None
+    )
     check(kind, case)
     broken = torch.rand(2, 3, 3, 3)
     broken[1, 2, 2, 2] = float("nan")

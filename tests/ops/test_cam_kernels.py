@@ -284,7 +284,8 @@ def test_gradient_checks_can_fail():
 PROGRAM = """
 import torch
 from synq_fast import _C, ops
-from tests.cam_cases import DTYPES, KINDS, TIES, assert_results_close, call, cases, results, tie_case
+from tests.cam_cases import DTYPES, KINDS, TIES, call, cases, results, tie_case
+from tests.cam_cases import assert_results_close
 LAYOUTS = ("contiguous", "channels_last")
 count = 0
 for kind in (*KINDS, "cam_alignment_loss"):

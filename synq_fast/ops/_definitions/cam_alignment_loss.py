@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from synq_fast.ops._checks import DTYPES
 from synq_fast.ops._definitions.grad_cam import (
     channel_weights,
     check_inputs,
@@ -17,7 +18,6 @@ from synq_fast.ops._definitions.grad_cam import (
     spread,
 )
 from synq_fast.ops._op import Op
-from synq_fast.ops._checks import DTYPES
 
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -38,9 +38,7 @@ def _fake_loss(
             f"target_map must have shape ({batch}, 1, H, W), got {tuple(target_map.shape)}"
         )
     if target_map.dtype not in DTYPES:
-        raise TypeError(
-            f"target_map must be float32, float16 or bfloat16, got {target_map.dtype}"
-        )
+        raise TypeError(f"target_map must be float32, float16 or bfloat16, got {target_map.dtype}")
     slopes = batch if with_gradient else 0
     return (
         activations.new_empty((), dtype=torch.float32),
@@ -62,12 +60,11 @@ def _reference_loss(
     coarse = coarse_map(activations, weights)
     height, width = target_map.shape[2:]
 
-    def loss(cam: Tensor) -> Tensor:
-        return (cam - target_map.float()).square().sum() / max(target_map.numel(), 1)
-
-    value = loss(resized_map(coarse, (height, width), eps))
+    target = target_map.float()
+    pixels = max(target.numel(), 1)
+    value = (resized_map(coarse, (height, width), eps) - target).square().sum() / pixels
     if with_gradient and coarse.numel() > 0:
-        slope = slope_of(coarse, (height, width), eps, loss)
+        slope = slope_of(coarse, (height, width), eps, lambda cam: 2 / pixels * (cam - target))
     return value, weights, slope
 
 

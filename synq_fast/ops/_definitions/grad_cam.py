@@ -7,7 +7,7 @@ import torch
 
 from synq_fast.ops._checks import DTYPES
 from synq_fast.ops._op import Op
-from synq_fast.reference._cam import normalise_map
+from synq_fast.reference._cam import FLAT_SPREAD, normalise_map
 from synq_fast.reference.grad_cam_plus_plus import plus_plus_weights
 
 Tensor = torch.Tensor
@@ -121,21 +121,33 @@ def _reference_map(
         if score is None:
             weights = channel_weights(gradients, clamp)
         else:
-            weights = plus_plus_weights(activations.float(), gradients.float(), score, eps)[:, :, 0, 0]
+            weights = plus_plus_weights(activations.float(), gradients.float(), score, eps)[
+                :, :, 0, 0
+            ]
         coarse = coarse_map(activations, weights)
     return resized_map(coarse, (height, width), eps), weights, coarse
 
 
 def slope_of(
-    coarse: Tensor, size: tuple[int, int], eps: float, scalar: Callable[[Tensor], Tensor]
+    coarse: Tensor, size: tuple[int, int], eps: float, gradient: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Returns the gradient of `scalar(map)` in the map before ReLU, `(B, 1, h, w)`."""
-    with torch.enable_grad():
-        # ReLU keeps what is already positive, and has no gradient where it cut.
-        leaf = coarse.detach().requires_grad_()
-        value = scalar(resized_map(leaf.relu(), size, eps))
-        (slope,) = torch.autograd.grad(value, leaf)
-    return slope
+    """Returns the gradient of the map before ReLU, `(B, 1, h, w)`; autograd does not reach here.
+
+    `gradient` maps the resized map to the gradient that it receives. See csrc/cpu/cam_map.cpp.
+    """
+    resized = torch.nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
+    cam = normalise_map(resized, eps)
+    d = gradient(cam)
+    low, peak = resized.amin((2, 3), keepdim=True), resized.amax((2, 3), keepdim=True)
+    at_low, at_peak = resized == low, resized == peak
+    dn = (d * cam).sum((2, 3), keepdim=True)
+    pulled = d + at_low * ((dn - d.sum((2, 3), keepdim=True)) / at_low.sum((2, 3), keepdim=True))
+    pulled = pulled - at_peak * (dn / at_peak.sum((2, 3), keepdim=True))
+    spread = peak - low
+    flat = (spread < FLAT_SPREAD * peak) | (peak == 0)
+    pulled = torch.where(flat, 0.0, pulled / torch.where(flat, 1.0, spread + eps))
+    slope = torch.ops.aten.upsample_bilinear2d_backward(pulled, size, coarse.shape, False)
+    return torch.where(coarse <= 0, 0.0, slope)
 
 
 def spread(weights: Tensor, slope: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
@@ -188,7 +200,7 @@ def _reference_backward(
     if result.numel() == 0:
         return result
     height, width = grad.shape[2:]
-    slope = slope_of(coarse, (height, width), eps, lambda cam: (cam * grad).sum())
+    slope = slope_of(coarse, (height, width), eps, lambda _: grad)
     if by_element(kind):
         weights = element_weights(weights, kind, clamp)
     return spread(weights, slope, channels_last, dtype)
