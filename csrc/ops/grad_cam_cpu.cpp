@@ -192,8 +192,9 @@ Tensor cam_alignment_loss_backward_cpu(const Tensor& gradient, const Tensor& wei
   TORCH_CHECK_VALUE(gradient.numel() == 1, op, ": grad must hold one value, got shape ", gradient.sizes());
   Spread spread = make_spread(op, weights, slope, CamKind::kGradCam, channels_last, dtype);
   const float factor = gradient.item<float>();
-  const float* slopes = slope.const_data_ptr<float>();
-  c10::SmallVector<float, 4096> scaled(slopes, slopes + slope.numel());
+  const Tensor dense = slope.contiguous();
+  const float* slopes = dense.const_data_ptr<float>();
+  c10::SmallVector<float, 4096> scaled(slopes, slopes + dense.numel());
   for (float& value : scaled) value *= factor;
   return spread_cpu(std::move(spread), scaled.data(), CamKind::kGradCam, 0.0, channels_last);
 }

@@ -177,9 +177,10 @@ Tensor cam_alignment_loss_backward_cuda(const Tensor& gradient, const Tensor& we
   const c10::cuda::CUDAGuard guard(slope.device());
   TORCH_CHECK_VALUE(gradient.numel() == 1, op, ": grad must hold one value, got shape ", gradient.sizes());
   Spread spread = make_spread(op, weights, slope, CamKind::kGradCam, channels_last, dtype);
+  const Tensor dense = slope.contiguous();
   // Read on the device: the host would have to wait for it.
   const Tensor factor = gradient.to(at::kFloat);
-  return spread_cuda(std::move(spread), slope, factor.const_data_ptr<float>(), CamKind::kGradCam, 0.0, channels_last);
+  return spread_cuda(std::move(spread), dense, factor.const_data_ptr<float>(), CamKind::kGradCam, 0.0, channels_last);
 }
 
 }  // namespace

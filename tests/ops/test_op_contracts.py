@@ -29,6 +29,8 @@ CASES = {
         lambda a, g, s: ops.grad_cam_plus_plus(a, g, s, (7, 8)),
         [(2, 3, 4, 4), (2, 3, 4, 4), (2,)],
     ),
+    "layer_cam": (lambda a, g: ops.layer_cam(a, g, (7, 8)), [(2, 3, 4, 4)] * 2),
+    "hires_cam": (lambda a, g: ops.hires_cam(a, g, (7, 8)), [(2, 3, 4, 4)] * 2),
     "cam_alignment_loss": (ops.cam_alignment_loss, [(2, 3, 4, 4), (2, 3, 4, 4), (2, 1, 8, 8)]),
     "distillation_loss": (lambda s, t: ops.distillation_loss(s, t, LABELS), [(4, 5)] * 2),
     "bn_statistics_loss": (ops.bn_statistics_loss, [(3, 4, 5, 5), (4,), (4,)]),
