@@ -23,7 +23,8 @@ def launch_all(dtype: torch.dtype) -> None:
     grad = torch.zeros(2, 1, 64, 64)
     for x in (image, image.to(memory_format=torch.channels_last)):
         last = x.stride(1) == 1
-        for kind in range(4):
+        # The types differ in their loads and stores alone.
+        for kind in range(4) if dtype == torch.float32 else (1, 2):
             arguments = (x, x, score if kind == 1 else None, kind, 64, 64, 0.0, 0.0)
             _, weights, coarse = kernels.grad_cam(*arguments)
             weights = x if kind >= 2 else weights
