@@ -134,16 +134,40 @@ void similarities(const SimilarityJob& job, int64_t begin, int64_t end, float* m
   }
 }
 
-// The points that a kernel centred at one of columns [column, stop) of a row reaches. NaN reaches all.
+// Columns [column, stop) of `count` rows of the similarities.
+struct Part {
+  float* rows;
+  int64_t count;
+  int64_t stride;
+  int64_t column;
+  int64_t stop;
+
+  bool empty() const { return column >= stop; }
+  float* row(int64_t i) const { return rows + i * stride; }
+};
+
+// The similarities within a block of tokens, and those with later tokens.
+struct Parts {
+  Part within;
+  Part later;
+
+  Parts(const SimilarityJob& job, const Block& block) {
+    float* rows = job.similarity + (block.image * job.padded + block.first) * job.padded;
+    within = {rows, block.last - block.first, job.padded, block.first, block.last};
+    later = {rows, block.last - block.first, job.padded, block.last, job.count};
+  }
+};
+
+// The points that a kernel centred in a part reaches. NaN reaches all.
 struct NearPoints {
   int32_t index[kMaximumPoints];
   int64_t size = 0;
 
-  NearPoints(const SimilarityJob& job, const float* row, int64_t column, int64_t stop) {
-    float low = row[column];
+  NearPoints(const SimilarityJob& job, const Part& part) {
+    float low = part.rows[part.column];
     float high = low;
     Extrema extrema(low);
-    extrema.add(row, column, stop);
+    for (int64_t i = 0; i < part.count; ++i) extrema.add(part.row(i), part.column, part.stop);
     extrema.lower(&low);
     extrema.raise(&high);
     for (int64_t point = 0; point < job.points; ++point) {
@@ -154,39 +178,42 @@ struct NearPoints {
   }
 };
 
-// sums[point, lane] += weight * the kernel over columns [column, stop) of a row.
-void add_densities(const SimilarityJob& job, const float* row, int64_t column, int64_t stop, double weight,
-                   double* sums) {
-  if (column >= stop) return;
-  const NearPoints near(job, row, column, stop);
-  const RowEnd end(column, stop);
+// sums[point, lane] += weight * the kernel over a part. Float sums stay short, the long ones are double.
+void add_densities(const SimilarityJob& job, const Part& part, double weight, double* sums) {
+  if (part.empty()) return;
+  const NearPoints near(job, part);
+  const RowEnd end(part.column, part.stop);
+  const int64_t wanted = 256 * kVectorLanes / (part.stop - part.column);
+  const int64_t rows = wanted < 1 ? 1 : wanted;
   for (int64_t k = 0; k < near.size; ++k) {
     const float x = job.grid[near.index[k]];
-    FloatVector sum{};
-    for (int64_t j = column; j < end.whole; j += kVectorLanes) {
-      const FloatVector d = load_vector(row + j) - x;
-      sum += exp2_of_negative(d * d * job.exponent);
-    }
-    if (end.whole < stop) {
-      const FloatVector d = load_vector(row + end.whole) - x;
-      sum += end.kept ? exp2_of_negative(d * d * job.exponent) : FloatVector{};
-    }
     double* target = sums + near.index[k] * kVectorLanes;
-    for (int lane = 0; lane < kVectorLanes; ++lane) target[lane] += weight * static_cast<double>(sum[lane]);
+    for (int64_t first = 0; first < part.count; first += rows) {
+      const int64_t last = first + rows < part.count ? first + rows : part.count;
+      FloatVector sum{};
+      for (int64_t i = first; i < last; ++i) {
+        const float* row = part.row(i);
+        for (int64_t j = part.column; j < end.whole; j += kVectorLanes) {
+          const FloatVector d = load_vector(row + j) - x;
+          sum += exp2_of_negative(d * d * job.exponent);
+        }
+        if (end.whole < part.stop) {
+          const FloatVector d = load_vector(row + end.whole) - x;
+          sum += end.kept ? exp2_of_negative(d * d * job.exponent) : FloatVector{};
+        }
+      }
+      for (int lane = 0; lane < kVectorLanes; ++lane) target[lane] += weight * static_cast<double>(sum[lane]);
+    }
   }
 }
 
 void densities(const SimilarityJob& job, int64_t begin, int64_t end, double* result) {
   double sums[kMaximumPoints * kVectorLanes];
   for (int64_t task = begin; task < end; ++task) {
-    const Block block(job, task);
-    const float* rows = job.similarity + (block.image * job.padded + block.first) * job.padded;
+    const Parts parts(job, Block(job, task));
     memset(sums, 0, job.points * kVectorLanes * sizeof(double));
-    for (int64_t i = block.first; i < block.last; ++i) {
-      const float* row = rows + (i - block.first) * job.padded;
-      add_densities(job, row, block.first, block.last, 1.0, sums);
-      add_densities(job, row, block.last, job.count, 2.0, sums);
-    }
+    add_densities(job, parts.within, 1.0, sums);
+    add_densities(job, parts.later, 2.0, sums);
     for (int64_t point = 0; point < job.points; ++point) {
       double total = 0.0;
       for (int lane = 0; lane < kVectorLanes; ++lane) total += sums[point * kVectorLanes + lane];
@@ -195,33 +222,32 @@ void densities(const SimilarityJob& job, int64_t begin, int64_t end, double* res
   }
 }
 
-// Replaces columns [column, stop) of a row; those beyond, up to a whole vector, hold whatever comes: nothing reads
-// them.
-void replace_by_slopes(const SimilarityJob& job, float* row, int64_t column, int64_t stop, const float* slope) {
-  if (column >= stop) return;
-  const NearPoints near(job, row, column, stop);
-  for (int64_t j = column; j < stop; j += kVectorLanes) {
-    const FloatVector s = load_vector(row + j);
-    FloatVector sum{};
-    for (int64_t k = 0; k < near.size; ++k) {
-      const int64_t point = near.index[k];
-      const FloatVector d = s - job.grid[point];
-      sum += slope[point] * d * exp2_of_negative(d * d * job.exponent);
+// What lies beyond a part's end, up to a whole vector, becomes whatever comes: nothing reads it.
+void replace_by_slopes(const SimilarityJob& job, const Part& part, const float* slope) {
+  if (part.empty()) return;
+  const NearPoints near(job, part);
+  for (int64_t i = 0; i < part.count; ++i) {
+    float* row = part.row(i);
+    for (int64_t j = part.column; j < part.stop; j += kVectorLanes) {
+      const FloatVector s = load_vector(row + j);
+      FloatVector sum{};
+      for (int64_t k = 0; k < near.size; ++k) {
+        const int64_t point = near.index[k];
+        const FloatVector d = s - job.grid[point];
+        sum += slope[point] * d * exp2_of_negative(d * d * job.exponent);
+      }
+      store_vector(row + j, sum);
     }
-    store_vector(row + j, sum);
   }
 }
 
 void slopes(const SimilarityJob& job, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const Block block(job, task);
-    float* rows = job.similarity + (block.image * job.padded + block.first) * job.padded;
+    const Parts parts(job, block);
     const float* slope = job.slope + block.image * job.points;
-    for (int64_t i = block.first; i < block.last; ++i) {
-      float* row = rows + (i - block.first) * job.padded;
-      replace_by_slopes(job, row, block.first, block.last, slope);
-      replace_by_slopes(job, row, block.last, job.count, slope);
-    }
+    replace_by_slopes(job, parts.within, slope);
+    replace_by_slopes(job, parts.later, slope);
   }
 }
 
