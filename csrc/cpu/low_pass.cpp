@@ -84,7 +84,7 @@ struct Tile {
     if (pass.step == FilterStep::kSynthesize) multiply(axis, &FilterSegment::synthesis, folded, result, vectors);
   }
 
-  // `stride` is the distance of the mask's rows; `spread` says that lines lie along the mask's row.
+  // Of a row of the mask either all lines take the first gain or, `spread`, each takes its own.
   void work_masked(const FilterPass& pass, const float* mask, bool spread) const {
     const FilterAxis& axis = pass.axis;
     multiply(axis, &FilterSegment::analysis, folded, result, vectors);

@@ -21,6 +21,8 @@ using at::Tensor;
 
 // An image and its intermediate should stay in the second-level cache between the passes.
 constexpr int64_t kGroupElements = 65536;
+// With fewer groups some threads would wait for others.
+constexpr int64_t kGroupsPerThread = 4;
 
 const cpu::LowPassKernels& kernels() {
   using namespace cpu;
@@ -103,7 +105,7 @@ void filter_images(const Images& images, const LowPassPlan& plan, Tensor& y) {
   const int64_t group = std::max<int64_t>(1, kGroupElements / image);
   const int64_t groups = (images.images + group - 1) / group;
 
-  if (groups >= at::get_num_threads() || images.x.numel() <= kGrain) {
+  if (groups >= kGroupsPerThread * at::get_num_threads() || images.x.numel() <= kGrain) {
     for_each_part(groups, group * image, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * group;
       const int64_t last = std::min(end * group, images.images);
@@ -141,8 +143,8 @@ Tensor low_pass_cpu(const Tensor& x, double cutoff, std::string_view kind, int64
   if (x.numel() == 0) return y;
   const bool prefers_matrix = prefers_matrix_cpu(response.is_separable(), images.height, images.width);
   const Method preferred = prefers_matrix ? Method::kMatrix : Method::kSpectrum;
-  if (parse_method(method).value_or(preferred) == Method::kSpectrum)
-    return y.copy_(filter_spectrum(images.x, response));
+  const Method chosen = parse_method(method).value_or(preferred);
+  if (chosen == Method::kSpectrum) return y.copy_(filter_spectrum(images.x, response));
   filter_images(images, *low_pass_plan(images.height, images.width, response, kernels()), y);
   return y;
 }

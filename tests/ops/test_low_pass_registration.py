@@ -13,6 +13,7 @@ from synq_fast import ops, reference
 from synq_fast.reference import _filter_mask
 from tests.ops.backends import require
 from tests.ops.test_low_pass import KINDS
+from tests.ops.test_quantization_registration import NOT_BUILT, run
 from tests.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,28 @@ def test_threads_share_the_caches():
     for worker in workers:
         worker.join()
     assert failures == []
+
+
+WITHOUT_EXTENSION = """
+import torch
+from synq_fast import ops, reference
+
+assert ops.available_backends()["cpu"] == "no compiler"
+for memory_format in (torch.contiguous_format, torch.channels_last):
+    x = torch.randn(2, 3, 7, 8).to(memory_format=memory_format).requires_grad_()
+    for kind in ("gaussian", "ideal"):
+        y = torch.ops.synq_fast.low_pass(x, 2.0, kind, 2)
+        assert y.is_contiguous(memory_format=memory_format)
+        assert torch.equal(y, reference.low_pass(x, 2.0, kind=kind))
+        (gradient,) = torch.autograd.grad(y, x, y.detach())
+        assert torch.equal(gradient, reference.low_pass(y.detach(), 2.0, kind=kind))
+        torch.library.opcheck(torch.ops.synq_fast.low_pass.default, (x, 2.0, kind, 2))
+"""
+
+
+def test_without_the_extension():
+    result = run(NOT_BUILT + WITHOUT_EXTENSION)
+    assert result.returncode == 0, result.stderr
 
 
 COMPARE = """
