@@ -69,7 +69,9 @@ class Comparison:
         return {n: t.median / own for n, t in self.timings.items() if n not in ours}
 
     def bandwidth(self, column: str) -> float | None:
-        """Bytes per second, or None where the bytes are not known."""
+        """Bytes per second, or None where there is no such column or its bytes are not known."""
+        if column not in self.timings:
+            return None
         nbytes = self.bytes_moved
         if column == self.copy and self.copy_bytes is not None:
             nbytes = self.copy_bytes
