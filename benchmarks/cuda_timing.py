@@ -120,9 +120,14 @@ def capture(calls: Sequence[Call], count: int) -> Call:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(count):
-            calls[index % len(calls)]()
+    current = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for index in range(count):
+                calls[index % len(calls)]()
+    finally:
+        # A capture that fails leaves its own stream behind as the current one.
+        torch.cuda.set_stream(current)
     graph.replay()
     torch.cuda.synchronize()
     return graph.replay

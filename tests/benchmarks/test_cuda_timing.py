@@ -17,6 +17,7 @@ class PretendedGpu:
     def __init__(self, cache: int = 1000) -> None:
         self.clock, self.cache, self.capturing, self.fails = 0.0, cache, None, False
         self.graphs: list[list[object]] = []
+        self.streams_set = 0
 
     def work(self, name: object, milliseconds: float) -> None:
         if self.capturing is None:
@@ -40,6 +41,9 @@ class PretendedGpu:
 
     def stream(self, _):
         return contextlib.nullcontext()
+
+    def set_stream(self, stream):
+        self.streams_set += 1
 
     def CUDAGraph(self):
         graph = SimpleNamespace(calls=[])
@@ -97,6 +101,7 @@ def test_what_cannot_be_captured_is_timed_with_events_and_says_so(gpu):
     gpu.fails = True
     timings = harness.interleave({"a": lambda: gpu.work("a", 2.0)}, rounds=3)
     assert timings["a"].median == pytest.approx(2e-3)
+    assert gpu.streams_set == 1
     assert timings["a"].how == (
         "events around one call, 1 input; "
         "not captured: operation not permitted when stream is capturing"
@@ -147,3 +152,4 @@ def test_on_a_gpu():
     assert timings["copy"].how.startswith("CUDA graph")
     assert timings["waits"].how.startswith("events")
     assert timings["copy"].median < timings["twice"].median
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
