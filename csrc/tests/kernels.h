@@ -17,6 +17,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/elements.h"
 #include "cpu/isa.h"
+#include "memory.h"
 
 namespace synq::test {
 
@@ -87,6 +88,51 @@ void in_threads(const Split& split, const Body& body) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// Any split into parts, in any order, gives the expected elements, and no part writes outside its own.
+// run(y, begin, end) writes the elements [begin, end) of y.
+template <typename T, typename Run>
+void check_splits(const std::vector<T>& expected, Place place, const Run& run) {
+  const int64_t count = static_cast<int64_t>(expected.size());
+  Buffer<T> y(count, place);
+  for (const Split& split : splits(count)) {
+    y.clear();
+    std::vector<bool> written(expected.size());
+    for (const auto& [begin, end] : split) {
+      run(y.data(), begin, end);
+      std::fill(written.begin() + begin, written.begin() + end, true);
+      int64_t start = 0;
+      for (int64_t i = 0; i <= count; ++i) {
+        if (i < count && !written[static_cast<size_t>(i)]) continue;
+        if (!y.is_untouched(start, i)) {
+          WHERE("part", begin, end);
+          CHECK(y.is_untouched(start, i));
+        }
+        start = i + 1;
+      }
+    }
+    CHECK_ALL_EQUAL(y.data(), expected.data(), count);
+  }
+}
+
+// What run writes when it is called once for all elements, to compare splits with.
+template <typename T, typename Run>
+std::vector<T> in_one_part(int64_t count, Place place, const Run& run) {
+  Buffer<T> y(count, place);
+  run(y.data(), int64_t{0}, count);
+  return std::vector<T>(y.data(), y.data() + count);
+}
+
+// Threads on the parts of any split write what one call writes.
+template <typename T, typename Run>
+void check_threads(int64_t count, Place place, const Run& run) {
+  const std::vector<T> expected = in_one_part<T>(count, place, run);
+  for (const Split& split : splits(count)) {
+    Buffer<T> y(count, place);
+    in_threads(split, [&](int64_t begin, int64_t end) { run(y.data(), begin, end); });
+    CHECK_ALL_EQUAL(y.data(), expected.data(), count);
+  }
 }
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "check.h"
@@ -40,12 +41,12 @@ inline const char* name_of(Place place) {
   return place == Place::kStart ? "at a page's start" : place == Place::kEnd ? "at a page's end" : "unaligned";
 }
 
-// An array of `count` elements between two pages that nothing may touch. Fresh memory holds kFill, so that what was
+// An array of `count` elements between two pages that nothing may touch. Fresh memory is NaN, so that reading what was
 // never written shows.
 template <typename T>
 class Buffer {
  public:
-  static constexpr unsigned char kFill = 0xa5;
+  static constexpr unsigned char kFill = std::is_integral_v<T> ? 0xa5 : 0xff;
 
   explicit Buffer(int64_t count, Place place = Place::kEnd) : count_(count) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
