@@ -14,12 +14,10 @@ struct Candidate {
 
 #if defined(__CUDA_ARCH__)
 SYNQ_HOST_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-#else
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 SYNQ_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
 SYNQ_HOST_DEVICE float multiply_add(float a, float b, float c) { return a * b + c; }
-#endif
 #endif
 
 // What candidate `index` multiplies both ends of the range by: 1 - 0.01 index, correctly rounded.
@@ -55,9 +53,9 @@ SYNQ_HOST_DEVICE float quantization_error(float x, Candidate candidate, float lo
 
 // Powers are taken of errors in steps of the first candidate: |error|^norm = 2^(norm log2 |error| + offset) steps^norm,
 // so that they neither overflow nor vanish, whatever the scale of x. An error is below four times the largest |x|;
-// where even that is too many steps for the norm, the unit is larger.
+// where the power of that would leave no room in float32 for sums of 2^31 elements, the unit is larger.
 SYNQ_HOST_DEVICE float power_offset(float range_min, float range_max, Affine first, float norm) {
-  constexpr float kLargestPower = 120.0f;
+  constexpr float kLargestPower = 64.0f;
   const float largest = fmaxf(fabsf(range_min), fabsf(range_max));
   const float offset = mul(norm, log2f(first.scale));
   const float excess = sub(add(mul(norm, log2f(mul(4.0f, largest))), offset), kLargestPower);

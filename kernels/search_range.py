@@ -10,7 +10,7 @@ from synq_fast.kernels._layout import dense, on_device_of, power_of_two
 
 BLOCK = 2048
 MAXIMUM_PROGRAMS = 1024
-LARGEST_POWER = 120.0
+LARGEST_POWER = 64.0
 
 
 @triton.jit
@@ -24,8 +24,8 @@ def shrunk(bound, index):
 def power_offset(range_min, range_max, scale, norm, largest_power):
     """Returns the binary logarithm of the unit of errors to the power `norm`.
 
-    The unit is a step of the first candidate, or more where `4 max |x|`, beyond any error, would
-    be too many of them for float32.
+    The unit is a step of the first candidate, or more where the power of `4 max |x|`, beyond any
+    error, would leave no room in float32 for sums.
     """
     largest = tl.maximum(tl.abs(range_min), tl.abs(range_max))
     offset = norm * tl.log2(scale)

@@ -21,9 +21,12 @@ def search_range(
     is the mean of `|fake_quantize(x) - x| ** norm`; the first candidate with the least score wins.
     Backends take the errors bit for bit as `fake_quantize` makes them, and round powers and sums
     differently: where the two best scores differ by less than 1e-5 of the least, for a `norm` up to
-    4, they may choose differently. The kernels read `x` twice, for its extrema and for all
-    candidates at once, and each gives the same choice in every run; the reference reads `x` several
-    times per candidate.
+    4, they may choose differently. Each gives the same choice in every run.
+
+    The reference reads `x` several times per candidate, and its float32 scores overflow for errors
+    above 1e16 at the default `norm`. The GPU kernels read `x` twice, for its extrema and for all
+    candidates at once. The CPU kernel first counts `x` in a histogram, which bounds every score, and
+    reads `x` once more for the few candidates that can still win.
 
     A constant `x` keeps its range. If `x` holds NaN the range is NaN; if it holds an infinity the
     unshrunk range is returned. There is no gradient.
