@@ -25,8 +25,8 @@ def search_range(
 
     The reference reads `x` several times per candidate, and its float32 scores overflow for errors
     above 1e16 at the default `norm`. The GPU kernels read `x` twice, for its extrema and for all
-    candidates at once. The CPU kernel first counts `x` in a histogram, which bounds every score, and
-    reads `x` once more for the few candidates that can still win.
+    candidates at once. The CPU kernel first counts `x` in a histogram, which bounds every score,
+    and reads `x` once more for the few candidates that can still win.
 
     A constant `x` keeps its range. If `x` holds NaN the range is NaN; if it holds an infinity the
     unshrunk range is returned. There is no gradient.
