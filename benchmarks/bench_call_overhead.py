@@ -276,3 +276,59 @@ def bench_call_overhead(
         warmup=100,
         clock="wall",
     )
+
+
+@pytest.mark.parametrize("name", ["dynamic", "learned", "relu", "affine_relu"])
+def bench_relatives(name: str, compare: Callable[..., harness.Comparison]) -> None:
+    """The rest of the family, recording a gradient, against ATen's nearest op or ops."""
+    x = torch.randn(64, 64, device=harness.DEVICE, requires_grad=True)
+    low, high = torch.zeros((), device=harness.DEVICE), torch.ones((), device=harness.DEVICE)
+    weight, bias = torch.ones(2, 64, device=harness.DEVICE).unbind()
+    library, last = torch.ops.synq_fast, 2**BITS - 1
+
+    def aten_dynamic() -> torch.Tensor:
+        torch.aminmax(x.detach())
+        return torch.fake_quantize_per_tensor_affine(x, 0.1, 8, 0, last)
+
+    def aten_affine() -> torch.Tensor:
+        y = torch.nn.functional.batch_norm(x, low.expand(64), weight, weight, bias)
+        return torch.fake_quantize_per_tensor_affine(torch.relu(y), 0.1, 8, 0, last)
+
+    step, zero = high.reshape(1), low.reshape(1)
+    registered, public, nearest, aten = {
+        "dynamic": (
+            lambda: library.fake_quantize_dynamic(x, BITS, None, None, False, False),
+            lambda: ops.fake_quantize_dynamic(x, BITS),
+            "aten aminmax + fake_quantize_per_tensor_affine",
+            aten_dynamic,
+        ),
+        "learned": (
+            lambda: library.fake_quantize_learned(x, high, low, BITS, None, 1.0),
+            lambda: ops.fake_quantize_learned(x, high, low, BITS),
+            "aten _fake_quantize_learnable_per_tensor_affine",
+            lambda: torch._fake_quantize_learnable_per_tensor_affine(x, step, zero, -8, 7),
+        ),
+        "relu": (
+            lambda: library.relu_fake_quantize(x, low, high, BITS, None, None, False),
+            lambda: ops.relu_fake_quantize(x, low, high, BITS),
+            "aten relu + fake_quantize_per_tensor_affine",
+            lambda: torch.fake_quantize_per_tensor_affine(torch.relu(x), 0.1, 8, 0, last),
+        ),
+        "affine_relu": (
+            lambda: library.affine_relu_fake_quantize(
+                x, weight, bias, low, high, BITS, None, False
+            ),
+            lambda: ops.affine_relu_fake_quantize(x, weight, bias, low, high, BITS),
+            "aten batch_norm + relu + fake_quantize_per_tensor_affine",
+            aten_affine,
+        ),
+    }[name]
+    compare(
+        f"{name} 64x64, recording a gradient",
+        {"registered op": registered, "public function": public, nearest: aten, "clone": x.clone},
+        ours="registered op",
+        copy="clone",
+        rounds=ROUNDS,
+        calls=CALLS,
+        warmup=100,
+    )

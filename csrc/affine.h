@@ -71,6 +71,19 @@ SYNQ_HOST_DEVICE float fake_quantize(float x, Affine affine, float low, float hi
   return dequantize(quantize(x, affine, low, high), affine);
 }
 
+struct Range {
+  float low;
+  float high;
+};
+
+// The range around zero that spans the given one. Were it exactly [-a, a], scale * low would be a tie, and rounding
+// errors would choose between the zero points 0 and 1; the widening exceeds these errors, so that it is 0.
+SYNQ_HOST_DEVICE Range symmetric_range(Range range) {
+  float largest = -range.low > range.high ? -range.low : range.high;
+  largest = largest < kMinimumWidth / 2 ? kMinimumWidth / 2 : largest;
+  return {-mul(largest, 1.0f + 0x1p-20f), largest};
+}
+
 // The clipped straight-through gradient: zero where round(scale * x - zero_point) leaves [low, high]. A NaN lies on
 // neither side and lets the gradient through.
 SYNQ_HOST_DEVICE float clipped_gradient(float gradient, float x, Affine affine, float low, float high) {

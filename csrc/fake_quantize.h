@@ -8,7 +8,8 @@
 namespace synq {
 
 // Memory is read as (outer, channels, inner), inner fastest. Any axis of any dense tensor fits: the channels of a
-// channels_last image have inner = 1, one range for the whole tensor is outer = channels = 1. Sizes are in elements.
+// channels_last image have inner = 1, one range for the whole tensor is outer = channels = 1, and a run of channels
+// with one range is a channel of that many times the inner size. Sizes are in elements.
 struct FakeQuantizeParams {
   const void* x;           // dtype
   const void* gradient;    // dtype, same layout as x; backward only
@@ -23,6 +24,7 @@ struct FakeQuantizeParams {
   int64_t inner;
   int32_t bits;  // 2..16
   DType dtype;
+  bool symmetric;  // dynamic only: the range lies around zero
 
   int64_t elements() const { return outer * channels * inner; }
 };

@@ -13,12 +13,17 @@ except ImportError as error:
         "or use another backend (synq_fast.ops.available_backends() lists them)"
     ) from error
 
-from synq_fast.kernels.cam_alignment_loss import (
-    cam_alignment_loss,
-    cam_alignment_loss_backward,
+from synq_fast.kernels.affine_relu_fake_quantize import (
+    affine_relu_fake_quantize,
+    affine_relu_fake_quantize_backward,
 )
+from synq_fast.kernels.cam_alignment_loss import cam_alignment_loss, cam_alignment_loss_backward
 from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
 from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
+from synq_fast.kernels.fake_quantize_learned import (
+    fake_quantize_learned,
+    fake_quantize_learned_backward,
+)
 from synq_fast.kernels.grad_cam import grad_cam, grad_cam_backward
 from synq_fast.kernels.low_pass import low_pass
 from synq_fast.kernels.patch_similarity_entropy import (
@@ -26,21 +31,28 @@ from synq_fast.kernels.patch_similarity_entropy import (
     patch_similarity_entropy_with_gradient,
 )
 from synq_fast.kernels.quantize_codes import quantize_codes
+from synq_fast.kernels.relu_fake_quantize import relu_fake_quantize, relu_fake_quantize_backward
 from synq_fast.kernels.search_range import search_range
 from synq_fast.kernels.update_range import update_range
 
 __all__ = [
+    "affine_relu_fake_quantize",
+    "affine_relu_fake_quantize_backward",
     "cam_alignment_loss",
     "cam_alignment_loss_backward",
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_dynamic",
+    "fake_quantize_learned",
+    "fake_quantize_learned_backward",
     "grad_cam",
     "grad_cam_backward",
     "low_pass",
     "patch_similarity_entropy",
     "patch_similarity_entropy_with_gradient",
     "quantize_codes",
+    "relu_fake_quantize",
+    "relu_fake_quantize_backward",
     "search_range",
     "update_range",
 ]

@@ -25,6 +25,41 @@ def make_affine(range_min, range_max, levels, half):
 
 
 @triton.jit
+def learned_grid(scale, zero_point):
+    """Returns a learned pair with its zero point rounded; zero has no sign."""
+    return scale, round_half_even(zero_point) + 0.0
+
+
+@triton.jit
+def symmetric_range(range_min, range_max):
+    """Returns the range around zero that spans the given one; its zero point is exactly 0."""
+    largest = tl.maximum(-range_min, range_max, propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, 5e-9, propagate_nan=tl.PropagateNan.ALL)
+    return -(largest * 1.00000095367431640625), largest
+
+
+@triton.jit
+def relu(x, upper):
+    """Returns the activation; NaN for `upper` means no upper bound, and NaN values stay."""
+    value = tl.where(x < 0.0, 0.0, x)
+    return tl.where(value > upper, upper, value)
+
+
+@triton.jit
+def relu_gradient(gradient, x, upper):
+    """Returns the gradient where the activation passes it, else zero."""
+    return tl.where((x <= 0.0) | (x >= upper), 0.0, gradient)
+
+
+@triton.jit
+def clipped_gradient(gradient, x, scale, zero_point, half):
+    """Returns the gradient where `x` lies within the grid; NaN lies on neither side."""
+    # One step beyond each end tells what was clipped.
+    code = quantize(x, scale, zero_point, -half - 1.0, half)
+    return tl.where((code < -half) | (code > half - 1.0), 0.0, gradient)
+
+
+@triton.jit
 def quantize(x, scale, zero_point, low, high):
     """Returns the code as float32; once clamped, the magic constant rounds exactly."""
     code = tl.clamp(scale * x - zero_point, low, high, propagate_nan=tl.PropagateNan.ALL)

@@ -34,19 +34,26 @@ def memory_order(x: torch.Tensor) -> list[int] | None:
     return order
 
 
-def dense(x: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, Layout]:
-    """Returns `x`, copied only if it has gaps or overlaps, and its layout around `axis`."""
+def dense(
+    x: torch.Tensor, axis: int | None, groups: int | None = None
+) -> tuple[torch.Tensor, Layout]:
+    """Returns `x`, copied only if it has gaps or overlaps, and its layout around `axis`.
+
+    A run of channels lies in memory like one larger channel: with `groups` these are counted.
+    """
     order = memory_order(x)
     if order is None and x.numel() > 0:
         # empty_like keeps the order of the dimensions, as the op's fake says.
         x = torch.empty_like(x).copy_(x)
         order = memory_order(x)
-    if axis is None or x.numel() == 0 or x.shape[axis] == 1 or order is None:
+    if axis is None or x.numel() == 0 or order is None:
+        return x, Layout(1, 1, x.numel())
+    channels = x.shape[axis] if groups is None else groups
+    if channels == 1:
         return x, Layout(1, 1, x.numel())
     axis %= x.ndim
-    channels = x.shape[axis]
     place = order.index(axis)
-    inner = 1
+    inner = x.shape[axis] // channels
     for dim in order[place + 1 :]:
         inner *= x.shape[dim]
     return x, Layout(x.numel() // (channels * inner), channels, inner)

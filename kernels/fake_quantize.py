@@ -1,4 +1,8 @@
-"""Fake quantization with a given range, and its clipped straight-through gradient."""
+"""Fake quantization with a given range, and its clipped straight-through gradient.
+
+The two elementwise kernels serve the whole family: a grid that is given by its range or learned,
+with or without a per-channel affine map and a ReLU before it.
+"""
 
 from enum import IntEnum
 
@@ -6,7 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-from synq_fast.kernels._affine import dequantize, make_affine, quantize
+from synq_fast.kernels._affine import (
+    clipped_gradient,
+    dequantize,
+    learned_grid,
+    make_affine,
+    quantize,
+    relu,
+    relu_gradient,
+)
 from synq_fast.kernels._layout import (
     Layout,
     dense,
@@ -19,62 +31,100 @@ from synq_fast.kernels._layout import (
 
 BLOCK = 2048
 MAXIMUM_COLUMNS = 1024
+NO_BOUND = float("nan")
 
 
 class Result(IntEnum):
     """What an elementwise kernel stores."""
 
     VALUES = 0
-    GRADIENT = 1
-    CODES = 2
+    CODES = 1
+    GRADIENT = 2
+    CLIPPED_GRADIENT = 3
+
+
+class Before(IntEnum):
+    """What precedes the quantizer."""
+
+    NOTHING = 0
+    RELU = 1
+    AFFINE_RELU = 2
 
 
 @triton.jit
-def apply(x, gradient, scale, zero_point, half, RESULT: tl.constexpr):
+def load_grid(first_ptr, second_ptr, offsets, levels, half, LEARNED: tl.constexpr):
+    """Returns scale and zero point of channels whose range, or learned pair, is given."""
+    if LEARNED:
+        scale, zero_point = learned_grid(
+            tl.load(first_ptr + offsets), tl.load(second_ptr + offsets)
+        )
+    else:
+        scale, zero_point = make_affine(
+            tl.load(first_ptr + offsets), tl.load(second_ptr + offsets), levels, half
+        )
+    return scale, zero_point
+
+
+@triton.jit
+def apply(
+    x, gradient, scale, zero_point, weight, bias, half, upper,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr,
+):  # fmt: skip
     """Returns one tile of the result named by `RESULT`, in float32."""
     x = x.to(tl.float32)
-    if RESULT == 1:
-        # One step beyond each end tells what was clipped; NaN lies on neither side.
-        code = quantize(x, scale, zero_point, -half - 1.0, half)
-        result = tl.where((code < -half) | (code > half - 1.0), 0.0, gradient.to(tl.float32))
-    elif RESULT == 2:
-        code = quantize(x, scale, zero_point, -half, half - 1.0)
-        result = tl.where(code != code, 0.0, code)
+    if BEFORE == 2:
+        x = x * weight + bias
+    value = x
+    if BEFORE > 0:
+        value = relu(x, upper)
+    if RESULT >= 2:
+        result = gradient.to(tl.float32)
+        if RESULT == 3:
+            result = clipped_gradient(result, value, scale, zero_point, half)
+        if BEFORE > 0:
+            result = relu_gradient(result, x, upper)
+        if BEFORE == 2:
+            result = result * weight
     else:
-        code = quantize(x, scale, zero_point, -half, half - 1.0)
-        result = dequantize(code, scale, zero_point)
+        code = quantize(value, scale, zero_point, -half, half - 1.0)
+        if RESULT == 1:
+            result = tl.where(code != code, 0.0, code)
+        else:
+            result = dequantize(code, scale, zero_point)
     return result
 
 
 @triton.jit
 def tensor_kernel(
-    x_ptr, gradient_ptr, y_ptr, min_ptr, max_ptr, elements, levels, half,
-    RESULT: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, elements, levels, half, upper,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One range for all: a program handles BLOCK consecutive elements."""
+    """One grid for all: a program handles BLOCK consecutive elements."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    scale, zero_point = make_affine(tl.load(min_ptr), tl.load(max_ptr), levels, half)
+    scale, zero_point = load_grid(first_ptr, second_ptr, 0, levels, half, LEARNED)
     # Whole blocks carry no mask: one that ends at an odd place would split the 128-bit accesses.
     if start + BLOCK <= elements:
         x = tl.load(x_ptr + offsets)
-        gradient = tl.load(gradient_ptr + offsets) if RESULT == 1 else x
-        y = apply(x, gradient, scale, zero_point, half, RESULT)
+        gradient = tl.load(gradient_ptr + offsets) if RESULT >= 2 else x
+        y = apply(x, gradient, scale, zero_point, 1.0, 0.0, half, upper, RESULT, BEFORE)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty))
     else:
         mask = offsets < elements
         x = tl.load(x_ptr + offsets, mask=mask)
-        gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT == 1 else x
-        y = apply(x, gradient, scale, zero_point, half, RESULT)
+        gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT >= 2 else x
+        y = apply(x, gradient, scale, zero_point, 1.0, 0.0, half, upper, RESULT, BEFORE)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def channel_kernel(
-    x_ptr, gradient_ptr, y_ptr, min_ptr, max_ptr, rows, columns, channels, levels, half,
-    RESULT: tl.constexpr, BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, weight_ptr, bias_ptr,
+    rows, columns, channels, levels, half, upper,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr,
+    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One range per channel: a program handles a tile of the (rows, columns) matrix.
+    """One grid or affine map per channel: a program handles a tile of the (rows, columns) matrix.
 
     BY_COLUMN: rows = outer, columns = channels. Otherwise rows = outer * channels, columns = inner.
     """
@@ -83,42 +133,61 @@ def channel_kernel(
     row = (program // tiles) * ROWS + tl.arange(0, ROWS)
     column = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.minimum(column, columns - 1) if BY_COLUMN else row % channels
-    scale, zero_point = make_affine(
-        tl.load(min_ptr + channel), tl.load(max_ptr + channel), levels, half
-    )
-    scale = scale[None, :] if BY_COLUMN else scale[:, None]
-    zero_point = zero_point[None, :] if BY_COLUMN else zero_point[:, None]
+    axis: tl.constexpr = 0 if BY_COLUMN else 1
+    weight = 1.0
+    bias = 0.0
+    if BEFORE == 2:
+        weight = tl.expand_dims(tl.load(weight_ptr + channel), axis)
+        bias = tl.expand_dims(tl.load(bias_ptr + channel), axis)
+        scale, zero_point = load_grid(first_ptr, second_ptr, 0, levels, half, LEARNED)
+    else:
+        scale, zero_point = load_grid(first_ptr, second_ptr, channel, levels, half, LEARNED)
+        scale = tl.expand_dims(scale, axis)
+        zero_point = tl.expand_dims(zero_point, axis)
 
     offsets = row[:, None] * columns + column[None, :]
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     x = tl.load(x_ptr + offsets, mask=mask)
-    gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT == 1 else x
-    y = apply(x, gradient, scale, zero_point, half, RESULT)
+    gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT >= 2 else x
+    y = apply(x, gradient, scale, zero_point, weight, bias, half, upper, RESULT, BEFORE)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch(
     x: torch.Tensor,
-    gradient: torch.Tensor,
     y: torch.Tensor,
-    range_min: torch.Tensor,
-    range_max: torch.Tensor,
+    grid: tuple[torch.Tensor, torch.Tensor],
     bits: int,
     layout: Layout,
     result: Result,
+    *,
+    gradient: torch.Tensor | None = None,
+    learned: bool = False,
+    before: Before = Before.NOTHING,
+    upper: float | None = None,
+    affine_map: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
-    """Enqueues the kernel for the layout; `gradient` is read for Result.GRADIENT alone."""
+    """Enqueues the kernel for the layout.
+
+    `grid` is the range, or scale and zero point if `learned`. With an affine map the layout's
+    channels are those of the map, and the grid is one for all.
+    """
     if x.numel() == 0:
         return
     levels, half = float(2**bits - 1), float(2 ** (bits - 1))
-    ranges = (range_min.contiguous(), range_max.contiguous())
+    pair = [bound.contiguous() for bound in grid]
+    gradient = x if gradient is None else gradient
+    upper = NO_BOUND if upper is None else upper
+    options = {
+        "RESULT": int(result), "BEFORE": int(before), "LEARNED": learned,
+        "num_warps": 4, "enable_fp_fusion": False,
+    }  # fmt: skip
     with on_device_of(x):
-        if layout.channels == 1:
-            grid = (triton.cdiv(x.numel(), BLOCK),)
-            tensor_kernel[grid](
-                x, gradient, y, *ranges, x.numel(), levels, half,
-                RESULT=int(result), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
-            )  # fmt: skip
+        if layout.channels == 1 and affine_map is None:
+            programs = (triton.cdiv(x.numel(), BLOCK),)
+            tensor_kernel[programs](
+                x, gradient, y, *pair, x.numel(), levels, half, upper, BLOCK=BLOCK, **options
+            )
             return
         if layout.by_column:
             rows, columns = layout.outer, layout.channels
@@ -126,21 +195,26 @@ def launch(
             rows, columns = layout.outer * layout.channels, layout.inner
         tile_columns = min(power_of_two(columns), 256 if layout.by_column else MAXIMUM_COLUMNS)
         tile_rows = BLOCK // tile_columns
-        grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
-        channel_kernel[grid](
-            x, gradient, y, *ranges, rows, columns, layout.channels, levels, half,
-            RESULT=int(result), BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns,
-            num_warps=4, enable_fp_fusion=False,
+        programs = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
+        factors = pair if affine_map is None else [value.contiguous() for value in affine_map]
+        channel_kernel[programs](
+            x, gradient, y, *pair, *factors, rows, columns, layout.channels, levels, half, upper,
+            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, **options,
         )  # fmt: skip
 
 
 def fake_quantize(
-    x: torch.Tensor, range_min: torch.Tensor, range_max: torch.Tensor, bits: int, axis: int | None
+    x: torch.Tensor,
+    range_min: torch.Tensor,
+    range_max: torch.Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
 ) -> torch.Tensor:
     """Returns `x` rounded to 2^bits levels over the given range, in the dtype and layout of `x`."""
-    x, layout = dense(x, axis)
+    x, layout = dense(x, axis, groups)
     y = output_like(x)
-    launch(x, x, y, range_min, range_max, bits, layout, Result.VALUES)
+    launch(x, y, (range_min, range_max), bits, layout, Result.VALUES)
     return finished(y, x)
 
 
@@ -151,9 +225,13 @@ def fake_quantize_backward(
     range_max: torch.Tensor,
     bits: int,
     axis: int | None,
+    groups: int | None,
 ) -> torch.Tensor:
     """Returns `gradient` with zeros where `x` was clipped."""
-    x, layout = dense(x, axis)
+    x, layout = dense(x, axis, groups)
     y = output_like(x)
-    launch(x, laid_out_as(gradient, x), y, range_min, range_max, bits, layout, Result.GRADIENT)
+    launch(
+        x, y, (range_min, range_max), bits, layout, Result.CLIPPED_GRADIENT,
+        gradient=laid_out_as(gradient, x),
+    )  # fmt: skip
     return finished(y, x)

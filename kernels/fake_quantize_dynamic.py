@@ -12,7 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from synq_fast.kernels._affine import dequantize, make_affine, maximum_of, minimum_of, quantize
+from synq_fast.kernels._affine import (
+    dequantize,
+    make_affine,
+    maximum_of,
+    minimum_of,
+    quantize,
+    symmetric_range,
+)
 from synq_fast.kernels._layout import (
     Layout,
     dense,
@@ -33,7 +40,7 @@ MAXIMUM_SPLITS = 512
 @triton.jit
 def fused_kernel(
     x_ptr, y_ptr, min_ptr, max_ptr, outer, channels, inner, levels, half,
-    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Reads whole channels once: one per program, or COLUMNS neighbours when BY_COLUMN."""
     program = tl.program_id(0).to(tl.int64)
@@ -51,6 +58,8 @@ def fused_kernel(
     axis: tl.constexpr = 0 if BY_COLUMN else None
     range_min = minimum_of(tl.where(mask, x, float("inf")), axis)
     range_max = maximum_of(tl.where(mask, x, float("-inf")), axis)
+    if SYMMETRIC:
+        range_min, range_max = symmetric_range(range_min, range_max)
     scale, zero_point = make_affine(range_min, range_max, levels, half)
     if BY_COLUMN:
         tl.store(min_ptr + channel, range_min, mask=channel < channels)
@@ -67,9 +76,12 @@ def fused_kernel(
 @triton.jit
 def partials_kernel(
     x_ptr, low_ptr, high_ptr, outer, channels, inner, splits,
-    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program (channels, split) reduces every `splits`-th tile; partials are (channels, splits)."""
+    """Program (channels, split) reduces every `splits`-th tile; partials are (channels, splits).
+
+    SYMMETRIC is for partials that are the result.
+    """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
@@ -101,31 +113,45 @@ def partials_kernel(
             low = tl.minimum(low, least, propagate_nan=tl.PropagateNan.ALL)
             high = tl.maximum(high, most, propagate_nan=tl.PropagateNan.ALL)
         tile += splits
+    least = minimum_of(low, 0 if BY_COLUMN else None)
+    most = maximum_of(high, 0 if BY_COLUMN else None)
+    if SYMMETRIC:
+        least, most = symmetric_range(least, most)
     if BY_COLUMN:
         channel = group * COLUMNS + tl.arange(0, COLUMNS)
-        tl.store(low_ptr + channel * splits + split, minimum_of(low, 0), mask=channel < channels)
-        tl.store(high_ptr + channel * splits + split, maximum_of(high, 0), mask=channel < channels)
+        tl.store(low_ptr + channel * splits + split, least, mask=channel < channels)
+        tl.store(high_ptr + channel * splits + split, most, mask=channel < channels)
     else:
-        tl.store(low_ptr + program, minimum_of(low, None))
-        tl.store(high_ptr + program, maximum_of(high, None))
+        tl.store(low_ptr + program, least)
+        tl.store(high_ptr + program, most)
 
 
 @triton.jit
-def finish_kernel(low_ptr, high_ptr, min_ptr, max_ptr, splits, SPLITS: tl.constexpr):
+def finish_kernel(
+    low_ptr, high_ptr, min_ptr, max_ptr, splits, SYMMETRIC: tl.constexpr, SPLITS: tl.constexpr
+):
     """Reduces one channel's partials."""
     channel = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     mask = split < splits
     low = tl.load(low_ptr + channel * splits + split, mask=mask, other=float("inf"))
     high = tl.load(high_ptr + channel * splits + split, mask=mask, other=float("-inf"))
-    tl.store(min_ptr + channel, minimum_of(low, 0))
-    tl.store(max_ptr + channel, maximum_of(high, 0))
+    range_min = minimum_of(low, 0)
+    range_max = maximum_of(high, 0)
+    if SYMMETRIC:
+        range_min, range_max = symmetric_range(range_min, range_max)
+    tl.store(min_ptr + channel, range_min)
+    tl.store(max_ptr + channel, range_max)
 
 
 def find_range(
-    x: torch.Tensor, range_min: torch.Tensor, range_max: torch.Tensor, layout: Layout
+    x: torch.Tensor,
+    range_min: torch.Tensor,
+    range_max: torch.Tensor,
+    layout: Layout,
+    symmetric: bool,
 ) -> None:
-    """Writes each channel's least and greatest value, in two stages where that helps."""
+    """Writes each channel's range, in two stages where that helps."""
     outer, channels, inner = layout
     if layout.by_column:
         columns = min(power_of_two(channels), 64)
@@ -144,27 +170,28 @@ def find_range(
         low, high = range_min.new_empty(2, channels * splits)
     partials_kernel[(groups * splits,)](
         x, low, high, outer, channels, inner, splits,
-        BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+        SYMMETRIC=symmetric and splits == 1, BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     if splits > 1:
         finish_kernel[(channels,)](
             low, high, range_min, range_max, splits,
-            SPLITS=power_of_two(splits), num_warps=1, enable_fp_fusion=False,
+            SYMMETRIC=symmetric, SPLITS=power_of_two(splits), num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
 
 
 def fake_quantize_dynamic(
-    x: torch.Tensor, bits: int, axis: int | None
+    x: torch.Tensor, bits: int, axis: int | None, groups: int | None, symmetric: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns `x` rounded to 2^bits levels over its own range, and that range.
 
-    The range is 0-d, or (channels,) with `axis`; an empty tensor's is NaN.
+    The range is 0-d, (channels,) with `axis` or (groups,); an empty tensor's is NaN.
     """
-    shape = () if axis is None else (x.shape[axis],)
+    shape = () if axis is None else (x.shape[axis] if groups is None else groups,)
     if x.numel() == 0:
         nothing = torch.full(shape, math.nan, dtype=torch.float32, device=x.device)
         return torch.empty_like(x), nothing, nothing.clone()
-    x, layout = dense(x, axis)
+    x, layout = dense(x, axis, groups)
     range_min = torch.empty(shape, dtype=torch.float32, device=x.device)
     range_max = torch.empty_like(range_min)
     y = output_like(x)
@@ -179,10 +206,10 @@ def fake_quantize_dynamic(
         if rows * columns <= FUSED_ELEMENTS:
             fused_kernel[(programs,)](
                 x, y, range_min, range_max, *layout, float(2**bits - 1), float(2 ** (bits - 1)),
-                BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
+                SYMMETRIC=symmetric, BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
                 num_warps=min(max(rows * columns // 512, 1), 16), enable_fp_fusion=False,
             )  # fmt: skip
             return finished(y, x), range_min, range_max
-        find_range(x, range_min, range_max, layout)
-    launch(x, x, y, range_min, range_max, bits, layout, Result.VALUES)
+        find_range(x, range_min, range_max, layout, symmetric)
+    launch(x, y, (range_min, range_max), bits, layout, Result.VALUES)
     return finished(y, x), range_min, range_max

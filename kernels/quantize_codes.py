@@ -26,13 +26,18 @@ def affine_kernel(
 
 
 def quantize_codes(
-    x: torch.Tensor, range_min: torch.Tensor, range_max: torch.Tensor, bits: int, axis: int | None
+    x: torch.Tensor,
+    range_min: torch.Tensor,
+    range_max: torch.Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns codes, scale and zero point.
 
     Codes are int8 up to 8 bits and int16 above, NaN is 0; the rest is float32, like the ranges.
     """
-    x, layout = dense(x, axis)
+    x, layout = dense(x, axis, groups)
     codes = torch.empty_like(x, dtype=torch.int8 if bits <= 8 else torch.int16)
     scale = torch.empty_like(range_min, memory_format=torch.contiguous_format)
     zero_point = torch.empty_like(scale)
@@ -44,5 +49,5 @@ def quantize_codes(
                 float(2**bits - 1), float(2 ** (bits - 1)),
                 BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
-    launch(x, x, codes, range_min, range_max, bits, layout, Result.CODES)
+    launch(x, codes, (range_min, range_max), bits, layout, Result.CODES)
     return codes, scale, zero_point

@@ -36,6 +36,9 @@ TOLERANCES = {
     # greatest entropy.
     "patch_entropy": Tolerance(atol=2e-5, rtol=0),
     "patch_entropy_gradient": Tolerance(atol=0, rtol=2e-4),  # relative to its norm
+    # Per element of the sum, a few roundings of a term of at most about ten.
+    "learned_gradient": Tolerance(atol=3e-7, rtol=1e-5),
+    "affine_gradient": Tolerance(atol=3e-7, rtol=1e-5),
     # float64 arithmetic in another order.
     "float64": Tolerance(atol=1e-12, rtol=1e-10),
     # The compiler fuses and reorders sums.

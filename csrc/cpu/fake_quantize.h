@@ -12,7 +12,7 @@ namespace synq::cpu {
 // half-open interval of the flat index, so that any split over threads gives the same result.
 struct Job {
   const void* x;
-  const void* gradient;
+  const void* gradient;  // backward only
   void* y;
   const float* scale;
   const float* zero_point;
@@ -26,8 +26,6 @@ struct FakeQuantizeKernels {
   void (*fake_quantize)(const Job& job, int64_t begin, int64_t end);
   void (*fake_quantize_backward)(const Job& job, int64_t begin, int64_t end);
   void (*quantize_codes)(const Job& job, int64_t begin, int64_t end);
-  // Lowers minimum[channel] and raises maximum[channel]; a NaN stays.
-  void (*find_range)(const Job& job, int64_t begin, int64_t end, float* minimum, float* maximum);
 };
 
 SYNQ_DECLARE_TABLES(FakeQuantizeKernels, fake_quantize_kernels);

@@ -1,53 +1,75 @@
-// y[i] = Operation(x[i], gradient[i], quantizer of i's channel): the one elementwise kernel of the family.
+// y[i] = operation(x[i], gradient[i], factors of i's channel): the one elementwise kernel of the family.
 //
 // A thread's elements lie a grid's width apart. The grid is chosen so that this distance is a multiple of
 // channels * inner whenever the device can hold such a grid; a thread then meets the same channels at every step and
-// computes their quantizers once, whatever the layout. No result depends on the grid.
+// computes their factors once, whatever the layout. No result depends on the grid.
 #pragma once
 
 #include <numeric>
 
 #include "../affine.h"
-#include "../fake_quantize.h"
 #include "memory.cuh"
 
 namespace synq {
 
+// An Operation names the types Input, Output and Factors, tells with kReadsGradient whether it has a gradient, is made
+// from its Arguments, and has
+//   Factors factors(int64_t channel) const;
+//   Output apply(float x, Input gradient, const Factors& factors) const;
+//   void prepare(int64_t thread, int64_t threads) const;  // done once by the grid's threads together
 template <typename Operation>
 struct MapArguments {
   const typename Operation::Input* x;
   const typename Operation::Input* gradient;
   typename Operation::Output* y;
-  const float* range_min;
-  const float* range_max;
-  float* scale;       // written when not null
-  float* zero_point;  // written when not null
+  typename Operation::Arguments operation;
   int64_t elements;
   int64_t head;   // elements before the first pack
   int64_t packs;  // whole packs after the head; what is left is the tail
   int64_t channels;
   int64_t inner;
-  int bits;
   bool periodic;  // the distance between a thread's elements is a multiple of channels * inner
+};
+
+struct GridArguments {
+  const float* range_min;
+  const float* range_max;
+  int bits;
+};
+
+// What operations over a grid given by its range have in common.
+struct GridOperation {
+  using Arguments = GridArguments;
+  using Factors = Affine;
+  Arguments arguments;
+  float low;
+  float high;
+
+  __device__ __forceinline__ explicit GridOperation(const Arguments& given)
+      : arguments(given), low(lowest_code(given.bits)), high(highest_code(given.bits)) {}
+  __device__ __forceinline__ Affine factors(int64_t channel) const {
+    return make_affine(arguments.range_min[channel], arguments.range_max[channel], arguments.bits);
+  }
+  __device__ __forceinline__ void prepare(int64_t, int64_t) const {}
 };
 
 __device__ __forceinline__ int64_t channel_of(int64_t element, int64_t channels, int64_t inner) {
   return (element / inner) % channels;
 }
 
-template <int kCount>
-__device__ __forceinline__ void load_quantizers(Affine (&affine)[kCount], int64_t element, const float* range_min,
-                                                const float* range_max, int64_t channels, int64_t inner, int bits) {
+template <int kCount, typename Operation>
+__device__ __forceinline__ void load_factors(const Operation& operation, typename Operation::Factors (&factors)[kCount],
+                                             int64_t element, int64_t channels, int64_t inner) {
   int64_t position = element % inner;
   int64_t channel = channel_of(element, channels, inner);
-  affine[0] = make_affine(range_min[channel], range_max[channel], bits);
+  factors[0] = operation.factors(channel);
 #pragma unroll
   for (int i = 1; i < kCount; ++i) {
-    affine[i] = affine[i - 1];
+    factors[i] = factors[i - 1];
     if (++position == inner) {
       position = 0;
       channel = channel + 1 == channels ? 0 : channel + 1;
-      affine[i] = make_affine(range_min[channel], range_max[channel], bits);
+      factors[i] = operation.factors(channel);
     }
   }
 }
@@ -56,27 +78,18 @@ template <typename Operation, int kCount, bool kPerChannel>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(const MapArguments<Operation> arguments) {
   using Input = typename Operation::Input;
   using Output = typename Operation::Output;
-  constexpr int kQuantizers = kPerChannel ? kCount : 1;
+  constexpr int kFactors = kPerChannel ? kCount : 1;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const float low = lowest_code(arguments.bits);
-  const float high = highest_code(arguments.bits);
+  const Operation operation(arguments.operation);
+  operation.prepare(thread, threads);
 
-  if (arguments.scale != nullptr) {
-    for (int64_t c = thread; c < arguments.channels; c += threads) {
-      const Affine affine = make_affine(arguments.range_min[c], arguments.range_max[c], arguments.bits);
-      arguments.scale[c] = affine.scale;
-      arguments.zero_point[c] = affine.zero_point;
-    }
-  }
-
-  Affine affine[kQuantizers];
-  if (!kPerChannel) affine[0] = make_affine(arguments.range_min[0], arguments.range_max[0], arguments.bits);
+  typename Operation::Factors factors[kFactors];
+  if (!kPerChannel) factors[0] = operation.factors(0);
   for (int64_t pack = thread; pack < arguments.packs; pack += threads) {
     const int64_t first = arguments.head + pack * kCount;
     if (kPerChannel && (pack == thread || !arguments.periodic)) {
-      load_quantizers(affine, first, arguments.range_min, arguments.range_max, arguments.channels, arguments.inner,
-                      arguments.bits);
+      load_factors(operation, factors, first, arguments.channels, arguments.inner);
     }
     const Pack<Input, kCount> x = load_pack<kCount>(arguments.x + first);
     Pack<Input, kCount> gradient = x;
@@ -84,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
     Pack<Output, kCount> y;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      y.values[i] = Operation::apply(to_float(x.values[i]), gradient.values[i], affine[kPerChannel ? i : 0], low, high);
+      y.values[i] = operation.apply(to_float(x.values[i]), gradient.values[i], factors[kPerChannel ? i : 0]);
     }
     store_pack<kCount>(arguments.y + first, y);
   }
@@ -93,9 +106,8 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
   if (thread < arguments.elements - packed) {
     const int64_t element = thread < arguments.head ? thread : thread + packed;
     const int64_t channel = kPerChannel ? channel_of(element, arguments.channels, arguments.inner) : 0;
-    const Affine single = make_affine(arguments.range_min[channel], arguments.range_max[channel], arguments.bits);
     const Input gradient = Operation::kReadsGradient ? arguments.gradient[element] : arguments.x[element];
-    arguments.y[element] = Operation::apply(to_float(arguments.x[element]), gradient, single, low, high);
+    arguments.y[element] = operation.apply(to_float(arguments.x[element]), gradient, operation.factors(channel));
   }
 }
 
@@ -115,9 +127,10 @@ int launch_packs(MapArguments<Operation> arguments, void* stream) {
   return launch(affine_map_kernel<Operation, kCount, true>, blocks, kThreads, 0, stream, arguments);
 }
 
-// Packs need x, the gradient and y to reach a pack boundary at the same element; otherwise elements go one by one.
-template <typename Operation>
-int launch_affine_map(const FakeQuantizeParams& params, void* stream) {
+// Params is one of the family's parameter structs. Packs need x, the gradient and y to reach a pack boundary at the
+// same element; otherwise elements go one by one.
+template <typename Operation, typename Params>
+int launch_affine_map(const Params& params, const typename Operation::Arguments& operation, void* stream) {
   using Input = typename Operation::Input;
   using Output = typename Operation::Output;
   constexpr int kCount = pack_size<Input>();
@@ -125,16 +138,10 @@ int launch_affine_map(const FakeQuantizeParams& params, void* stream) {
   arguments.x = static_cast<const Input*>(params.x);
   arguments.gradient = static_cast<const Input*>(params.gradient);
   arguments.y = static_cast<Output*>(params.y);
-  arguments.range_min = params.range_min;
-  arguments.range_max = params.range_max;
-  if (Operation::kWritesQuantizer) {
-    arguments.scale = params.out_min;
-    arguments.zero_point = params.out_max;
-  }
+  arguments.operation = operation;
   arguments.elements = params.elements();
   arguments.channels = params.channels;
   arguments.inner = std::max<int64_t>(params.inner, 1);
-  arguments.bits = params.bits;
 
   const int64_t head = std::min(elements_to_boundary(arguments.x), arguments.elements);
   const bool packed = is_aligned(arguments.y + head, sizeof(Output) * kCount) &&

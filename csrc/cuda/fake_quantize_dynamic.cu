@@ -3,19 +3,20 @@
 // A channel that fits in shared memory is read once: one block finds its range and quantizes it. Otherwise each block
 // reduces a part of a channel to one partial range, a second kernel reduces the partials, and the elementwise kernel
 // follows. Partials have fixed places and minimum and maximum are exact, so every run gives the same bits.
+#include "../affine.h"
+#include "../fake_quantize.h"
 #include "affine_map.cuh"
+#include "channel_parts.cuh"
 #include "range.cuh"
 
 namespace synq {
 namespace {
 
 constexpr int64_t kRowBytes = 40 * 1024;  // with the reduction's arrays, within the 48 KiB every device has
-constexpr int64_t kNarrowInner = 16;      // below this, a channel's pieces are too short to read on their own
-constexpr int kColumns = 32;              // columns a block reduces side by side
 
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    row_kernel(const T* x, T* y, float* range_min, float* range_max, Layout layout, int bits) {
+    row_kernel(const T* x, T* y, float* range_min, float* range_max, Layout layout, int bits, bool symmetric) {
   extern __shared__ __align__(kPackBytes) unsigned char row_bytes[];
   T* row = reinterpret_cast<T*>(row_bytes);
   const int length = static_cast<int>(layout.outer * layout.inner);
@@ -31,10 +32,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kCount; ++i) range = include(range, to_float(pack.values[i]));
     }
     range = merge_block<1>(range);
-    if (threadIdx.x == 0) {
-      range_min[channel] = range.low;
-      range_max[channel] = range.high;
-    }
+    if (symmetric) range = symmetric_range(range);
+    if (threadIdx.x == 0) store_range(range_min, range_max, channel, range);
     const Affine affine = make_affine(range.low, range.high, bits);
     // Each thread reads back only what it stored itself.
     for (int first = static_cast<int>(threadIdx.x) * kCount; first < length; first += step) {
@@ -74,22 +73,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Each channel's range from its `count` consecutive partials.
-__global__ void __launch_bounds__(kThreads) finish_kernel(const float* low, const float* high, float* range_min,
-                                                          float* range_max, int64_t channels, int64_t count) {
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const float* low, const float* high, float* range_min, float* range_max, int64_t channels,
+                  int64_t count, bool symmetric) {
   for (int64_t channel = blockIdx.x; channel < channels; channel += gridDim.x) {
-    const Range range = merge_partials(low + channel * count, high + channel * count, count);
-    if (threadIdx.x == 0) {
-      range_min[channel] = range.low;
-      range_max[channel] = range.high;
-    }
+    Range range = merge_partials(low + channel * count, high + channel * count, count);
+    if (symmetric) range = symmetric_range(range);
+    if (threadIdx.x == 0) store_range(range_min, range_max, channel, range);
   }
-}
-
-// One warp at least, one block at most, about four elements or packs a thread.
-int threads_for(int64_t items) {
-  int threads = 32;
-  while (threads < kThreads && threads * 4 < items) threads *= 2;
-  return threads;
 }
 
 enum class Strategy { kRow, kChannels, kColumns };
@@ -102,25 +93,14 @@ struct Plan {
 
 template <typename T>
 Plan make_plan(const Layout& layout) {
-  const int64_t length = layout.outer * layout.inner;
-  const bool narrow = layout.outer > 1 && layout.inner < kNarrowInner && layout.channels > 1;
-  if (!narrow && length * static_cast<int64_t>(sizeof(T)) <= kRowBytes) return {Strategy::kRow, 1, 0};
-  const int64_t blocks = resident_blocks();
+  const bool narrow = layout.is_narrow();
+  if (!narrow && layout.length() * static_cast<int64_t>(sizeof(T)) <= kRowBytes) return {Strategy::kRow, 1, 0};
   if (narrow) {
-    const int64_t columns = layout.channels * layout.inner;
-    const int64_t useful = ceil_divide(layout.outer, 4 * kThreads / kColumns);
-    const int64_t wanted = ceil_divide(blocks, ceil_divide(columns, kColumns));
-    const int64_t splits = std::min({useful, wanted, kMaximumSplits});
-    return {Strategy::kColumns, splits, columns * splits};
+    const int64_t splits = column_splits(layout);
+    return {Strategy::kColumns, splits, layout.columns() * splits};
   }
-  const int64_t useful = ceil_divide(length, 4 * kThreads * pack_size<T>());
-  const int64_t splits = std::min({useful, ceil_divide(blocks, layout.channels), kMaximumSplits});
+  const int64_t splits = channel_splits(layout, pack_size<T>());
   return {Strategy::kChannels, splits, splits > 1 ? layout.channels * splits : 0};
-}
-
-Layout layout_of(const FakeQuantizeParams& params) {
-  if (params.channels == 1) return {1, 1, params.elements()};
-  return {params.outer, params.channels, params.inner};
 }
 
 template <typename T>
@@ -128,16 +108,16 @@ int launch_row(const FakeQuantizeParams& params, const Layout& layout, void* str
   constexpr int kCount = pack_size<T>();
   const T* x = static_cast<const T*>(params.x);
   T* y = static_cast<T*>(params.y);
-  const int64_t length = layout.outer * layout.inner;
+  const int64_t length = layout.length();
   const size_t bytes = static_cast<size_t>(length) * sizeof(T);
   const int64_t blocks = std::min(layout.channels, resident_blocks());
   const bool packed = layout.inner % kCount == 0 && is_aligned(x, kPackBytes) && is_aligned(y, kPackBytes);
   if (packed) {
     return launch(row_kernel<T, kCount>, blocks, threads_for(length / kCount), bytes, stream, x, y, params.out_min,
-                  params.out_max, layout, params.bits);
+                  params.out_max, layout, params.bits, params.symmetric);
   }
   return launch(row_kernel<T, 1>, blocks, threads_for(length), bytes, stream, x, y, params.out_min, params.out_max,
-                layout, params.bits);
+                layout, params.bits, params.symmetric);
 }
 
 template <typename T>
@@ -151,18 +131,20 @@ int launch_dynamic(const FakeQuantizeParams& params, void* stream) {
   float* high = plan.partials > 0 ? params.workspace + plan.partials : params.out_max;
   int error;
   if (plan.strategy == Strategy::kColumns) {
-    const int64_t columns = layout.channels * layout.inner;
+    const int64_t columns = layout.columns();
     const int64_t blocks = std::min(ceil_divide(columns, kColumns) * plan.splits, resident_blocks());
     error = launch(column_partials_kernel<T>, blocks, kThreads, 0, stream, x, low, high, layout.outer, columns,
                    plan.splits);
   } else {
-    error = launch_channel_partials<T>(x, low, high, layout, plan.splits, stream);
+    // Where there are no partials, this kernel's ranges are the result.
+    error =
+        launch_channel_partials<T>(x, low, high, layout, plan.splits, params.symmetric && plan.partials == 0, stream);
   }
   if (error == cudaSuccess && plan.partials > 0) {
     const int64_t count = plan.partials / layout.channels;
     error = launch(finish_kernel, std::min(layout.channels, resident_blocks()), threads_for(count), 0, stream,
                    static_cast<const float*>(low), static_cast<const float*>(high), params.out_min, params.out_max,
-                   layout.channels, count);
+                   layout.channels, count, params.symmetric);
   }
   if (error != cudaSuccess) return error;
   FakeQuantizeParams given = params;

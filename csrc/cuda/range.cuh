@@ -3,19 +3,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
+#include "../affine.h"
+#include "channel_parts.cuh"
 #include "memory.cuh"
 
 namespace synq {
 // Internal linkage: several sources include this file.
 namespace {
-
-constexpr int64_t kMaximumSplits = 2048;
-
-struct Range {
-  float low;
-  float high;
-};
 
 // Unlike fminf and fmaxf these keep NaN, and order -0 below +0: the result does not depend on the order of the
 // operands.
@@ -62,22 +58,15 @@ __device__ __forceinline__ Range merge_block(Range range) {
   return shared[threadIdx.x % kStride];
 }
 
-struct Layout {
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-
-  // The place in memory of a channel's element.
-  __device__ __forceinline__ int64_t offset(int64_t channel, int64_t element) const {
-    const int64_t o = outer == 1 ? 0 : element / inner;
-    return (o * channels + channel) * inner + (element - o * inner);
-  }
-};
+__device__ __forceinline__ void store_range(float* low, float* high, int64_t place, Range range) {
+  low[place] = range.low;
+  high[place] = range.high;
+}
 
 // Block (channel, split) reduces one part of one channel.
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads)
-    channel_partials_kernel(const T* x, float* low, float* high, Layout layout, int64_t splits, int64_t head) {
+__global__ void __launch_bounds__(kThreads) channel_partials_kernel(const T* x, float* low, float* high, Layout layout,
+                                                                    int64_t splits, int64_t head, bool symmetric) {
   const int64_t length = layout.outer * layout.inner;
   const int64_t packs = (length - head) / kCount;
   const int64_t step = splits * kThreads;
@@ -97,24 +86,25 @@ __global__ void __launch_bounds__(kThreads)
       range = include(range, to_float(x[layout.offset(channel, element)]));
     }
     range = merge_block<1>(range);
-    if (threadIdx.x == 0) {
-      low[item] = range.low;
-      high[item] = range.high;
-    }
+    if (symmetric) range = symmetric_range(range);
+    if (threadIdx.x == 0) store_range(low, high, item, range);
   }
 }
 
 template <typename T>
-int launch_channel_partials(const T* x, float* low, float* high, const Layout& layout, int64_t splits, void* stream) {
+int launch_channel_partials(const T* x, float* low, float* high, const Layout& layout, int64_t splits, bool symmetric,
+                            void* stream) {
   constexpr int kCount = pack_size<T>();
   const int64_t blocks = std::min(layout.channels * splits, resident_blocks());
   // A single row may start and end anywhere; rows that follow each other must all start at a boundary.
   const int64_t head = layout.channels == 1 ? std::min(elements_to_boundary(x), layout.inner) : 0;
   const bool packed = layout.channels == 1 || (layout.inner % kCount == 0 && is_aligned(x, kPackBytes));
   if (packed) {
-    return launch(channel_partials_kernel<T, kCount>, blocks, kThreads, 0, stream, x, low, high, layout, splits, head);
+    return launch(channel_partials_kernel<T, kCount>, blocks, kThreads, 0, stream, x, low, high, layout, splits, head,
+                  symmetric);
   }
-  return launch(channel_partials_kernel<T, 1>, blocks, kThreads, 0, stream, x, low, high, layout, splits, int64_t{0});
+  return launch(channel_partials_kernel<T, 1>, blocks, kThreads, 0, stream, x, low, high, layout, splits, int64_t{0},
+                symmetric);
 }
 
 // How many partial ranges a tensor is worth: enough to fill the device, each of a few packs a thread.

@@ -136,7 +136,7 @@ int search_range_cuda(const SearchRangeParams& params, void* stream) {
   return with_element_type(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     const T* x = static_cast<const T*>(params.x);
-    int error = launch_channel_partials(x, low, high, Layout{1, 1, params.elements}, splits, stream);
+    int error = launch_channel_partials(x, low, high, Layout{1, 1, params.elements}, splits, false, stream);
     if (error != cudaSuccess) return error;
     error = launch(errors_kernel<T>, blocks, kThreads, 0, stream, x, search);
     if (error != cudaSuccess) return error;

@@ -43,7 +43,7 @@ int update_range_cuda(const UpdateRangeParams& params, void* stream) {
     const int64_t splits = range_splits(params.elements, params.dtype);
     float* low = params.workspace;
     float* high = low + splits;
-    const int error = launch_channel_partials(x, low, high, Layout{1, 1, params.elements}, splits, stream);
+    const int error = launch_channel_partials(x, low, high, Layout{1, 1, params.elements}, splits, false, stream);
     if (error != cudaSuccess) return error;
     return launch_update<float>(params, low, high, splits, stream);
   });

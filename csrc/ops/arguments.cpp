@@ -3,30 +3,47 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
+#include <limits>
+
 namespace synq {
 
-Input check_input(const char* op, const at::Tensor& x, int64_t bits, std::optional<int64_t> axis) {
+Input check_input(const char* op, const at::Tensor& x, int64_t bits, std::optional<int64_t> axis,
+                  std::optional<int64_t> groups) {
   TORCH_CHECK_VALUE(bits >= 2 && bits <= 16, op, ": bits must be from 2 to 16, got ", bits);
   const DType dtype = check_dtype(op, "x", x);
   Input input{make_dense(x), 1, 1, x.numel(), dtype, {}};
-  if (!axis) return input;
+  if (!axis) {
+    TORCH_CHECK_VALUE(!groups, op, ": groups needs axis, the dimension whose channels are grouped");
+    return input;
+  }
 
   const int64_t rank = x.dim();
   TORCH_CHECK_INDEX(*axis >= -rank && *axis < rank, op, ": axis ", *axis, " is out of range for a tensor with ", rank,
                     " dimensions");
   const int64_t dimension = *axis < 0 ? *axis + rank : *axis;
-  input.channels = x.size(dimension);
+  const int64_t channels = x.size(dimension);
+  TORCH_CHECK_VALUE(!groups || (*groups >= 1 && channels % *groups == 0), op,
+                    ": groups must be positive and divide the ", channels, " channels of axis ", *axis, ", got ",
+                    groups.value_or(0));
+  input.channels = groups.value_or(channels);
   input.range_shape = {input.channels};
-  if (input.channels > 1 && x.numel() > 0) {
-    // In dense memory everything faster than the axis fills exactly one of its strides.
-    input.inner = input.x.stride(dimension);
-    input.outer = x.numel() / (input.channels * input.inner);
-  } else if (x.numel() == 0) {
+  if (x.numel() == 0) {
     input.outer = 0;
     input.inner = 1;
+  } else if (input.channels > 1) {
+    // In dense memory everything faster than the axis fills exactly one of its strides.
+    input.inner = channels / input.channels * input.x.stride(dimension);
+    input.outer = x.numel() / (input.channels * input.inner);
   }
   return input;
 }
+
+Input check_channels(const char* op, const at::Tensor& x, int64_t bits) {
+  TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x must have a channel dimension 1, got shape ", x.sizes());
+  return check_input(op, x, bits, 1);
+}
+
+Input whole(const Input& input) { return {input.x, 1, 1, input.elements(), input.dtype, {}}; }
 
 at::Tensor check_range(const char* op, const char* name, const at::Tensor& range, const Input& input) {
   TORCH_CHECK_TYPE(range.scalar_type() == at::kFloat, op, ": ", name, " must be float32, got ", range.scalar_type());
@@ -42,11 +59,17 @@ at::Tensor check_range(const char* op, const char* name, const at::Tensor& range
   return range.contiguous();
 }
 
-at::Tensor match_layout(const at::Tensor& gradient, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(gradient.sizes() == x.sizes(), "fake_quantize_backward: grad has shape ", gradient.sizes(),
-                    " but x has ", x.sizes());
+at::Tensor match_layout(const char* op, const at::Tensor& gradient, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(gradient.sizes() == x.sizes(), op, ": grad has shape ", gradient.sizes(), " but x has ", x.sizes());
   if (gradient.strides() == x.strides() && gradient.scalar_type() == x.scalar_type()) return gradient;
   return at::empty_like(x).copy_(gradient);
+}
+
+float check_upper(const char* op, std::optional<double> upper) {
+  if (!upper) return std::numeric_limits<float>::quiet_NaN();
+  TORCH_CHECK_VALUE(*upper > 0 && *upper < std::numeric_limits<double>::infinity(), op,
+                    ": upper must be positive and finite, got ", *upper);
+  return static_cast<float>(*upper);
 }
 
 FakeQuantizeParams make_params(const Input& input, int64_t bits) {

@@ -3,21 +3,20 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <limits>
 #include <tuple>
 
 #include "ops/arguments.h"
+#include "ops/launch.h"
 
 namespace synq {
 namespace {
 
 using at::Tensor;
-using Axis = std::optional<int64_t>;
+using Optional = std::optional<int64_t>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
 // Holds the contiguous ranges for as long as the launch needs their pointers.
@@ -35,15 +34,10 @@ struct Ranges {
   }
 };
 
-template <typename Launch>
-void launch(Launch launcher, const FakeQuantizeParams& params) {
-  C10_CUDA_CHECK(static_cast<cudaError_t>(launcher(params, c10::cuda::getCurrentCUDAStream().stream())));
-}
-
-Tensor fake_quantize_cuda_op(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
-                             bool /*clip*/) {
+Tensor fake_quantize_cuda_op(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits,
+                             Optional axis, Optional groups, bool /*clip*/) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Input input = check_input("fake_quantize", x, bits, axis);
+  const Input input = check_input("fake_quantize", x, bits, axis, groups);
   const Ranges ranges("fake_quantize", range_min, range_max, input);
   Tensor y = at::empty_like(input.x);
   if (x.numel() == 0) return y;
@@ -55,11 +49,11 @@ Tensor fake_quantize_cuda_op(const Tensor& x, const Tensor& range_min, const Ten
 }
 
 Tensor fake_quantize_backward_cuda_op(const Tensor& gradient, const Tensor& x, const Tensor& range_min,
-                                      const Tensor& range_max, int64_t bits, Axis axis) {
+                                      const Tensor& range_max, int64_t bits, Optional axis, Optional groups) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Input input = check_input("fake_quantize_backward", x, bits, axis);
+  const Input input = check_input("fake_quantize_backward", x, bits, axis, groups);
   const Ranges ranges("fake_quantize_backward", range_min, range_max, input);
-  const Tensor incoming = match_layout(gradient, input.x);
+  const Tensor incoming = match_layout("fake_quantize_backward", gradient, input.x);
   Tensor result = at::empty_like(input.x);
   if (x.numel() == 0) return result;
   FakeQuantizeParams params = make_params(input, bits);
@@ -70,9 +64,10 @@ Tensor fake_quantize_backward_cuda_op(const Tensor& gradient, const Tensor& x, c
   return result;
 }
 
-Triple fake_quantize_dynamic_cuda_op(const Tensor& x, int64_t bits, Axis axis, bool /*clip*/) {
+Triple fake_quantize_dynamic_cuda_op(const Tensor& x, int64_t bits, Optional axis, Optional groups, bool symmetric,
+                                     bool /*clip*/) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Input input = check_input("fake_quantize_dynamic", x, bits, axis);
+  const Input input = check_input("fake_quantize_dynamic", x, bits, axis, groups);
   const auto floats = x.options().dtype(at::kFloat);
   Tensor y = at::empty_like(input.x);
   Tensor range_min = at::empty(input.range_shape, floats);
@@ -82,6 +77,7 @@ Triple fake_quantize_dynamic_cuda_op(const Tensor& x, int64_t bits, Axis axis, b
     return {y, range_min.fill_(nan), range_max.fill_(nan)};
   }
   FakeQuantizeParams params = make_params(input, bits);
+  params.symmetric = symmetric;
   const Tensor workspace = at::empty({fake_quantize_dynamic_workspace_cuda(params)}, floats);
   params.y = y.mutable_data_ptr();
   params.out_min = range_min.mutable_data_ptr<float>();
@@ -92,9 +88,9 @@ Triple fake_quantize_dynamic_cuda_op(const Tensor& x, int64_t bits, Axis axis, b
 }
 
 Triple quantize_codes_cuda_op(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits,
-                              Axis axis) {
+                              Optional axis, Optional groups) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Input input = check_input("quantize_codes", x, bits, axis);
+  const Input input = check_input("quantize_codes", x, bits, axis, groups);
   const Ranges ranges("quantize_codes", range_min, range_max, input);
   Tensor codes = at::empty_like(input.x, input.x.options().dtype(bits <= 8 ? at::kChar : at::kShort));
   Tensor scale = at::empty(input.range_shape, x.options().dtype(at::kFloat));

@@ -8,15 +8,22 @@
 
 namespace synq {
 
+void include_ranges(const float* low, const float* high, int64_t count, float* minimum, float* maximum) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (low[i] < minimum[i] || low[i] != low[i]) minimum[i] = low[i];
+    if (high[i] > maximum[i] || high[i] != high[i]) maximum[i] = high[i];
+  }
+}
+
 // Extrema do not depend on the order of comparison, so the split over threads cannot be seen in the result.
-void find_ranges(const cpu::Job& job, int64_t count, float* minimum, float* maximum) {
+void find_ranges(const cpu::DynamicJob& job, int64_t count, float* minimum, float* maximum) {
   const int64_t channels = job.channels;
   const auto reset = [channels](float* low, float* high) {
     std::fill_n(low, channels, std::numeric_limits<float>::infinity());
     std::fill_n(high, channels, -std::numeric_limits<float>::infinity());
   };
   reset(minimum, maximum);
-  const auto kernel = SYNQ_SELECT(cpu::fake_quantize_kernels).find_range;
+  const auto kernel = SYNQ_SELECT(cpu::fake_quantize_dynamic_kernels).find_range;
   const int64_t parts = std::min<int64_t>(at::get_num_threads(), (count + kGrain - 1) / kGrain);
   if (parts <= 1) return kernel(job, 0, count, minimum, maximum);
 
@@ -31,11 +38,7 @@ void find_ranges(const cpu::Job& job, int64_t count, float* minimum, float* maxi
   });
   for (int64_t part = 0; part < parts; ++part) {
     const float* low = partial.data() + 2 * channels * part;
-    const float* high = low + channels;
-    for (int64_t i = 0; i < channels; ++i) {
-      if (low[i] < minimum[i] || low[i] != low[i]) minimum[i] = low[i];
-      if (high[i] > maximum[i] || high[i] != high[i]) maximum[i] = high[i];
-    }
+    include_ranges(low, low + channels, channels, minimum, maximum);
   }
 }
 

@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor> search_range_cpu(const Tensor& x, int64_t bits, int64
   Tensor values = x;
   Search search{};
   search.params = check_search_range(values, bits, candidates, norm);
-  cpu::Job job{};
+  cpu::DynamicJob job{};
   job.x = search.params.x;
   job.channels = 1;
   job.inner = search.params.elements;

@@ -14,7 +14,7 @@ void update_range_cpu(const Tensor& x, const Tensor& state_min, const Tensor& st
                       double beta) {
   Tensor values = x;
   const UpdateRangeParams params = check_update_range(values, state_min, state_max, step, beta);
-  cpu::Job job{};
+  cpu::DynamicJob job{};
   job.x = params.x;
   job.channels = 1;
   job.inner = params.elements;

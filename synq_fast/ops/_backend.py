@@ -15,9 +15,11 @@ CHOICES = ("auto", *BACKENDS)
 
 _EVERYWHERE = frozenset({"cpu", "cuda", "triton"})
 KERNELS: dict[str, frozenset[str]] = {
+    "affine_relu_fake_quantize": _EVERYWHERE,
     "cam_alignment_loss": _EVERYWHERE,
     "fake_quantize": _EVERYWHERE,
     "fake_quantize_dynamic": _EVERYWHERE,
+    "fake_quantize_learned": _EVERYWHERE,
     "grad_cam": _EVERYWHERE,
     "grad_cam_plus_plus": _EVERYWHERE,
     "hires_cam": _EVERYWHERE,
@@ -25,6 +27,7 @@ KERNELS: dict[str, frozenset[str]] = {
     "low_pass": _EVERYWHERE,
     "patch_similarity_entropy": _EVERYWHERE,
     "quantize_codes": _EVERYWHERE,
+    "relu_fake_quantize": _EVERYWHERE,
     "search_range": _EVERYWHERE,
     "update_range": _EVERYWHERE,
 }

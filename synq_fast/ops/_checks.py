@@ -1,5 +1,7 @@
 """Argument checks of the quantization ops; the messages say what was given and what to give."""
 
+import math
+
 import torch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,7 +25,44 @@ def check_ste(ste: object) -> bool:
     raise ValueError(f'ste must be "identity" or "clip", got {ste!r}')
 
 
-def check_input(x: object, axis: object) -> None:
+def check_upper(upper: object) -> None:
+    """Raises unless `upper` is None or a positive, finite number."""
+    if upper is None:
+        return
+    if isinstance(upper, bool) or not isinstance(upper, float | int):
+        raise TypeError(f"upper must be a number or None, got {upper!r} ({type(upper).__name__})")
+    if not 0 < upper < math.inf:
+        raise ValueError(f"upper must be positive and finite, got {upper}; None means no bound")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises TypeError unless `value` is a bool."""
+    if type(value) is not bool:
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+
+
+def range_shape(x: torch.Tensor, axis: int | None, groups: int | None) -> tuple[int, ...]:
+    """Returns the shape of ranges: `()`, `(C,)` along `axis`, or `(groups,)`."""
+    return () if axis is None else (x.shape[axis] if groups is None else groups,)
+
+
+def check_groups(groups: object, x: torch.Tensor, axis: int | None) -> None:
+    """Raises unless `groups` is None or divides the channels of `axis`."""
+    if groups is None:
+        return
+    if type(groups) is not int:
+        raise TypeError(f"groups must be an int or None, got {groups!r} ({type(groups).__name__})")
+    if axis is None:
+        raise ValueError(f"groups={groups} needs axis, the dimension whose channels are grouped")
+    channels = x.shape[axis]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"groups must be positive and divide the {channels} channels of axis {axis}, "
+            f"got {groups}"
+        )
+
+
+def check_input(x: object, axis: object, groups: object = None) -> None:
     """Raises unless `x` is a float tensor of a supported type and `axis` one of its dimensions."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
@@ -31,16 +70,21 @@ def check_input(x: object, axis: object) -> None:
         raise TypeError(
             f"x must be float32, float16 or bfloat16, got {x.dtype}; convert it with x.float()"
         )
-    if axis is None:
-        return
-    if type(axis) is not int:
-        raise TypeError(f"axis must be an int or None, got {axis!r} ({type(axis).__name__})")
-    if not -x.ndim <= axis < x.ndim:
-        raise IndexError(f"axis {axis} is out of range for a tensor with {x.ndim} dimensions")
+    if axis is not None:
+        if type(axis) is not int:
+            raise TypeError(f"axis must be an int or None, got {axis!r} ({type(axis).__name__})")
+        if not -x.ndim <= axis < x.ndim:
+            raise IndexError(f"axis {axis} is out of range for a tensor with {x.ndim} dimensions")
+    if groups is not None:
+        check_groups(groups, x, axis)
 
 
 def to_ranges(
-    x: torch.Tensor, range_min: object, range_max: object, axis: int | None
+    x: torch.Tensor,
+    range_min: object,
+    range_max: object,
+    axis: int | None,
+    groups: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns both bounds as float32 tensors on x's device, checked as far as is free."""
     if (
@@ -49,23 +93,31 @@ def to_ranges(
         and range_min > range_max
     ):
         raise ValueError(f"range_min must not exceed range_max, got {range_min} > {range_max}")
-    return _to_range("range_min", range_min, x, axis), _to_range("range_max", range_max, x, axis)
+    return (
+        to_range("range_min", range_min, x, axis, groups),
+        to_range("range_max", range_max, x, axis, groups),
+    )
 
 
-def _to_range(name: str, value: object, x: torch.Tensor, axis: int | None) -> torch.Tensor:
+def to_range(
+    name: str, value: object, x: torch.Tensor, axis: int | None, groups: int | None = None
+) -> torch.Tensor:
+    """Returns one bound, or another value per channel, as a checked float32 tensor."""
     if isinstance(value, torch.Tensor):
-        check_range(name, value, x, axis)
+        check_range(name, value, x, axis, groups)
         return value
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise TypeError(
             f"{name} must be a number or a float32 tensor, got {value!r} ({type(value).__name__})"
         )
     # Filled on the device: a copy from the host would synchronise it.
-    shape = () if axis is None else (x.shape[axis],)
+    shape = range_shape(x, axis, groups)
     return torch.full(shape, value, dtype=torch.float32, device=x.device)
 
 
-def check_range(name: str, value: torch.Tensor, x: torch.Tensor, axis: int | None) -> None:
+def check_range(
+    name: str, value: torch.Tensor, x: torch.Tensor, axis: int | None, groups: int | None = None
+) -> None:
     """Raises unless `value` is a float32 range of the right length on x's device."""
     if value.dtype != torch.float32:
         raise TypeError(f"{name} must be float32, got {value.dtype}; convert it with .float()")
@@ -79,9 +131,12 @@ def check_range(name: str, value: torch.Tensor, x: torch.Tensor, axis: int | Non
                 f"{name} must hold one value, got shape {tuple(value.shape)}; "
                 "pass axis for one value per channel"
             )
-    elif value.ndim != 1 or value.shape[0] != x.shape[axis]:
+        return
+    count = x.shape[axis] if groups is None else groups
+    if value.ndim != 1 or value.shape[0] != count:
+        unit = "channel" if groups is None else "group of channels"
         raise ValueError(
-            f"{name} must have shape ({x.shape[axis]},), one value per channel of axis {axis}, "
+            f"{name} must have shape ({count},), one value per {unit} of axis {axis}, "
             f"got {tuple(value.shape)}"
         )
 
@@ -99,3 +154,26 @@ def check_order(range_min: torch.Tensor, range_max: torch.Tensor) -> None:
         low, high = float(range_min.flatten()[channel]), float(range_max.flatten()[channel])
         where = f" in channel {channel}" if wrong.numel() > 1 else ""
         raise ValueError(f"range_min must not exceed range_max, got {low} > {high}{where}")
+
+
+def check_scale(scale: torch.Tensor) -> None:
+    """Raises if a scale is not positive, where reading it costs no synchronisation."""
+    if torch.compiler.is_compiling() or scale.device.type != "cpu":
+        return
+    wrong = (scale <= 0).flatten()
+    if wrong.any():
+        channel = int(wrong.nonzero()[0])
+        where = f" in channel {channel}" if wrong.numel() > 1 else ""
+        raise ValueError(f"scale must be positive, got {float(scale.flatten()[channel])}{where}")
+
+
+def check_per_channel(name: str, value: object, x: torch.Tensor) -> torch.Tensor:
+    """Raises unless `value` is a float32 factor for each channel of dimension 1; returns it."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a float32 tensor, got {type(value).__name__}")
+    if x.ndim < 2:
+        raise ValueError(
+            f"x must have a channel dimension 1 for {name}, got shape {tuple(x.shape)}"
+        )
+    check_range(name, value, x, 1)
+    return value

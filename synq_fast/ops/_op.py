@@ -31,3 +31,24 @@ def like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Gives a reference result the strides that the kernels and the fakes give."""
     wanted = torch.empty_like(x, dtype=y.dtype)
     return y.clone() if wanted.stride() == y.stride() else wanted.copy_(y)
+
+
+def check_gradient(grad: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises unless an incoming gradient has the shape of `x`."""
+    if grad.shape != x.shape:
+        raise ValueError(f"grad has shape {tuple(grad.shape)} but x has {tuple(x.shape)}")
+
+
+def no_second_derivative(name: str) -> Callable[..., Any]:
+    """Returns the autograd of a backward op that is not differentiable itself."""
+
+    def autograd(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]:
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            pass
+
+        def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+            raise NotImplementedError(f"{name} has no second derivative")
+
+        return setup, backward
+
+    return autograd

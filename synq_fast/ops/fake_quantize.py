@@ -18,6 +18,7 @@ def fake_quantize(
     bits: int,
     *,
     axis: int | None = None,
+    groups: int | None = None,
     ste: str = "identity",
 ) -> torch.Tensor:
     """Rounds `x` to the `2^bits` levels of an affine grid over `[range_min, range_max]`.
@@ -36,10 +37,13 @@ def fake_quantize(
     Args:
         x: Any shape; float32, float16 or bfloat16.
         range_min: Lower bound: a number, or a float32 tensor on x's device with one element, or
-            `(C,)` with `axis`, where C is the size of that dimension. It receives no gradient.
+            `(C,)` with `axis`, where C is the size of that dimension, or `(groups,)`. It receives
+            no gradient.
         range_max: Upper bound, like `range_min`.
         bits: Width k of the codes, from 2 to 16.
         axis: The dimension that has one range per index; None for one range in all.
+        groups: Splits the channels of `axis` into so many equal runs of consecutive channels that
+            share a range. None gives each channel its own.
         ste: Straight-through gradient of `x`. "identity" passes the gradient unchanged and saves
             nothing; "clip" zeroes it where `round(s * x - z)` lies outside
             `[-2^(bits - 1), 2^(bits - 1) - 1]`, that is where the forward pass clamps.
@@ -48,9 +52,10 @@ def fake_quantize(
         The quantized values, with the shape, type and layout of `x`.
 
     Raises:
-        TypeError: `x`, a range, `bits` or `axis` is of another type than said above.
-        ValueError: `bits` or `ste` is none of the allowed values, a range has the wrong length or
-            device, or `range_min > range_max` (for tensors on a GPU the values are not read).
+        TypeError: `x`, a range, `bits`, `axis` or `groups` is of another type than said above.
+        ValueError: `bits` or `ste` is none of the allowed values, `groups` does not divide the
+            channels or comes without `axis`, a range has the wrong length or device, or
+            `range_min > range_max` (for tensors on a GPU the values are not read).
         IndexError: `axis` is not a dimension of `x`.
         BackendUnavailableError: The backend asked for cannot run here.
 
@@ -59,12 +64,12 @@ def fake_quantize(
     """
     check_bits(bits)
     clip = check_ste(ste)
-    check_input(x, axis)
-    low, high = to_ranges(x, range_min, range_max, axis)
+    check_input(x, axis, groups)
+    low, high = to_ranges(x, range_min, range_max, axis, groups)
     backend = select("fake_quantize", x.device)
     if backend == "reference":
         check_order(low, high)
-        return reference.fake_quantize(x, low, high, bits, axis=axis, ste=ste)
+        return reference.fake_quantize(x, low, high, bits, axis=axis, groups=groups, ste=ste)
     op = _triton if backend == "triton" else _default
-    result: torch.Tensor = op(x, low, high, bits, axis, clip)
+    result: torch.Tensor = op(x, low, high, bits, axis, groups, clip)
     return result

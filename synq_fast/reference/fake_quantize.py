@@ -12,8 +12,9 @@ def fake_quantize(
     bits: int,
     *,
     axis: int | None = None,
+    groups: int | None = None,
     ste: str = "identity",
 ) -> torch.Tensor:
     """Rounds `x` to the `2^bits` levels of an affine grid; see `synq_fast.ops.fake_quantize`."""
-    low, high = (as_range(bound, x, axis).detach() for bound in (range_min, range_max))
+    low, high = (as_range(bound, x, axis, groups).detach() for bound in (range_min, range_max))
     return fake_quantize_with(x, low, high, bits, axis, ste)

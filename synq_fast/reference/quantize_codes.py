@@ -19,9 +19,10 @@ def quantize_codes(
     bits: int,
     *,
     axis: int | None = None,
+    groups: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns `(codes, scale, zero_point)`; see `synq_fast.ops.quantize_codes`."""
-    low, high = (as_range(bound, x, axis) for bound in (range_min, range_max))
+    low, high = (as_range(bound, x, axis, groups) for bound in (range_min, range_max))
     scale, zero_point = scale_and_zero_point(low, high, bits)
     codes = unclamped_codes(x, along_axis(scale, x, axis), along_axis(zero_point, x, axis))
     codes = clamp_codes(codes, bits).nan_to_num(nan=0.0)

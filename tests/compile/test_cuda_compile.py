@@ -57,6 +57,7 @@ def ptx_of(source: Path, arch: str, folder: Path, *flags: str) -> str:
 def test_sources_are_found() -> None:
     names = {path.name for path in SOURCES}
     assert names >= {"fake_quantize.cu", "fake_quantize_dynamic.cu", "quantize_codes.cu"}
+    assert names >= {"fake_quantize_learned.cu", "relu_fake_quantize.cu"}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)

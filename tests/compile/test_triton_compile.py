@@ -91,17 +91,57 @@ def launch_all(dtype: torch.dtype) -> None:
     bound = torch.zeros(32)
     image = torch.zeros(4, 32, 14, 16, dtype=dtype)
     for x in (image, image.to(memory_format=torch.channels_last)):
-        kernels.fake_quantize(x, bound[0], bound[0], 4, None)
-        kernels.fake_quantize_backward(x, x, bound[0], bound[0], 4, None)
-        kernels.quantize_codes(x, bound[0], bound[0], 4, None)
-        kernels.fake_quantize(x, bound, bound, 4, 1)
-        kernels.fake_quantize_backward(x, x, bound, bound, 4, 1)
-        kernels.quantize_codes(x, bound, bound, 16, 1)
-        kernels.fake_quantize_dynamic(x, 4, None)
-        kernels.fake_quantize_dynamic(x[:1, :, :4], 4, 1)
-    kernels.fake_quantize_dynamic(torch.zeros(2, 32, 128, 128, dtype=dtype), 4, 1)
-    kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1)
-    kernels.fake_quantize_dynamic(torch.zeros(33, 7, dtype=dtype), 4, 0)
+        kernels.fake_quantize(x, bound[0], bound[0], 4, None, None)
+        kernels.fake_quantize_backward(x, x, bound[0], bound[0], 4, None, None)
+        kernels.quantize_codes(x, bound[0], bound[0], 4, None, None)
+        kernels.fake_quantize(x, bound, bound, 4, 1, None)
+        kernels.fake_quantize_backward(x, x, bound, bound, 4, 1, None)
+        kernels.quantize_codes(x, bound, bound, 16, 1, None)
+        kernels.fake_quantize_dynamic(x, 4, None, None, False)
+        kernels.fake_quantize_dynamic(x[:1, :, :4], 4, 1, None, False)
+    kernels.fake_quantize_dynamic(torch.zeros(2, 32, 128, 128, dtype=dtype), 4, 1, None, False)
+    kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1, None, False)
+    kernels.fake_quantize_dynamic(torch.zeros(33, 7, dtype=dtype), 4, 0, None, False)
+
+
+def launch_learned_and_relu(dtype: torch.dtype) -> None:
+    """Calls the launchers of learned grids and fused activations on every kind of layout."""
+    from synq_fast import kernels
+
+    one = torch.ones(32)
+    image = torch.zeros(4, 32, 14, 16, dtype=dtype)
+    for x in (image, image.to(memory_format=torch.channels_last)):
+        for pair, axis in (((one[0], one[0]), None), ((one, one), 1)):
+            kernels.fake_quantize_learned(x, *pair, 4, axis)
+            kernels.fake_quantize_learned_backward(x, x, *pair, 4, axis, 0.5)
+            kernels.relu_fake_quantize(x, *pair, 4, axis, None)
+            kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
+            kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)
+        factors = one, one, one[0], one[0], 4
+        kernels.affine_relu_fake_quantize(x, *factors, None)
+        for parameters in (False, True):
+            kernels.affine_relu_fake_quantize_backward(x, x, *factors, 6.0, True, parameters)
+    kernels.fake_quantize_dynamic(image, 4, 1, 4, True)
+    kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1, None, True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_learned_and_relu_launches(compiler: Compiler, dtype: torch.dtype) -> None:
+    launch_learned_and_relu(dtype)
+    names = {name for name, _ in compiler.ptx}
+    assert names >= {"sums_kernel", "finish_sums_kernel", "tensor_kernel", "channel_kernel"}
+    assert compiler.fused == []
+    kernels = resources(compiler.log.getvalue())
+    assert kernels
+    assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
+    assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+    wide = set()
+    for name, ptx in compiler.ptx:
+        for instructions in entries(ptx).values():
+            assert inexact(instructions) == [], name
+            if widest_access(instructions, "ld") >= 128:
+                wide.add(name)
+    assert wide >= {"tensor_kernel", "channel_kernel", "sums_kernel"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,6 +4,8 @@
 #include "../../csrc/cuda/fake_quantize.cu"
 #include "../../csrc/cuda/quantize_codes.cu"
 #include "../../csrc/cuda/fake_quantize_dynamic.cu"
+#include "../../csrc/cuda/fake_quantize_learned.cu"
+#include "../../csrc/cuda/relu_fake_quantize.cu"
 // clang-format on
 
 namespace synq {
@@ -18,4 +20,22 @@ int forward(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_cuda
 int backward(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_backward_cuda(*p, nullptr); }
 int codes(const synq::FakeQuantizeParams* p) { return synq::quantize_codes_cuda(*p, nullptr); }
 int dynamic(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_dynamic_cuda(*p, nullptr); }
+
+int learned(const synq::FakeQuantizeLearnedParams* p) { return synq::fake_quantize_learned_cuda(*p, nullptr); }
+int64_t learned_workspace(const synq::FakeQuantizeLearnedParams* p) {
+  return synq::fake_quantize_learned_workspace_cuda(*p);
+}
+int learned_backward(const synq::FakeQuantizeLearnedParams* p) {
+  return synq::fake_quantize_learned_backward_cuda(*p, nullptr);
+}
+
+int relu(const synq::ReluFakeQuantizeParams* p) { return synq::relu_fake_quantize_cuda(*p, nullptr); }
+int relu_backward(const synq::ReluFakeQuantizeParams* p) { return synq::relu_fake_quantize_backward_cuda(*p, nullptr); }
+int affine_relu(const synq::ReluFakeQuantizeParams* p) { return synq::affine_relu_fake_quantize_cuda(*p, nullptr); }
+int64_t affine_relu_workspace(const synq::ReluFakeQuantizeParams* p) {
+  return synq::affine_relu_fake_quantize_workspace_cuda(*p);
+}
+int affine_relu_backward(const synq::ReluFakeQuantizeParams* p) {
+  return synq::affine_relu_fake_quantize_backward_cuda(*p, nullptr);
+}
 }

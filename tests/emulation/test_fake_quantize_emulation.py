@@ -32,6 +32,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         ("bits", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
+        ("symmetric", ctypes.c_bool),
     ]
 
 
@@ -56,7 +57,9 @@ class Kernels:
         self.shift_x = shift_x
         self.shift_y = shift_y
 
-    def call(self, name, x, bits, axis, low=None, high=None, gradient=None, codes=False):
+    def call(
+        self, name, x, bits, axis, low=None, high=None, gradient=None, codes=False, symmetric=False
+    ):
         order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
         place = None if axis is None else order.index(axis % x.ndim)
         memory = shifted(x.permute(order).contiguous(), self.shift_x)
@@ -70,7 +73,7 @@ class Kernels:
         out = torch.full((2, channels), float("nan"))
         params = Params(
             x=memory.data_ptr(), y=y.data_ptr(), outer=outer, channels=channels, inner=inner,
-            bits=bits, dtype=DTYPES.index(x.dtype),
+            bits=bits, dtype=DTYPES.index(x.dtype), symmetric=symmetric,
             out_min=out[0].data_ptr(), out_max=out[1].data_ptr(),
         )  # fmt: skip
         kept = []
@@ -107,10 +110,11 @@ def check_all(kernels: Kernels, x, bits, axis, low, high, name) -> None:
     for mine, theirs in zip(actual, expected, strict=True):
         assert_same_bits(mine, theirs, f"{name}, codes")
 
-    if x.numel() > 0:
-        expected = reference.fake_quantize_dynamic(x, bits, axis=axis)
-        for mine, theirs in zip(kernels.call("dynamic", x, bits, axis), expected, strict=True):
-            assert_same_bits(mine, theirs, f"{name}, dynamic")
+    for symmetric in (False, True) if x.numel() > 0 else ():
+        expected = reference.fake_quantize_dynamic(x, bits, axis=axis, symmetric=symmetric)
+        actual = kernels.call("dynamic", x, bits, axis, symmetric=symmetric)
+        for mine, theirs in zip(actual, expected, strict=True):
+            assert_same_bits(mine, theirs, f"{name}, dynamic, {symmetric}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -41,7 +41,7 @@ def clipped_gradient(case: Case, low, high, gradient) -> torch.Tensor:
 def test_forward(kernels, dtype: torch.dtype) -> None:
     for case in cases(dtype):
         low, high = narrowed_range(case)
-        y = kernels.fake_quantize(case.x, low, high, case.bits, case.axis)
+        y = kernels.fake_quantize(case.x, low, high, case.bits, case.axis, None)
         expected = reference.fake_quantize(case.x, low, high, case.bits, axis=case.axis)
         assert_same_bits(y, expected, case.name)
 
@@ -51,14 +51,16 @@ def test_clipped_gradient(kernels, dtype: torch.dtype) -> None:
     for case in cases(dtype):
         low, high = narrowed_range(case)
         gradient = torch.randn(case.x.shape).to(dtype)
-        actual = kernels.fake_quantize_backward(gradient, case.x, low, high, case.bits, case.axis)
+        actual = kernels.fake_quantize_backward(
+            gradient, case.x, low, high, case.bits, case.axis, None
+        )
         assert_same_bits(actual, clipped_gradient(case, low, high, gradient), case.name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dynamic(kernels, dtype: torch.dtype) -> None:
     for case in cases(dtype):
-        actual = kernels.fake_quantize_dynamic(case.x, case.bits, case.axis)
+        actual = kernels.fake_quantize_dynamic(case.x, case.bits, case.axis, None, False)
         expected = reference.fake_quantize_dynamic(case.x, case.bits, axis=case.axis)
         for part, mine, theirs in zip(("y", "min", "max"), actual, expected, strict=True):
             assert_same_bits(mine, theirs, f"{case.name}, {part}")
@@ -68,7 +70,7 @@ def test_dynamic(kernels, dtype: torch.dtype) -> None:
 def test_codes(kernels, dtype: torch.dtype) -> None:
     for case in cases(dtype):
         low, high = narrowed_range(case)
-        actual = kernels.quantize_codes(case.x, low, high, case.bits, case.axis)
+        actual = kernels.quantize_codes(case.x, low, high, case.bits, case.axis, None)
         expected = reference.quantize_codes(case.x, low, high, case.bits, axis=case.axis)
         for part, mine, theirs in zip(("codes", "scale", "zero"), actual, expected, strict=True):
             assert_same_bits(mine, theirs, f"{case.name}, {part}")
@@ -80,16 +82,16 @@ def test_special_values(kernels, name: str, dtype: torch.dtype) -> None:
     x = special_values(dtype)
     low, high = (torch.tensor(bound) for bound in SPECIAL_RANGES[name])
     for bits in (2, 4, 8):
-        y = kernels.fake_quantize(x, low, high, bits, None)
+        y = kernels.fake_quantize(x, low, high, bits, None, None)
         assert_same_bits(y, reference.fake_quantize(x, low, high, bits), name)
-        codes, scale, zero = kernels.quantize_codes(x, low, high, bits, None)
+        codes, scale, zero = kernels.quantize_codes(x, low, high, bits, None, None)
         expected = reference.quantize_codes(x, low, high, bits)
         assert_same_bits(codes, expected[0], name)
         assert_same_bits(scale, expected[1], name)
         assert_same_bits(zero, expected[2], name)
         case = Case(name, x, bits, None)
         gradient = torch.ones_like(x)
-        actual = kernels.fake_quantize_backward(gradient, x, low, high, bits, None)
+        actual = kernels.fake_quantize_backward(gradient, x, low, high, bits, None, None)
         assert_same_bits(actual, clipped_gradient(case, low, high, gradient), name)
 
 
@@ -97,19 +99,19 @@ def test_special_values(kernels, name: str, dtype: torch.dtype) -> None:
 def test_empty(kernels, shape: tuple[int, ...]) -> None:
     x = torch.empty(shape)
     bounds = torch.tensor(-1.0), torch.tensor(1.0)
-    assert kernels.fake_quantize(x, *bounds, 4, None).shape == shape
-    assert kernels.fake_quantize_backward(x, x, *bounds, 4, None).shape == shape
-    codes, scale, _ = kernels.quantize_codes(x, *bounds, 4, None)
+    assert kernels.fake_quantize(x, *bounds, 4, None, None).shape == shape
+    assert kernels.fake_quantize_backward(x, x, *bounds, 4, None, None).shape == shape
+    codes, scale, _ = kernels.quantize_codes(x, *bounds, 4, None, None)
     assert codes.shape == shape
     assert_same_bits(scale, torch.tensor(7.5), "scale of an empty tensor")
     for axis in (None, -1):
-        actual = kernels.fake_quantize_dynamic(x, 4, axis)
+        actual = kernels.fake_quantize_dynamic(x, 4, axis, None, False)
         expected = reference.fake_quantize_dynamic(x, 4, axis=axis)
         for mine, theirs in zip(actual, expected, strict=True):
             assert_same_bits(mine, theirs, f"{shape} axis {axis}")
     channels = x.shape[-1]
     bounds = torch.full((channels,), -1.0), torch.full((channels,), 1.0)
-    assert kernels.fake_quantize(x, *bounds, 4, -1).shape == shape
+    assert kernels.fake_quantize(x, *bounds, 4, -1, None).shape == shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -125,7 +127,7 @@ def test_dynamic_range_of_special_values(kernels, value: float, dtype: torch.dty
     ):
         x = torch.randn(shape).to(dtype)
         x[-1] = value
-        actual = kernels.fake_quantize_dynamic(x, 4, axis)
+        actual = kernels.fake_quantize_dynamic(x, 4, axis, None, False)
         expected = reference.fake_quantize_dynamic(x, 4, axis=axis)
         for mine, theirs in zip(actual, expected, strict=True):
             assert_same_bits(mine, theirs, f"{shape} axis {axis}")
@@ -137,24 +139,27 @@ def test_layout_is_kept_without_a_copy(kernels) -> None:
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
     low, high = torch.full((8,), -1.0), torch.full((8,), 1.0)
     assert dense(x, 1)[0].data_ptr() == x.data_ptr()
-    assert kernels.fake_quantize(x, low, high, 4, 1).stride() == x.stride()
-    assert kernels.fake_quantize_dynamic(x, 4, 1)[0].stride() == x.stride()
-    assert kernels.quantize_codes(x, low, high, 4, 1)[0].stride() == x.stride()
+    assert kernels.fake_quantize(x, low, high, 4, 1, None).stride() == x.stride()
+    assert kernels.fake_quantize_dynamic(x, 4, 1, None, False)[0].stride() == x.stride()
+    assert kernels.quantize_codes(x, low, high, 4, 1, None)[0].stride() == x.stride()
 
 
 def test_other_strides_become_what_the_fake_says(kernels) -> None:
     x = torch.randn(8, 9, 10).transpose(0, 2)[::2, 1:]
-    assert kernels.fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 4, None).stride() == (
-        torch.empty_like(x).stride()
+    assert kernels.fake_quantize(
+        x, torch.tensor(-1.0), torch.tensor(1.0), 4, None, None
+    ).stride() == (torch.empty_like(x).stride())
+    assert (
+        kernels.fake_quantize_dynamic(x, 4, 1, None, False)[0].stride()
+        == torch.empty_like(x).stride()
     )
-    assert kernels.fake_quantize_dynamic(x, 4, 1)[0].stride() == torch.empty_like(x).stride()
 
 
 def test_golden_values(kernels, golden) -> None:
     count = 0
     for name, case in golden_cases(golden("fake_quantize")):
         axis = 0 if case["kind"] == "per_channel" else None
-        y = kernels.fake_quantize(case["x"], case["min"], case["max"], case["bits"], axis)
+        y = kernels.fake_quantize(case["x"], case["min"], case["max"], case["bits"], axis, None)
         assert_same_bits(y, case["y"], name)
         count += 1
     assert count == 80

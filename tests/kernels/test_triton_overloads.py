@@ -36,7 +36,7 @@ def test_identity_saves_nothing() -> None:
     saved = []
     x = torch.randn(3, 4, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda value: value):
-        torch.ops.synq_fast.fake_quantize.triton(x, *RANGE, 4, 1, False)
+        torch.ops.synq_fast.fake_quantize.triton(x, *RANGE, 4, 1, None, False)
     assert saved == []
 
 
@@ -48,10 +48,14 @@ def test_opcheck(memory_format: torch.memory_format) -> None:
     for axis in (None, 1):
         bounds = RANGE if axis == 1 else (RANGE[0][0], RANGE[1][0])
         for clip in (False, True):
-            torch.library.opcheck(library.fake_quantize.triton, (leaf, *bounds, 4, axis, clip))
-            torch.library.opcheck(library.fake_quantize_dynamic.triton, (leaf, 4, axis, clip))
-        torch.library.opcheck(library.fake_quantize_backward.triton, (x, x, *bounds, 4, axis))
-        torch.library.opcheck(library.quantize_codes.triton, (x, *bounds, 4, axis))
+            torch.library.opcheck(
+                library.fake_quantize.triton, (leaf, *bounds, 4, axis, None, clip)
+            )
+            torch.library.opcheck(
+                library.fake_quantize_dynamic.triton, (leaf, 4, axis, None, clip, clip)
+            )
+        torch.library.opcheck(library.fake_quantize_backward.triton, (x, x, *bounds, 4, axis, None))
+        torch.library.opcheck(library.quantize_codes.triton, (x, *bounds, 4, axis, None))
 
 
 def test_codes() -> None:

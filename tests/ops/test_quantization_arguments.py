@@ -87,14 +87,47 @@ def test_ste():
 def test_registered_op_checks_for_itself():
     op = torch.ops.synq_fast.fake_quantize
     with pytest.raises(ValueError, match="bits must be from 2 to 16"):
-        op(x, zero, one, 1, None, False)
+        op(x, zero, one, 1, None, None, False)
     with pytest.raises(TypeError, match="must be float32, float16 or bfloat16"):
-        op(x.double(), zero, one, 4, None, False)
+        op(x.double(), zero, one, 4, None, None, False)
     with pytest.raises(IndexError, match="axis 5 is out of range"):
-        op(x, zero, one, 4, 5, False)
+        op(x, zero, one, 4, 5, None, False)
     with pytest.raises(ValueError, match="range_max must hold one value"):
-        op(x, zero, torch.ones(3), 4, None, False)
+        op(x, zero, torch.ones(3), 4, None, None, False)
     with pytest.raises(TypeError, match=r"range_min must be float32"):
-        op(x, zero.half(), one, 4, None, False)
+        op(x, zero.half(), one, 4, None, None, False)
     with pytest.raises(ValueError, match="grad has shape"):
-        torch.ops.synq_fast.fake_quantize_backward(torch.ones(3), x, zero, one, 4, None)
+        torch.ops.synq_fast.fake_quantize_backward(torch.ones(3), x, zero, one, 4, None, None)
+
+
+GROUPED = [
+    lambda groups, axis: ops.fake_quantize(x, 0.0, 1.0, 4, axis=axis, groups=groups),
+    lambda groups, axis: ops.fake_quantize_dynamic(x, 4, axis=axis, groups=groups),
+    lambda groups, axis: ops.quantize_codes(x, 0.0, 1.0, 4, axis=axis, groups=groups),
+]
+
+
+@pytest.mark.parametrize("call", GROUPED)
+def test_groups(call):
+    for groups in (2, 0, -1, 6):
+        with pytest.raises(ValueError, match=f"divide the 3 channels of axis 1, got {groups}"):
+            call(groups, 1)
+    with pytest.raises(ValueError, match="groups=3 needs axis"):
+        call(3, None)
+    with pytest.raises(TypeError, match=r"groups must be an int or None, got 3.0 \(float\)"):
+        call(3.0, 1)
+    with pytest.raises(ValueError, match=r"range_max must have shape \(3,\), one value per group"):
+        ops.fake_quantize(x, torch.zeros(3), torch.ones(2), 4, axis=1, groups=3)
+
+
+def test_symmetric():
+    with pytest.raises(TypeError, match="symmetric must be True or False, got 1"):
+        ops.fake_quantize_dynamic(x, 4, symmetric=1)
+
+
+def test_registered_ops_check_groups_for_themselves():
+    dynamic = torch.ops.synq_fast.fake_quantize_dynamic
+    with pytest.raises(ValueError, match="divide the 3 channels of axis 1, got 2"):
+        dynamic(x, 4, 1, 2, False, False)
+    with pytest.raises(ValueError, match=r"groups.* needs axis"):
+        dynamic(x, 4, None, 2, False, False)

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from synq_fast import ops
-from synq_fast.ops._definitions import fake_quantize
+from synq_fast.ops._definitions import (
+    fake_quantize,
+    fake_quantize_learned,
+    relu_fake_quantize,
+)
 from tests.ops.backends import assert_same
 
 LOW, HIGH = torch.tensor(-1.0), torch.tensor(1.0)
@@ -16,15 +20,46 @@ WEIGHT = torch.randn(4, 3, 3, 3)
 IMAGE = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
 STRIDED = torch.randn(4, 6)[:, ::2]
 LOWS, HIGHS = torch.full((3,), -1.0), torch.full((3,), 1.0)
-NAMES = ("fake_quantize", "fake_quantize_backward", "fake_quantize_dynamic", "quantize_codes")
+NAMES = (
+    "fake_quantize",
+    "fake_quantize_backward",
+    "fake_quantize_dynamic",
+    "quantize_codes",
+    "fake_quantize_learned",
+    "fake_quantize_learned_backward",
+    "relu_fake_quantize",
+    "relu_fake_quantize_backward",
+    "affine_relu_fake_quantize",
+    "affine_relu_fake_quantize_backward",
+)
 
 
 def arguments(name, x, low, high, axis):
+    grad, saved = torch.ones_like(x), x.detach()
+    grouped = axis, None if axis is None else 1
+    if axis is not None and name in NAMES[:4]:
+        low, high = low[:1], high[:1]
+    scale, zero = torch.full_like(low, 7.5), torch.full_like(low, 0.3)
+    if name == "fake_quantize_learned" and x.requires_grad:
+        scale, zero = scale.requires_grad_(), zero.requires_grad_()
+    weight, bias = torch.ones(2, x.shape[1]).unbind()
+    affine = weight, bias, LOW, HIGH, 4
     return {
-        "fake_quantize": [(x, low, high, 4, axis, clip) for clip in (False, True)],
-        "fake_quantize_backward": [(torch.ones_like(x), x.detach(), low, high, 4, axis)],
-        "fake_quantize_dynamic": [(x, 4, axis, clip) for clip in (False, True)],
-        "quantize_codes": [(x, low, high, bits, axis) for bits in (4, 12)],
+        "fake_quantize": [(x, low, high, 4, *grouped, clip) for clip in (False, True)],
+        "fake_quantize_backward": [(grad, saved, low, high, 4, *grouped)],
+        "fake_quantize_dynamic": [(x, 4, *grouped, clip, clip) for clip in (False, True)],
+        "quantize_codes": [(x, low, high, bits, *grouped) for bits in (4, 12)],
+        "fake_quantize_learned": [(x, scale, zero, 4, axis, 0.5)],
+        "fake_quantize_learned_backward": [(grad, saved, scale, zero, 4, axis, 0.5)],
+        "relu_fake_quantize": [
+            (x, low, high, 4, axis, None, False),
+            (x, low, high, 4, axis, 6.0, True),
+        ],
+        "relu_fake_quantize_backward": [(grad, saved, low, high, 4, axis, 6.0, True)],
+        "affine_relu_fake_quantize": [(x, *affine, None, False), (x, *affine, 6.0, True)],
+        "affine_relu_fake_quantize_backward": [
+            (grad, saved, *affine, None, False, parameters) for parameters in (False, True)
+        ],
     }[name]
 
 
@@ -47,12 +82,16 @@ def test_opcheck(name, x, axis):
 
 
 def test_opcheck_covers_every_op():
-    assert set(NAMES) == set(fake_quantize.OPS)
+    families = fake_quantize, fake_quantize_learned, relu_fake_quantize
+    assert set(NAMES) == {name for family in families for name in family.OPS}
 
 
 def model(x, low, high):
     y = ops.fake_quantize(x, low, high, 4, ste="clip")
     y = ops.fake_quantize(y * 2, -1.5, 1.5, 3)
+    y = ops.fake_quantize_learned(y, 2.5, 0.2, 4, gradient_scale=0.5) - 0.1
+    y = y + ops.relu_fake_quantize(y, low, high, 4, upper=0.9, ste="clip")
+    y = y + ops.affine_relu_fake_quantize(y, y.detach().amax((0, 2, 3)), HIGHS, 0.0, 2.0, 8)
     z, first, last = ops.fake_quantize_dynamic(y, 4, axis=1)
     codes, scale, zero_point = ops.quantize_codes(z, first, last, 4, axis=1)
     return z.sum() + ((codes + zero_point[:, None, None]) / scale[:, None, None]).sum(), z
@@ -107,7 +146,7 @@ def test_a_choice_that_cannot_run_explains_itself():
         assert f"the backend '{name}' is not available" in message
         assert "Available for this op on cpu: reference" in message
     with pytest.raises(ops.BackendUnavailableError, match="runs on CUDA tensors"):
-        torch.ops.synq_fast.fake_quantize.triton(WEIGHT, LOW, HIGH, 4, None, False)
+        torch.ops.synq_fast.fake_quantize.triton(WEIGHT, LOW, HIGH, 4, None, None, False)
     with pytest.raises(ValueError, match="backend must be one of auto"), ops.backend("gpu"):
         pass
     assert ops.current_backend() == "auto"
@@ -144,7 +183,7 @@ leaf = torch.linspace(-2, 2, 150).view(2, 3, 5, 5).requires_grad_()
 loss, z = model(leaf, LOW, HIGH)
 loss.backward()
 twin = leaf.detach().clone().requires_grad_()
-torch.ops.synq_fast.fake_quantize(twin, LOW, HIGH, 4, None, True).sum().backward()
+torch.ops.synq_fast.fake_quantize(twin, LOW, HIGH, 4, None, None, True).sum().backward()
 low, high = torch.full((3,), -1.0), torch.full((3,), 1.0)
 for name in NAMES:
     for args in arguments(name, IMAGE.detach().requires_grad_(), low, high, 1):

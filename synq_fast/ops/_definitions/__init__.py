@@ -3,19 +3,23 @@
 from synq_fast.ops._definitions import (
     cam_alignment_loss,
     fake_quantize,
+    fake_quantize_learned,
     grad_cam,
     low_pass,
     patch_similarity_entropy,
     ranges,
+    relu_fake_quantize,
 )
 from synq_fast.ops._op import Op
 
 _FAMILIES = (
     cam_alignment_loss,
     fake_quantize,
+    fake_quantize_learned,
     grad_cam,
     low_pass,
     patch_similarity_entropy,
     ranges,
+    relu_fake_quantize,
 )
 OPS: dict[str, Op] = {name: op for family in _FAMILIES for name, op in family.OPS.items()}

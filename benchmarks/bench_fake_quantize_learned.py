@@ -1,0 +1,76 @@
+"""Fake quantization over a learned grid, forward and backward, float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import columns, harness
+from synq_fast import ops, reference
+
+BITS = 4
+# Activations with one grid; weights with one for each output channel.
+CASES = [((16, 64, 56, 56), None), ((512, 512, 3, 3), 0)]
+
+
+@pytest.mark.parametrize(("shape", "axis"), CASES, ids=str)
+def bench_fake_quantize_learned(
+    shape: tuple[int, ...], axis: int | None, compare: Callable[..., harness.Comparison]
+) -> None:
+    """Ours against eager, compiled and ATen's learnable fake quantization, and a copy."""
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(2, *shape, generator=generator).to(harness.DEVICE).unbind()
+    x.requires_grad_()
+    channels = () if axis is None else (shape[axis],)
+    scale = torch.full(channels, 3.0, device=harness.DEVICE, requires_grad=True)
+    zero_point = torch.zeros(channels, device=harness.DEVICE, requires_grad=True)
+    leaves = x, scale, zero_point
+
+    def step(function: Callable[..., Tensor], *arguments: Tensor) -> list[Tensor]:
+        y = function(*arguments, BITS, axis=axis)
+        return [y, *torch.autograd.grad(y, arguments, gradient)]
+
+    width = torch.full(channels or (1,), 1 / 3, device=harness.DEVICE, requires_grad=True)
+    offset = torch.zeros(channels or (1,), device=harness.DEVICE, requires_grad=True)
+
+    def aten() -> tuple[Tensor, ...]:
+        low, high = -(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1
+        if axis is None:
+            y = torch._fake_quantize_learnable_per_tensor_affine(x, width, offset, low, high)
+        else:
+            y = torch._fake_quantize_learnable_per_channel_affine(x, width, offset, axis, low, high)
+        return torch.autograd.grad(y, (x, width, offset), gradient)
+
+    expected = step(reference.fake_quantize_learned, *leaves)
+    ours, omitted = columns.our_columns(step, ops.fake_quantize_learned, *leaves)
+    for name, call in ours.items():
+        actual = call()
+        assert all(map(torch.equal, actual[:2], expected[:2])), f"{name} differs"
+        for mine, theirs in zip(actual[2:], expected[2:], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-2)
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: step(reference.fake_quantize_learned, *leaves)
+    compiled, reason = columns.compiled_column(
+        reference.fake_quantize_learned, *leaves, BITS, axis=axis
+    )
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        rows["reference, torch.compile"] = lambda: torch.autograd.grad(compiled(), leaves, gradient)
+    rows["aten _fake_quantize_learnable_affine"] = aten
+    rows["clone"] = x.detach().clone
+    granularity = "per_tensor" if axis is None else "per_channel"
+    compare(
+        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits, forward and backward",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        # x in and y out; then x and the gradient in, and the gradient of x out.
+        bytes_moved=5 * 4 * math.prod(shape),
+        omitted=omitted,
+    )

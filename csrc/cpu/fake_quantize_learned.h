@@ -1,0 +1,16 @@
+// CPU kernel of the gradients of a learned grid; the forward pass is the fake_quantize kernel.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "cpu/fake_quantize.h"
+
+namespace synq::cpu {
+
+struct FakeQuantizeLearnedKernels {
+  // Writes the gradient of x for the flat indices [begin, end) and adds LearnedTerms to the sums of their channels.
+  void (*backward)(const Job& job, int64_t begin, int64_t end, double* of_scale, double* of_zero);
+};
+
+SYNQ_DECLARE_TABLES(FakeQuantizeLearnedKernels, fake_quantize_learned_kernels);
+
+}  // namespace synq::cpu

@@ -1,0 +1,57 @@
+// How reductions over channels divide a tensor among blocks.
+#pragma once
+
+#include <algorithm>
+
+#include "memory.cuh"
+
+namespace synq {
+
+constexpr int64_t kNarrowInner = 16;  // below this, a channel's pieces are too short to read on their own
+constexpr int kColumns = 32;          // columns a block reduces side by side
+constexpr int64_t kMaximumSplits = 2048;
+
+struct Layout {
+  int64_t outer;
+  int64_t channels;
+  int64_t inner;
+
+  // The place in memory of a channel's element.
+  __device__ __forceinline__ int64_t offset(int64_t channel, int64_t element) const {
+    const int64_t o = outer == 1 ? 0 : element / inner;
+    return (o * channels + channel) * inner + (element - o * inner);
+  }
+
+  int64_t length() const { return outer * inner; }
+  int64_t columns() const { return channels * inner; }
+  // Whether memory is better read as an (outer, columns) matrix, neighbouring threads on neighbouring columns.
+  bool is_narrow() const { return outer > 1 && inner < kNarrowInner && channels > 1; }
+};
+
+template <typename Params>
+Layout layout_of(const Params& params) {
+  if (params.channels == 1) return {1, 1, params.elements()};
+  return {params.outer, params.channels, params.inner};
+}
+
+// Parts that the rows of a matrix are divided into so that all columns together fill the device.
+inline int64_t column_splits(const Layout& layout) {
+  const int64_t useful = ceil_divide(layout.outer, 4 * kThreads / kColumns);
+  const int64_t wanted = ceil_divide(resident_blocks(), ceil_divide(layout.columns(), kColumns));
+  return std::min({useful, wanted, kMaximumSplits});
+}
+
+// Parts that each channel is divided into so that all together fill the device.
+inline int64_t channel_splits(const Layout& layout, int pack) {
+  const int64_t useful = ceil_divide(layout.length(), 4 * kThreads * pack);
+  return std::min({useful, ceil_divide(resident_blocks(), layout.channels), kMaximumSplits});
+}
+
+// One warp at least, one block at most, about four elements or packs a thread.
+inline int threads_for(int64_t items) {
+  int threads = 32;
+  while (threads < kThreads && threads * 4 < items) threads *= 2;
+  return threads;
+}
+
+}  // namespace synq

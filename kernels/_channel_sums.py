@@ -1,0 +1,171 @@
+"""The gradient of `x` and two sums per channel, in one read of `x` and the incoming gradient.
+
+Each program sums a part of a channel, or of neighbouring channels, in float32; a second kernel adds
+the parts in float64. Parts have fixed places, so every run gives the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from synq_fast.kernels._affine import clipped_gradient, make_affine, quantize, relu, relu_gradient
+from synq_fast.kernels._layout import Layout, on_device_of, power_of_two
+from synq_fast.kernels.fake_quantize import NO_BOUND, load_grid
+
+TILE = 1024
+TARGET_PROGRAMS = 1024
+MAXIMUM_SPLITS = 512
+
+
+@triton.jit
+def learned_terms(gradient, x, scale, zero_point, half):
+    """Returns the gradient of `x`, and terms that lack the channel's powers of 1 / scale."""
+    position = scale * x - zero_point
+    beyond = quantize(x, scale, zero_point, -half - 1.0, half)
+    code = tl.clamp(beyond, -half, half - 1.0, propagate_nan=tl.PropagateNan.ALL)
+    outside = (beyond < -half) | (beyond > half - 1.0)
+    distance = tl.where(outside, -(code + zero_point), position - code)
+    return (
+        tl.where(outside, 0.0, gradient),
+        gradient * distance,
+        tl.where(outside, gradient, 0.0),
+    )
+
+
+@triton.jit
+def affine_terms(gradient, x, weight, bias, scale, zero_point, half, upper, CLIP: tl.constexpr):
+    """Returns the gradients of `x`, of weight and of bias."""
+    value = x * weight + bias
+    if CLIP:
+        gradient = clipped_gradient(gradient, relu(value, upper), scale, zero_point, half)
+    gradient = relu_gradient(gradient, value, upper)
+    return gradient * weight, gradient * x, gradient
+
+
+@triton.jit
+def sums_kernel(
+    x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, factor_ptr, offset_ptr, min_ptr, max_ptr,
+    outer, channels, inner, splits, levels, half, upper,
+    AFFINE: tl.constexpr, CLIP: tl.constexpr,
+    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Program (channels, split) handles every `splits`-th tile; partials are (channels, splits).
+
+    The channels' factor and offset are weight and bias if AFFINE, else scale and zero point.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    group = program // splits
+    split = program % splits
+    columns = channels if BY_COLUMN else inner
+    column_tiles = 1 if BY_COLUMN else tl.cdiv(inner, COLUMNS)
+    tiles = tl.cdiv(outer, ROWS) * column_tiles
+    channel = group
+    if BY_COLUMN:
+        channel = tl.minimum(group * COLUMNS + tl.arange(0, COLUMNS), channels - 1)
+    if AFFINE:
+        scale, zero_point = make_affine(tl.load(min_ptr), tl.load(max_ptr), levels, half)
+        factor = tl.load(factor_ptr + channel)
+        offset = tl.load(offset_ptr + channel)
+    else:
+        factor, offset = load_grid(factor_ptr, offset_ptr, channel, levels, half, True)
+    if BY_COLUMN:
+        factor = factor[None, :]
+        offset = offset[None, :]
+    first = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    second = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    tile = split
+    while tile < tiles:  # the interpreter cannot run `range` over tensors with every NumPy
+        row = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
+        column = (group if BY_COLUMN else tile % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+        if BY_COLUMN:
+            offsets = row[:, None] * channels + column[None, :]
+        else:
+            offsets = (row[:, None] * channels + group) * inner + column[None, :]
+        mask = (row < outer)[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        gradient = tl.load(gradient_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        if AFFINE:
+            y, one, other = affine_terms(
+                gradient, x, factor, offset, scale, zero_point, half, upper, CLIP
+            )
+        else:
+            y, one, other = learned_terms(gradient, x, factor, offset, half)
+        tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+        # An infinite factor makes NaN of what the mask left out.
+        first += tl.where(mask, one, 0.0)
+        second += tl.where(mask, other, 0.0)
+        tile += splits
+    if BY_COLUMN:
+        place = group * COLUMNS + tl.arange(0, COLUMNS)
+        tl.store(first_ptr + place * splits + split, tl.sum(first, 0), mask=place < channels)
+        tl.store(second_ptr + place * splits + split, tl.sum(second, 0), mask=place < channels)
+    else:
+        tl.store(first_ptr + program, tl.sum(tl.sum(first, 1), 0))
+        tl.store(second_ptr + program, tl.sum(tl.sum(second, 1), 0))
+
+
+@triton.jit
+def finish_sums_kernel(
+    first_ptr, second_ptr, scale_ptr, one_ptr, other_ptr, splits, gradient_scale,
+    LEARNED: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Adds one channel's partials."""
+    channel = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    mask = split < splits
+    first = tl.load(first_ptr + channel * splits + split, mask=mask, other=0.0).to(tl.float64)
+    second = tl.load(second_ptr + channel * splits + split, mask=mask, other=0.0).to(tl.float64)
+    one = tl.sum(first, 0)
+    other = tl.sum(second, 0)
+    if LEARNED:
+        scale = tl.load(scale_ptr + channel).to(tl.float64)
+        one = one / (scale * scale) * gradient_scale
+        other = other / scale * gradient_scale
+    tl.store(one_ptr + channel, one.to(tl.float32))
+    tl.store(other_ptr + channel, other.to(tl.float32))
+
+
+def launch_sums(
+    x: torch.Tensor,
+    gradient: torch.Tensor,
+    y: torch.Tensor,
+    factors: tuple[torch.Tensor, torch.Tensor],
+    bits: int,
+    layout: Layout,
+    results: tuple[torch.Tensor, torch.Tensor],
+    *,
+    grid: tuple[torch.Tensor, torch.Tensor] | None = None,
+    upper: float | None = None,
+    clip: bool = False,
+    gradient_scale: float = 1.0,
+) -> None:
+    """Enqueues both kernels for an affine map before `grid`, or for a learned grid without one."""
+    outer, channels, inner = layout
+    if layout.by_column:
+        columns = min(power_of_two(channels), 64)
+        groups = triton.cdiv(channels, columns)
+        rows = min(power_of_two(outer), TILE // columns)
+        tiles = triton.cdiv(outer, rows)
+    else:
+        columns = min(power_of_two(inner), TILE)
+        groups = channels
+        rows = min(power_of_two(outer), TILE // columns)
+        tiles = triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
+    wanted = triton.cdiv(TARGET_PROGRAMS, groups)
+    splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
+    first, second = results[0].new_empty(2, channels * splits)
+    factor, offset = (value.contiguous() for value in factors)
+    low, high = (factor, offset) if grid is None else (bound.contiguous() for bound in grid)
+    with on_device_of(x):
+        sums_kernel[(groups * splits,)](
+            x, gradient, y, first, second, factor, offset, low, high,
+            outer, channels, inner, splits, float(2**bits - 1), float(2 ** (bits - 1)),
+            NO_BOUND if upper is None else upper,
+            AFFINE=grid is not None, CLIP=clip,
+            BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+        finish_sums_kernel[(channels,)](
+            first, second, factor, *results, splits, gradient_scale,
+            LEARNED=grid is None, SPLITS=power_of_two(splits), num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip

@@ -1,0 +1,84 @@
+"""Fake quantization over a learned grid."""
+
+from typing import Any
+
+import torch
+
+from synq_fast.reference._affine import along_axis, as_range, clamp_codes, outside, unclamped_codes
+
+
+def whole(zero_point: torch.Tensor) -> torch.Tensor:
+    """Rounds half to even; zero has no sign."""
+    return torch.round(zero_point) + 0.0
+
+
+def learned_gradients(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    gradient_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the gradients of `x` and of a scale and a zero point that broadcast over it."""
+    gradient = gradient.float()
+    offset = whole(zero_point)
+    codes = unclamped_codes(x, scale, offset)
+    clamped = clamp_codes(codes, bits)
+    y = (clamped + offset) / scale
+    clipped = outside(codes, clamped)
+    of_scale = gradient * torch.where(clipped, -y, x.float() - y) / scale
+    of_zero = torch.where(clipped, gradient, 0.0)
+    return (
+        gradient.masked_fill(clipped, 0.0).to(x.dtype),
+        of_scale.sum_to_size(scale.shape) * gradient_scale,
+        of_zero.sum_to_size(scale.shape) / scale * gradient_scale,
+    )
+
+
+class LearnedGrid(torch.autograd.Function):
+    """The value and the straight-through gradients, for parameters that broadcast over `x`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        zero_point: torch.Tensor,
+        bits: int,
+        gradient_scale: float,
+    ) -> torch.Tensor:
+        """Returns the quantized values in float32."""
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.bits, ctx.gradient_scale = bits, gradient_scale
+        offset = whole(zero_point)
+        codes = clamp_codes(unclamped_codes(x, scale, offset), bits)
+        return (codes + offset) / scale
+
+    @staticmethod
+    def backward(
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        """Returns the gradients of `x`, scale and zero point."""
+        x, scale, zero_point = ctx.saved_tensors
+        results = learned_gradients(
+            gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale
+        )
+        return *results, None, None
+
+
+def fake_quantize_learned(
+    x: torch.Tensor,
+    scale: torch.Tensor | float,
+    zero_point: torch.Tensor | float,
+    bits: int,
+    *,
+    axis: int | None = None,
+    gradient_scale: float = 1.0,
+) -> torch.Tensor:
+    """Rounds `x` to a learned grid; see `synq_fast.ops.fake_quantize_learned`."""
+    pair = (as_range(value, x, axis) for value in (scale, zero_point))
+    scale, zero_point = (along_axis(value, x, axis) for value in pair)
+    # Inside the function a conversion that changes nothing would lose the gradient when compiled.
+    y: torch.Tensor = LearnedGrid.apply(x, scale, zero_point, bits, gradient_scale)
+    return y.to(x.dtype)
