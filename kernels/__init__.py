@@ -17,7 +17,18 @@ from synq_fast.kernels.affine_relu_fake_quantize import (
     affine_relu_fake_quantize,
     affine_relu_fake_quantize_backward,
 )
+from synq_fast.kernels.bn_statistics_loss import (
+    bn_statistics_loss,
+    bn_statistics_loss_backward,
+    bn_statistics_losses,
+    bn_statistics_losses_backward,
+)
 from synq_fast.kernels.cam_alignment_loss import cam_alignment_loss, cam_alignment_loss_backward
+from synq_fast.kernels.distillation_loss import (
+    distillation_loss,
+    distillation_loss_backward,
+    distillation_loss_with_gradient,
+)
 from synq_fast.kernels.fake_quantize import fake_quantize, fake_quantize_backward
 from synq_fast.kernels.fake_quantize_dynamic import fake_quantize_dynamic
 from synq_fast.kernels.fake_quantize_learned import (
@@ -38,8 +49,15 @@ from synq_fast.kernels.update_range import update_range
 __all__ = [
     "affine_relu_fake_quantize",
     "affine_relu_fake_quantize_backward",
+    "bn_statistics_loss",
+    "bn_statistics_loss_backward",
+    "bn_statistics_losses",
+    "bn_statistics_losses_backward",
     "cam_alignment_loss",
     "cam_alignment_loss_backward",
+    "distillation_loss",
+    "distillation_loss_backward",
+    "distillation_loss_with_gradient",
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_dynamic",

@@ -8,6 +8,7 @@ from synq_fast.ops._backend import (
 )
 from synq_fast.ops.affine_relu_fake_quantize import affine_relu_fake_quantize
 from synq_fast.ops.bn_statistics_loss import bn_statistics_loss
+from synq_fast.ops.bn_statistics_losses import bn_statistics_losses
 from synq_fast.ops.cam_alignment_loss import cam_alignment_loss
 from synq_fast.ops.distillation_loss import distillation_loss
 from synq_fast.ops.fake_quantize import fake_quantize
@@ -30,6 +31,7 @@ __all__ = [
     "available_backends",
     "backend",
     "bn_statistics_loss",
+    "bn_statistics_losses",
     "cam_alignment_loss",
     "current_backend",
     "distillation_loss",

@@ -16,7 +16,10 @@ CHOICES = ("auto", *BACKENDS)
 _EVERYWHERE = frozenset({"cpu", "cuda", "triton"})
 KERNELS: dict[str, frozenset[str]] = {
     "affine_relu_fake_quantize": _EVERYWHERE,
+    "bn_statistics_loss": _EVERYWHERE,
+    "bn_statistics_losses": _EVERYWHERE,
     "cam_alignment_loss": _EVERYWHERE,
+    "distillation_loss": _EVERYWHERE,
     "fake_quantize": _EVERYWHERE,
     "fake_quantize_dynamic": _EVERYWHERE,
     "fake_quantize_learned": _EVERYWHERE,

@@ -2,6 +2,7 @@
 
 import torch
 
+from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
@@ -11,6 +12,9 @@ from synq_fast.ops._tensor_checks import (
     shape_text,
 )
 from synq_fast.reference.bn_statistics_loss import bn_statistics_loss as _reference
+
+_default = torch.ops.synq_fast.bn_statistics_loss.default
+_triton = torch.ops.synq_fast.bn_statistics_loss.triton
 
 
 def bn_statistics_loss(
@@ -40,6 +44,17 @@ def bn_statistics_loss(
     Source: Yin et al., "Dreaming to Distill" (DeepInversion), CVPR 2020, eq. 4, with squared
     differences averaged over the channels.
     """
+    check_layer(x, running_mean, running_var)
+    backend = select("bn_statistics_loss", x.device)
+    if backend == "reference" or torch.float64 in (x.dtype, running_mean.dtype, running_var.dtype):
+        return _reference(x, running_mean, running_var)
+    op = _triton if backend == "triton" else _default
+    mean_loss, var_loss, _ = op(x, running_mean, running_var)
+    return mean_loss, var_loss
+
+
+def check_layer(x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor) -> None:
+    """Raises unless the statistics are those of the channels of `x`."""
     check_float_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (N, C, ...), got {shape_text(x)}")
@@ -48,5 +63,3 @@ def bn_statistics_loss(
         check_float_tensor(name, statistic)
         check_shape(name, statistic, x.shape[1:2], "(C,)")
         check_same_device(name, statistic, "x", x)
-    select("bn_statistics_loss", x.device)
-    return _reference(x, running_mean, running_var)

@@ -2,6 +2,7 @@
 
 import torch
 
+from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._tensor_checks import (
     check_dims,
@@ -12,6 +13,13 @@ from synq_fast.ops._tensor_checks import (
     shape_text,
 )
 from synq_fast.reference.distillation_loss import distillation_loss as _reference
+
+_ops = torch.ops.synq_fast
+_values = {"default": _ops.distillation_loss.default, "triton": _ops.distillation_loss.triton}
+_with_gradient = {
+    "default": _ops.distillation_loss_with_gradient.default,
+    "triton": _ops.distillation_loss_with_gradient.triton,
+}
 
 
 def distillation_loss(
@@ -38,8 +46,9 @@ def distillation_loss(
     Args:
         student_logits: `(B, C)`; float16, bfloat16, float32 or float64.
         teacher_logits: `(B, C)`, likewise.
-        labels: Class indices `(B,)`, int64, in [0, C). The values are checked where that needs
-            no copy from a device.
+        labels: Class indices `(B,)`, int64, in [0, C). The values are checked on the CPU; on a
+            GPU, where that would wait for the device, a label out of bounds makes `ce` and the
+            sample's difficulty NaN.
         temperature: T, above 0.
         alpha: Factor of the divergence, at least 0.
         difficulty_threshold: Difficulties lie in [0, 1]; above 1 every sample counts as easy.
@@ -68,15 +77,26 @@ def distillation_loss(
     check_number("temperature", temperature, above=0)
     check_number("alpha", alpha, least=0)
     check_number("difficulty_threshold", difficulty_threshold)
-    select("distillation_loss", student_logits.device)
-    return _reference(
-        student_logits,
-        teacher_logits,
-        labels,
-        temperature=temperature,
-        alpha=alpha,
-        difficulty_threshold=difficulty_threshold,
-    )
+    backend = select("distillation_loss", student_logits.device)
+    if backend == "reference" or torch.float64 in (student_logits.dtype, teacher_logits.dtype):
+        _check_label_values(labels, student_logits.shape[1])
+        return _reference(
+            student_logits,
+            teacher_logits,
+            labels,
+            temperature=temperature,
+            alpha=alpha,
+            difficulty_threshold=difficulty_threshold,
+        )
+    overload = "triton" if backend == "triton" else "default"
+    arguments = (student_logits, teacher_logits, labels, temperature, alpha, difficulty_threshold)
+    if torch.is_grad_enabled() and (student_logits.requires_grad or teacher_logits.requires_grad):
+        kl, ce, difficulty, _, _ = _with_gradient[overload](
+            *arguments, student_logits.requires_grad, teacher_logits.requires_grad
+        )
+        return kl, ce, difficulty
+    kl, ce, difficulty = _values[overload](*arguments)
+    return kl, ce, difficulty
 
 
 def _check_labels(labels: object, logits: torch.Tensor) -> None:
@@ -86,11 +106,16 @@ def _check_labels(labels: object, logits: torch.Tensor) -> None:
         raise TypeError(f"labels must be int64 class indices, got {labels.dtype}")
     check_shape("labels", labels, logits.shape[:1], "(B,)")
     check_same_device("labels", labels, "student_logits", logits)
+
+
+def _check_label_values(labels: torch.Tensor, classes: int) -> None:
     # Elsewhere the values are not at hand: reading them would stop a device or break a graph.
-    if labels.device.type == "cpu" and labels.numel() > 0 and not torch.compiler.is_compiling():
-        least, most = labels.aminmax()
-        if least < 0 or most >= logits.shape[1]:
-            raise ValueError(
-                f"labels must be in [0, {logits.shape[1]}), the number of classes, "
-                f"got values from {int(least)} to {int(most)}"
-            )
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong) > 0:
+        index = int(wrong[0])
+        raise ValueError(
+            f"labels must be in [0, {classes}), the number of classes, "
+            f"got {int(labels[index])} at index {index}"
+        )

@@ -2,6 +2,7 @@
 
 from synq_fast.reference.affine_relu_fake_quantize import affine_relu_fake_quantize
 from synq_fast.reference.bn_statistics_loss import bn_statistics_loss
+from synq_fast.reference.bn_statistics_losses import bn_statistics_losses
 from synq_fast.reference.cam_alignment_loss import cam_alignment_loss
 from synq_fast.reference.distillation_loss import distillation_loss
 from synq_fast.reference.fake_quantize import fake_quantize
@@ -21,6 +22,7 @@ from synq_fast.reference.update_range import read_range, update_range
 __all__ = [
     "affine_relu_fake_quantize",
     "bn_statistics_loss",
+    "bn_statistics_losses",
     "cam_alignment_loss",
     "distillation_loss",
     "fake_quantize",

@@ -32,11 +32,17 @@ class _MeanAndVariance(torch.autograd.Function):
         return torch.addcmul(grad_mean.view(mean.shape) / count, x - mean, slope)
 
 
+def mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns mean and biased variance of each channel, `(C,)`."""
+    mean, var = _MeanAndVariance.apply(x)
+    return mean, var
+
+
 def bn_statistics_loss(
     x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `(mean_loss, var_loss)` of one layer; see `synq_fast.ops.bn_statistics_loss`."""
-    mean, var = _MeanAndVariance.apply(to_compute(x))
+    mean, var = mean_and_variance(to_compute(x))
     mean_loss = (mean - to_compute(running_mean.detach())).square().mean()
     var_loss = (var - to_compute(running_var.detach())).square().mean()
     return mean_loss, var_loss

@@ -62,15 +62,8 @@ class BatchNormTeacher:
             targets: other statistics than the running ones, per layer (mean, variance).
             weights: one factor per layer; a layer of weight 0 is skipped.
         """
-        weights = weights or (1.0,) * len(inputs)
-        terms = [
-            weight * torch.stack(ops.bn_statistics_loss(x, mean, variance)).sum()
-            for x, (mean, variance), weight in zip(
-                inputs, targets or self.running, weights, strict=True
-            )
-            if weight
-        ]
-        return torch.stack(terms).sum() / len(inputs)
+        means, variances = zip(*(targets or self.running), strict=True)
+        return ops.bn_statistics_losses(inputs, means, variances, weights)
 
 
 def focal_class_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:

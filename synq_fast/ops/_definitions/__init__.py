@@ -1,7 +1,9 @@
 """The registered ops: schemas, fakes, references and Python autograd, one module per op family."""
 
 from synq_fast.ops._definitions import (
+    bn_statistics_loss,
     cam_alignment_loss,
+    distillation_loss,
     fake_quantize,
     fake_quantize_learned,
     grad_cam,
@@ -13,7 +15,9 @@ from synq_fast.ops._definitions import (
 from synq_fast.ops._op import Op
 
 _FAMILIES = (
+    bn_statistics_loss,
     cam_alignment_loss,
+    distillation_loss,
     fake_quantize,
     fake_quantize_learned,
     grad_cam,

@@ -1,0 +1,308 @@
+"""Losses on batch-normalisation statistics, of one layer and of a network, and their gradients.
+
+Programs reduce parts of a channel; a second kernel, of one program, puts the parts together in a
+fixed order and compares with the running statistics. Inside a program each lane keeps its own
+running mean and squared deviations of x minus the running mean (Welford), so neither a mean far
+from zero nor one far from the running mean costs accuracy.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from synq_fast.kernels._layout import (
+    dense,
+    finished,
+    on_device_of,
+    output_like,
+    power_of_two,
+)
+
+TILE = 2048
+TARGET_PROGRAMS = 1024
+MAXIMUM_SPLITS = 64
+CHANNELS = 128
+LAYERS = 64
+
+
+@triton.jit
+def partials_kernel(
+    x_ptr, running_mean_ptr, partial_ptr, outer, channels, inner, splits,
+    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Program (group, split) reduces every `splits`-th tile.
+
+    A group is one channel, or COLUMNS of them when BY_COLUMN. Partials are (3, splits, channels):
+    count, mean minus running mean, sum of squared deviations.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    group = program // splits
+    split = program % splits
+    columns = channels if BY_COLUMN else inner
+    column_tiles = 1 if BY_COLUMN else tl.cdiv(inner, COLUMNS)
+    tiles = tl.cdiv(outer, ROWS) * column_tiles
+    if BY_COLUMN:
+        channel = group * COLUMNS + tl.arange(0, COLUMNS)
+        shift = tl.load(running_mean_ptr + tl.minimum(channel, channels - 1))[None, :]
+    else:
+        channel = group
+        shift = tl.load(running_mean_ptr + channel)
+    count = tl.zeros((ROWS, COLUMNS), tl.float32)
+    mean = tl.zeros((ROWS, COLUMNS), tl.float32)
+    deviation = tl.zeros((ROWS, COLUMNS), tl.float32)
+    tile = split
+    while tile < tiles:  # the interpreter cannot run `range` over tensors with every NumPy
+        row = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
+        column = (group if BY_COLUMN else tile % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+        if BY_COLUMN:
+            offsets = row[:, None] * channels + column[None, :]
+        else:
+            offsets = (row[:, None] * channels + group) * inner + column[None, :]
+        mask = (row < outer)[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - shift
+        delta = tl.where(mask, x - mean, 0.0)
+        count += tl.where(mask, 1.0, 0.0)
+        mean += delta / tl.maximum(count, 1.0)
+        deviation += delta * tl.where(mask, x - mean, 0.0)
+        tile += splits
+    axis: tl.constexpr = 0 if BY_COLUMN else None
+    total = tl.sum(count, axis)
+    centre = tl.sum(count * mean, axis) / tl.maximum(total, 1.0)
+    difference = mean - (centre[None, :] if BY_COLUMN else centre)
+    deviation = tl.sum(deviation + count * difference * difference, axis)
+    target = partial_ptr + split * channels + channel
+    step = splits * channels
+    if BY_COLUMN:
+        tl.store(target, total, mask=channel < channels)
+        tl.store(target + step, centre, mask=channel < channels)
+        tl.store(target + 2 * step, deviation, mask=channel < channels)
+    else:
+        tl.store(target, total)
+        tl.store(target + step, centre)
+        tl.store(target + 2 * step, deviation)
+
+
+@triton.jit
+def finish_kernel(
+    partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, mean_loss_ptr, var_loss_ptr,
+    weighted_ptr, weight, channels, splits, row_stride,
+    WEIGHTED: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Statistics of each channel, in float64, and the losses: apart, or WEIGHTED and together."""
+    mean_sum = tl.zeros((CHANNELS,), tl.float64)
+    var_sum = tl.zeros((CHANNELS,), tl.float64)
+    start = tl.program_id(0).to(tl.int64) * 0
+    while start < channels:
+        channel = start + tl.arange(0, CHANNELS)
+        mask = channel < channels
+        count = tl.zeros((CHANNELS,), tl.float64)
+        mean = tl.zeros((CHANNELS,), tl.float64)
+        deviation = tl.zeros((CHANNELS,), tl.float64)
+        split = start * 0
+        while split < splits:
+            source = partial_ptr + split * channels + channel
+            step = splits * channels
+            added = tl.load(source, mask=mask, other=1.0).to(tl.float64)
+            delta = tl.load(source + step, mask=mask, other=0.0).to(tl.float64) - mean
+            squares = tl.load(source + 2 * step, mask=mask, other=0.0).to(tl.float64)
+            total = count + added
+            share = added / tl.maximum(total, 1.0)
+            deviation += squares + delta * delta * count * share
+            mean += delta * share
+            count = total
+            split += 1
+        running_mean = tl.load(running_mean_ptr + channel, mask=mask, other=0.0).to(tl.float64)
+        running_var = tl.load(running_var_ptr + channel, mask=mask, other=0.0).to(tl.float64)
+        var_error = tl.where(mask, deviation / count - running_var, 0.0)
+        tl.store(statistics_ptr + channel, mean + running_mean, mask=mask)
+        tl.store(statistics_ptr + row_stride + channel, mean, mask=mask)
+        tl.store(statistics_ptr + 2 * row_stride + channel, var_error, mask=mask)
+        mean_sum += tl.where(mask, mean * mean, 0.0)
+        var_sum += var_error * var_error
+        start += CHANNELS
+    mean_loss = tl.sum(mean_sum) / channels
+    var_loss = tl.sum(var_sum) / channels
+    if WEIGHTED:
+        tl.store(weighted_ptr, (mean_loss + var_loss) * weight)
+    else:
+        tl.store(mean_loss_ptr, mean_loss.to(tl.float32))
+        tl.store(var_loss_ptr, var_loss.to(tl.float32))
+
+
+@triton.jit
+def total_kernel(weighted_ptr, loss_ptr, layers, LAYERS: tl.constexpr):
+    """Sums the layers' weighted losses."""
+    total = tl.zeros((LAYERS,), tl.float64)
+    start = tl.program_id(0).to(tl.int64) * 0
+    while start < layers:
+        layer = start + tl.arange(0, LAYERS)
+        total += tl.load(weighted_ptr + layer, mask=layer < layers, other=0.0)
+        start += LAYERS
+    tl.store(loss_ptr, tl.sum(total).to(tl.float32))
+
+
+@triton.jit
+def gradient_kernel(
+    x_ptr, y_ptr, statistics_ptr, mean_scale_ptr, var_scale_ptr, weight, rows, columns, channels,
+    elements_per_channel, row_stride,
+    MEAN: tl.constexpr, VAR: tl.constexpr, BY_COLUMN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Offset + slope * (x - mean) over a tile of the (rows, columns) matrix.
+
+    BY_COLUMN: rows = outer, columns = channels. Otherwise rows = outer * channels, columns = inner.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(columns, COLUMNS)
+    row = (program // tiles) * ROWS + tl.arange(0, ROWS)
+    column = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    channel = tl.minimum(column, columns - 1) if BY_COLUMN else row % channels
+    mean = tl.load(statistics_ptr + channel)
+    near = mean.to(tl.float32)
+    factor = weight * 2.0 / channels / elements_per_channel
+    slope = tl.zeros_like(mean)
+    offset = tl.zeros_like(mean)
+    if VAR:
+        var_error = tl.load(statistics_ptr + 2 * row_stride + channel)
+        slope = 2.0 * factor * tl.load(var_scale_ptr) * var_error
+        # What is left of the mean beyond its float32 value.
+        offset -= slope * (mean - near.to(tl.float64))
+    if MEAN:
+        mean_error = tl.load(statistics_ptr + row_stride + channel)
+        offset += factor * tl.load(mean_scale_ptr) * mean_error
+    slope = slope.to(tl.float32)
+    offset = offset.to(tl.float32)
+    near = near[None, :] if BY_COLUMN else near[:, None]
+    slope = slope[None, :] if BY_COLUMN else slope[:, None]
+    offset = offset[None, :] if BY_COLUMN else offset[:, None]
+
+    offsets = row[:, None] * columns + column[None, :]
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+    y = (x - near) * slope + offset
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def statistics_of(
+    x: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    statistics: torch.Tensor,
+    losses: tuple[torch.Tensor, torch.Tensor] | None,
+    weighted: torch.Tensor | None,
+    weight: float,
+) -> None:
+    """Fills `statistics`, a (3, C) view, and either the two losses or the weighted one."""
+    x, layout = dense(x, 1)
+    outer, channels, inner = layout
+    if layout.by_column:
+        columns = min(power_of_two(channels), 64)
+        rows = TILE // columns
+        groups, tiles = triton.cdiv(channels, columns), triton.cdiv(outer, rows)
+    else:
+        columns = min(power_of_two(inner), TILE)
+        rows = min(power_of_two(outer), max(TILE // columns, 1))
+        groups, tiles = channels, triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
+    wanted = triton.cdiv(TARGET_PROGRAMS, groups)
+    splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
+    partial = torch.empty(3, splits, channels, dtype=torch.float32, device=x.device)
+    means, variances = (value.float().contiguous() for value in (running_mean, running_var))
+    mean_loss, var_loss = (statistics, statistics) if losses is None else losses
+    with on_device_of(x):
+        partials_kernel[(groups * splits,)](
+            x, means, partial, outer, channels, inner, splits,
+            BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns, num_warps=8,
+        )  # fmt: skip
+        finish_kernel[(1,)](
+            partial, means, variances, statistics, mean_loss, var_loss,
+            statistics if weighted is None else weighted, weight,
+            channels, splits, statistics.stride(0),
+            WEIGHTED=weighted is not None, CHANNELS=min(power_of_two(channels), CHANNELS),
+            num_warps=4,
+        )  # fmt: skip
+
+
+def gradient_of(
+    x: torch.Tensor,
+    statistics: torch.Tensor,
+    mean_scale: torch.Tensor | None,
+    var_scale: torch.Tensor | None,
+    weight: float,
+) -> torch.Tensor:
+    """Returns the gradient of one layer's input, given the gradients of its losses."""
+    x, layout = dense(x, 1)
+    y = output_like(x)
+    if layout.by_column:
+        rows, columns = layout.outer, layout.channels
+    else:
+        rows, columns = layout.outer * layout.channels, layout.inner
+    tile_columns = min(power_of_two(columns), 256 if layout.by_column else 1024)
+    tile_rows = TILE // tile_columns
+    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
+    with on_device_of(x):
+        gradient_kernel[grid](
+            x, y, statistics,
+            statistics if mean_scale is None else mean_scale.float(),
+            statistics if var_scale is None else var_scale.float(),
+            weight, rows, columns, layout.channels, layout.outer * layout.inner,
+            statistics.stride(0), MEAN=mean_scale is not None, VAR=var_scale is not None,
+            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=4,
+        )  # fmt: skip
+    return finished(y, x)
+
+
+def bn_statistics_loss(
+    x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns `(mean_loss, var_loss, statistics)`."""
+    statistics = torch.empty(3, x.shape[1], dtype=torch.float64, device=x.device)
+    mean_loss = torch.empty((), dtype=torch.float32, device=x.device)
+    var_loss = torch.empty_like(mean_loss)
+    statistics_of(x, running_mean, running_var, statistics, (mean_loss, var_loss), None, 1.0)
+    return mean_loss, var_loss, statistics
+
+
+def bn_statistics_loss_backward(
+    mean_loss: torch.Tensor | None,
+    var_loss: torch.Tensor | None,
+    x: torch.Tensor,
+    statistics: torch.Tensor,
+) -> torch.Tensor:
+    """Returns the gradient of `x`, given those of the losses."""
+    return gradient_of(x, statistics, mean_loss, var_loss, 1.0)
+
+
+def bn_statistics_losses(
+    inputs: Sequence[torch.Tensor],
+    running_means: Sequence[torch.Tensor],
+    running_vars: Sequence[torch.Tensor],
+    weights: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns `(loss, statistics)`; two launches per layer and one more."""
+    device, channels = inputs[0].device, [x.shape[1] for x in inputs]
+    statistics = torch.empty(3, sum(channels), dtype=torch.float64, device=device)
+    weighted = torch.empty(len(inputs), dtype=torch.float64, device=device)
+    loss = torch.empty((), dtype=torch.float32, device=device)
+    for i, part in enumerate(statistics.split(channels, 1)):
+        statistics_of(
+            inputs[i], running_means[i], running_vars[i], part, None, weighted[i], weights[i]
+        )
+    with on_device_of(loss):
+        total_kernel[(1,)](weighted, loss, len(inputs), LAYERS=LAYERS, num_warps=1)
+    return loss, statistics
+
+
+def bn_statistics_losses_backward(
+    loss: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    statistics: torch.Tensor,
+    weights: Sequence[float],
+) -> list[torch.Tensor]:
+    """Returns the gradient of each input, given that of the loss."""
+    parts = statistics.split([x.shape[1] for x in inputs], 1)
+    return [
+        gradient_of(x, part, loss, loss, weight)
+        for x, part, weight in zip(inputs, parts, weights, strict=True)
+    ]

@@ -1,0 +1,53 @@
+"""The Triton kernels of the BN-statistics losses compile for every GPU and spill nothing."""
+
+import pytest
+import torch
+
+from tests.compile.ptx_checks import entries, inexact, resources, widest_access
+from tests.compile.test_triton_compile import (
+    DTYPES,
+    MAXIMUM_REGISTERS,
+    Compiler,
+    compiler,
+    pytestmark,
+)
+
+__all__ = ["compiler", "pytestmark"]  # used by pytest
+
+
+def launch_all(dtype: torch.dtype) -> None:
+    """Calls every launcher on both layouts, on pieces of channels and on whole ones."""
+    from synq_fast import kernels
+
+    scale, stored = torch.zeros(()), torch.zeros(32)
+    for size in (8, 128):
+        image = torch.zeros(4, 32, size, size, dtype=dtype)
+        for x in (image, image.to(memory_format=torch.channels_last)):
+            _, _, statistics = kernels.bn_statistics_loss(x, stored, stored)
+            kernels.bn_statistics_loss_backward(scale, scale, x, statistics)
+            kernels.bn_statistics_loss_backward(None, scale, x, statistics)
+    loss, statistics = kernels.bn_statistics_losses([x, x], [stored] * 2, [stored] * 2, [1.0, 0.5])
+    kernels.bn_statistics_losses_backward(loss, [x, x], statistics, [1.0, 0.5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
+    launch_all(dtype)
+    assert {name for name, _ in compiler.ptx} == {
+        "finish_kernel",
+        "gradient_kernel",
+        "partials_kernel",
+        "total_kernel",
+    }
+    kernels = resources(compiler.log.getvalue())
+    assert kernels
+    assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
+    assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+    wide = set()
+    for name, ptx in compiler.ptx:
+        for instructions in entries(ptx).values():
+            wrong = inexact(instructions)
+            assert not [w for w in wrong if w.startswith(("atom", "red"))], name
+            if widest_access(instructions, "ld") >= 128:
+                wide.add(name)
+    assert wide >= {"gradient_kernel", "partials_kernel"}
