@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 # 51 MB, above glibc's 32 MiB threshold; CIFAR's first stage; a deep layer with short pieces.
 SHAPES = [(64, 64, 56, 56), (128, 16, 32, 32), (16, 512, 7, 7)]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 # Activations, target map, grid of tokens.
 CASES = [

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 TEMPERATURE, ALPHA = 20.0, 20.0
 LABEL_WEIGHT = 5.0

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 BITS = 4
 # A convolution's and a linear layer's weights, by output channel; the last by input channel, where

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 BITS = 4
 # Activations with one grid; weights with one for each output channel.

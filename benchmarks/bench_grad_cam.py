@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 # Activations, map, grid of tokens.
 CASES = [

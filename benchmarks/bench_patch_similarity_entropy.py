@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
-from benchmarks.peak_memory import peak_bytes
 from synq_fast import ops, reference
+
+from . import columns, harness
+from .peak_memory import peak_bytes
 
 # DeiT-tiny and PSAQ-ViT's 32 images; DeiT-base; Swin windows; DeiT-small with its class token.
 SHAPES = [(32, 196, 192), (8, 196, 768), (4, 49, 96), (2, 197, 384)]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 BITS = 4
 SHAPE = (16, 64, 56, 56)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 BITS = 4
 # What the engine's observer samples; a batch of activations; one above glibc's 32 MiB threshold.

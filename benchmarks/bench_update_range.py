@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import columns, harness
 from synq_fast import ops, reference
+
+from . import columns, harness
 
 # A call's overhead; a small layer; a batch of activations; one above glibc's 32 MiB threshold.
 SHAPES = [(64, 64), (65536,), (16, 64, 56, 56), (64, 64, 56, 56)]

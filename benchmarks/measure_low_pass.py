@@ -14,8 +14,9 @@ from functools import partial
 
 import torch
 
-from benchmarks import harness
 from synq_fast import ops
+
+from . import harness
 
 # Powers of two suit the transforms, primes suit them least; 224 and 299 are what networks read.
 SIZES = (16, 32, 33, 64, 96, 127, 128, 160, 224, 256, 299, 384, 509, 512, 768, 1021, 1024, 1536)
