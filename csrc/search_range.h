@@ -8,6 +8,8 @@
 namespace synq {
 
 constexpr int kMaximumCandidates = 100;
+// Beyond, float32 cannot hold the powers of a tensor's small and large errors.
+constexpr double kMaximumNorm = 16.0;
 
 struct SearchRangeParams {
   const void* x;       // dtype, `elements` of them
@@ -17,7 +19,7 @@ struct SearchRangeParams {
   int64_t elements;    // positive
   int32_t candidates;  // 1..kMaximumCandidates
   int32_t bits;        // 2..16
-  float norm;          // positive
+  float norm;          // above 0, at most kMaximumNorm
   DType dtype;
 };
 

@@ -2,8 +2,6 @@
 
 #include <c10/util/Exception.h>
 
-#include <cmath>
-
 #include "ops/tensors.h"
 
 namespace synq {
@@ -51,7 +49,8 @@ SearchRangeParams check_search_range(at::Tensor& x, int64_t bits, int64_t candid
   TORCH_CHECK_VALUE(bits >= 2 && bits <= 16, "search_range: bits must be from 2 to 16, got ", bits);
   TORCH_CHECK_VALUE(candidates >= 1 && candidates <= kMaximumCandidates, "search_range: candidates must be from 1 to ",
                     kMaximumCandidates, ", got ", candidates);
-  TORCH_CHECK_VALUE(norm > 0 && std::isfinite(norm), "search_range: norm must be finite and above 0, got ", norm);
+  TORCH_CHECK_VALUE(norm > 0 && norm <= kMaximumNorm, "search_range: norm must be above 0 and at most ", kMaximumNorm,
+                    ", got ", norm);
   check_input("search_range", x);
   params.x = x.const_data_ptr();
   params.elements = x.numel();

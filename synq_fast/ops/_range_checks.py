@@ -15,6 +15,8 @@ from synq_fast.ops._tensor_checks import (
 
 # Candidate 100 would have an empty range.
 MAX_CANDIDATES = 100
+# Of the kernels: beyond, float32 cannot hold the powers of a tensor's small and large errors.
+MAX_KERNEL_NORM = 16
 
 
 def check_state(

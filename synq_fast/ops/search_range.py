@@ -4,7 +4,7 @@ import torch
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
-from synq_fast.ops._range_checks import check_search
+from synq_fast.ops._range_checks import MAX_KERNEL_NORM, check_search
 from synq_fast.ops._tensor_checks import check_float_tensor
 from synq_fast.reference.search_range import search_range as _reference
 
@@ -36,7 +36,7 @@ def search_range(
             float64, which always runs on the reference; searched in float32.
         bits: Bit width, from 2 to 16.
         candidates: Number of candidates, from 1 to 100.
-        norm: Exponent of the error, above 0.
+        norm: Exponent of the error, above 0; above 16 it always runs on the reference.
 
     Returns:
         `(range_min, range_max)`, 0-d float32 tensors on the device of `x`.
@@ -51,7 +51,7 @@ def search_range(
     check_float_tensor("x", x)
     check_search(x, bits, candidates, norm)
     backend = select("search_range", x.device)
-    if backend == "reference" or x.dtype == torch.float64:
+    if backend == "reference" or x.dtype == torch.float64 or norm > MAX_KERNEL_NORM:
         return _reference(x.detach(), bits, candidates=candidates, norm=norm)
     op = _triton if backend == "triton" else _default
     range_min, range_max = op(x, bits, candidates, norm)

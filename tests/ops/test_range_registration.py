@@ -167,6 +167,7 @@ def test_inference_mode():
         ("search_range", (torch.ones(2), 1, 5, 2.4), ValueError, "bits must be from 2 to 16"),
         ("search_range", (torch.ones(2), 4, 101, 2.4), ValueError, "candidates must be from 1"),
         ("search_range", (torch.ones(2), 4, 5, 0.0), ValueError, "norm must be"),
+        ("search_range", (torch.ones(2), 4, 5, 16.5), ValueError, "norm must be"),
     ],
 )
 def test_the_registered_ops_check_for_themselves(name, arguments, error, message):

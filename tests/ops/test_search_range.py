@@ -92,11 +92,16 @@ def test_the_choice_is_the_oracles(search, name, request):
 
 
 @pytest.mark.parametrize("bits", [*range(2, 11), 16])
-@pytest.mark.parametrize("norm", [0.5, 1.0, 2.0, 2.4, 4.0])
+@pytest.mark.parametrize("norm", [0.5, 1.0, 2.0, 2.4, 4.0, 16.0])
 def test_bits_and_norms(search, bits, norm):
     for count in (300, 9000):
         x = distribution("cubed", count, bits)
         assert_best(x, search(x, bits, norm=norm), bits, norm=norm)
+
+
+def test_a_large_norm_runs_on_the_reference(search):
+    x = distribution("normal", 9000)
+    assert search(x, 4, norm=60) == reference.search_range(x, 4, norm=60)
 
 
 @pytest.mark.parametrize("size", SIZES)

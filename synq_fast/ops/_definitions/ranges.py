@@ -5,7 +5,7 @@ import torch
 from synq_fast import reference
 from synq_fast.ops._checks import check_input
 from synq_fast.ops._op import Op
-from synq_fast.ops._range_checks import check_range_state, check_search
+from synq_fast.ops._range_checks import MAX_KERNEL_NORM, check_range_state, check_search
 
 Tensor = torch.Tensor
 Pair = tuple[Tensor, Tensor]
@@ -28,6 +28,8 @@ def _reference_update(
 def _fake_search(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
     check_input(x, None)
     check_search(x, bits, candidates, norm)
+    if norm > MAX_KERNEL_NORM:
+        raise ValueError(f"norm must be at most {MAX_KERNEL_NORM}, got {norm}")
     low, high = (x.new_empty((), dtype=torch.float32) for _ in range(2))
     return low, high
 
