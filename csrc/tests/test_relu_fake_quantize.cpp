@@ -69,47 +69,47 @@ float relu_of(float value, float upper) {
 }  // namespace
 
 TEST(values) {
+  size_t turn = 0;
   for_each_case(SYNQ_TABLES(cpu::relu_fake_quantize_kernels),
-                [](const auto& kernels, const Case& c, const auto& in, DType dtype) {
+                [&turn](const auto& kernels, const Case& c, const auto& in, DType dtype) {
                   using T = decltype(element_type(in));
                   const ReluInputs<T> inputs(c, in);
-                  for (const Before& before : kBefore) {
-                    WHERE(before.mapped ? "mapped" : "plain", "upper", before.upper);
-                    const auto kernel = before.mapped ? kernels.affine_relu : kernels.relu;
-                    check_elements<T>(
-                        c,
-                        [&](const Model& model, int64_t i) {
-                          const float value = relu_of(inputs.mapped(c, before, i), before.upper);
-                          return from_float<T>(value_of(before.mapped ? c.models[0] : model, value));
-                        },
-                        [&](T* y, int64_t begin, int64_t end) { kernel(inputs.job(c, before, dtype, y), begin, end); });
-                  }
+                  const Before& before = kBefore[turn++ % std::size(kBefore)];
+                  WHERE(before.mapped ? "mapped" : "plain", "upper", before.upper);
+                  const auto kernel = before.mapped ? kernels.affine_relu : kernels.relu;
+                  check_elements<T>(
+                      c,
+                      [&](const Model& model, int64_t i) {
+                        const float value = relu_of(inputs.mapped(c, before, i), before.upper);
+                        return from_float<T>(value_of(before.mapped ? c.models[0] : model, value));
+                      },
+                      [&](T* y, int64_t begin, int64_t end) { kernel(inputs.job(c, before, dtype, y), begin, end); });
                 });
 }
 
 TEST(gradients_of_x) {
-  for_each_case(SYNQ_TABLES(cpu::relu_fake_quantize_kernels), [](const auto& kernels, const Case& c, const auto& in,
-                                                                 DType dtype) {
+  size_t turn = 0;
+  for_each_case(SYNQ_TABLES(cpu::relu_fake_quantize_kernels), [&turn](const auto& kernels, const Case& c,
+                                                                      const auto& in, DType dtype) {
     using T = decltype(element_type(in));
     const ReluInputs<T> inputs(c, in);
     Buffer<double> of_weight(c.shape.channels, c.place), of_bias(c.shape.channels, c.place);
-    for (const Before& before : kBefore) {
-      WHERE(before.mapped ? "mapped" : "plain", "upper", before.upper, "clip", before.clip);
-      check_elements<T>(
-          c,
-          [&](const Model&, int64_t i) {
-            const float gradient = inputs.gradient(c, before, i);
-            if (!before.mapped) return from_float<T>(gradient);
-            return from_float<T>(rounded(double(gradient) * inputs.weight[i / c.shape.inner % c.shape.channels]));
-          },
-          [&](T* y, int64_t begin, int64_t end) {
-            const cpu::ReluJob job = inputs.job(c, before, dtype, y);
-            if (!before.mapped) return kernels.relu_backward(job, begin, end);
-            // With and without the sums.
-            if (begin % 2 == 0) return kernels.affine_relu_backward(job, begin, end, nullptr, nullptr);
-            kernels.affine_relu_backward(job, begin, end, of_weight.data(), of_bias.data());
-          });
-    }
+    const Before& before = kBefore[turn++ % std::size(kBefore)];
+    WHERE(before.mapped ? "mapped" : "plain", "upper", before.upper, "clip", before.clip);
+    check_elements<T>(
+        c,
+        [&](const Model&, int64_t i) {
+          const float gradient = inputs.gradient(c, before, i);
+          if (!before.mapped) return from_float<T>(gradient);
+          return from_float<T>(rounded(double(gradient) * inputs.weight[i / c.shape.inner % c.shape.channels]));
+        },
+        [&](T* y, int64_t begin, int64_t end) {
+          const cpu::ReluJob job = inputs.job(c, before, dtype, y);
+          if (!before.mapped) return kernels.relu_backward(job, begin, end);
+          // With and without the sums.
+          if (begin % 2 == 0) return kernels.affine_relu_backward(job, begin, end, nullptr, nullptr);
+          kernels.affine_relu_backward(job, begin, end, of_weight.data(), of_bias.data());
+        });
   });
 }
 
