@@ -172,8 +172,11 @@ def test_terms_and_gradients_are_those_of_the_formulas(through_teacher, epsilon,
     assert torch.equal(passes.seen["student"][1], moved)
     assert torch.equal(passes.seen["teacher"][1], moved)
     assert set(losses) == set(expected)
+    # One rounding of a log-probability, times alpha T^2 = 8000.
+    slack = {"kl": 1e-3, "perturbed_kl": 1e-3}
     for name, value in losses.items():
-        assert value.item() == pytest.approx(expected[name].item(), rel=1e-4, abs=1e-6), name
+        wanted = pytest.approx(expected[name].item(), rel=1e-4, abs=slack.get(name, 1e-6))
+        assert value.item() == wanted, name
     # The step's gradient is that of the sum of the terms that it reports.
     for parameter, gradient in zip(passes.student.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
