@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.baselines.published_losses import low_pass_full, low_pass_mask
 from synq_fast import ops, reference
 
 from . import columns, harness
+from .baselines.published_losses import low_pass_full, low_pass_mask
 
 # What networks read, with the cutoffs of the recipes first; then other sides, odd ones too.
 GAUSSIAN = {

@@ -151,7 +151,7 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
     constexpr int kRows = decltype(group)::value;
     const T* a = activations + channel * positions;
     const T* g = gradients + channel * positions;
-    float weights[kRows];
+    float weights[kRows] = {};
     if (!by_element(job.kind)) {
       for (int row = 0; row < kRows; ++row) {
         weights[row] = job.kind == CamKind::kGradCam ? mean_weight(g + row * positions, positions, job.clamp)
