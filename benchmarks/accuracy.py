@@ -39,27 +39,31 @@ ABLATION: dict[str, Mapping[str, Any]] = {
 Row = dict[str, Any]
 
 
-def bank_seconds(network: str, teacher: Teacher, seed: int, folder: Path) -> float:
+def bank_seconds(teacher: Teacher, seed: int, images: int, folder: Path) -> float:
     """CPU seconds that the images of a seed took, making them where they are missing."""
     record = folder / "cpu_seconds.json"
     if not record.exists():
         started = time.process_time()
-        synthesize(teacher, folder, "synq-cifar", seed=seed)
+        overrides = {"synthesis.images": images}
+        synthesize(teacher, folder, "synq-cifar", seed=seed, overrides=overrides)
         record.write_text(json.dumps(time.process_time() - started))
     return float(json.loads(record.read_text()))
 
 
-def run(network: str, bits: str, seed: int, variant: str, steps: int, output: Path) -> Row:
+def run(
+    network: str, bits: str, seed: int, variant: str, steps: int, images: int, output: Path
+) -> Row:
     """One run, or its record where it is done."""
-    folder = output / network / f"{bits}-{variant.replace(' ', '')}-{steps}-seed{seed}"
+    name = f"{bits}-{variant.replace(' ', '')}-{steps}-{images}-seed{seed}"
+    folder = output / network / name
     record = folder / "accuracy.json"
     if record.exists():
         return dict(json.loads(record.read_text()))
-    name, weights = NETWORKS[network]
-    teacher = load_teacher(name, weights=data_root() / weights)
-    bank = output / network / f"bank-seed{seed}"
+    architecture, weights = NETWORKS[network]
+    teacher = load_teacher(architecture, weights=data_root() / weights)
+    bank = output / network / f"bank-{images}-seed{seed}"
     bank.mkdir(parents=True, exist_ok=True)
-    synthesis = bank_seconds(network, teacher, seed, bank)
+    synthesis = bank_seconds(teacher, seed, images, bank)
     started = time.process_time()
     result = quantize(
         teacher,
@@ -67,7 +71,11 @@ def run(network: str, bits: str, seed: int, variant: str, steps: int, output: Pa
         bits,
         seed=seed,
         output=folder,
-        overrides={**ABLATION[variant], "finetune.steps": steps},
+        overrides={
+            **ABLATION[variant],
+            "finetune.steps": steps,
+            "synthesis.images": images,
+        },
         bank=bank,
         evaluation=network,
         resume=(folder / "run.json").exists(),
@@ -77,6 +85,7 @@ def run(network: str, bits: str, seed: int, variant: str, steps: int, output: Pa
         "bits": bits,
         "variant": variant,
         "steps": steps,
+        "images": images,
         "seed": seed,
         **{k: result.metrics[k]["top1"] for k in ("float32", "post-training", "quantized")},
         "synthesis_cpu_minutes": synthesis / 60,
@@ -87,12 +96,13 @@ def run(network: str, bits: str, seed: int, variant: str, steps: int, output: Pa
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: one line per network, width, variant and length, over the seeds."""
+    """Markdown: one line per network, width, variant, steps and images, over the seeds."""
     titles = [
         "network",
         "bits",
         "terms",
         "steps",
+        "images",
         "float32",
         "calibrated",
         "fine-tuned",
@@ -103,7 +113,8 @@ def table(rows: list[Row]) -> str:
     lines = [" | ".join(["", *titles, ""]).strip(), "|---" * len(titles) + "|"]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = (row["network"], row["bits"], row["variant"], str(row["steps"]))
+        parts = ("network", "bits", "variant", "steps", "images")
+        key = tuple(str(row[part]) for part in parts)
         groups.setdefault(key, []).append(row)
     for key, members in groups.items():
         final = [row["quantized"] for row in members]
@@ -132,12 +143,15 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="fine-tuning steps, by default the recipe's")
+    parser.add_argument("--images", type=int, help="synthetic images, by default the recipe's")
     parser.add_argument("--ablation", action="store_true", help="also every subset of the terms")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
-    steps = options.steps or load_recipe("synq-cifar").finetune.steps
+    recipe = load_recipe("synq-cifar")
+    steps = options.steps or recipe.finetune.steps
+    images = options.images or recipe.synthesis.images
     rows = [
-        run(network, bits, seed, variant, steps, options.output)
+        run(network, bits, seed, variant, steps, images, options.output)
         for network in options.networks
         for bits in options.bits
         for variant in (ABLATION if options.ablation else ["all"])

@@ -14,7 +14,8 @@ from synq_fast import ops, reference
 from . import columns, harness
 
 # 51 MB, above glibc's 32 MiB threshold; CIFAR's first stage; a deep layer with short pieces.
-SHAPES = [(64, 64, 56, 56), (128, 16, 32, 32), (16, 512, 7, 7)]
+LAYERS = [(64, 64, 56, 56), (128, 16, 32, 32), (16, 512, 7, 7)]
+SHAPES = harness.sizes(cpu=LAYERS, cuda=[*LAYERS, (256, 64, 56, 56)])
 # Channels, side and number of the BatchNorm inputs of ResNet-20.
 RESNET20 = [(16, 32, 7), (32, 16, 7), (64, 8, 7)]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -15,12 +15,13 @@ from synq_fast import ops, reference
 from . import columns, harness
 
 # Activations, target map, grid of tokens.
-CASES = [
+NETWORKS = [
     ((16, 512, 7, 7), (224, 224), None),
     ((32, 2048, 7, 7), (224, 224), None),
     ((64, 64, 8, 8), (32, 32), None),
     ((16, 196, 384), (224, 224), (14, 14)),
 ]
+CASES = harness.sizes(cpu=NETWORKS, cuda=[*NETWORKS, ((256, 2048, 7, 7), (224, 224), None)])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -16,7 +16,8 @@ from . import columns, harness
 BITS = 4
 # A convolution's and a linear layer's weights, by output channel; the last by input channel, where
 # a channel's elements lie apart.
-CASES = [((512, 512, 3, 3), 0), ((1000, 2048), 0), ((512, 512, 3, 3), 1)]
+WEIGHTS = [((512, 512, 3, 3), 0), ((1000, 2048), 0), ((512, 512, 3, 3), 1)]
+CASES = harness.sizes(cpu=WEIGHTS, cuda=[*WEIGHTS, ((8192, 4096), 0)])
 
 
 def _aten(x: Tensor, axis: int) -> Tensor:

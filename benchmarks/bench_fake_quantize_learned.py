@@ -15,7 +15,8 @@ from . import columns, harness
 
 BITS = 4
 # Activations with one grid; weights with one for each output channel.
-CASES = [((16, 64, 56, 56), None), ((512, 512, 3, 3), 0)]
+LAYERS = [((16, 64, 56, 56), None), ((512, 512, 3, 3), 0)]
+CASES = harness.sizes(cpu=LAYERS, cuda=[*LAYERS, ((256, 64, 56, 56), None)])
 
 
 @pytest.mark.parametrize(("shape", "axis"), CASES, ids=str)

@@ -13,12 +13,13 @@ from synq_fast import ops, reference
 from . import columns, harness
 
 # Activations, map, grid of tokens.
-CASES = [
+NETWORKS = [
     ((16, 512, 7, 7), (224, 224), None),
     ((32, 2048, 7, 7), (224, 224), None),
     ((64, 64, 8, 8), (32, 32), None),
     ((16, 196, 384), (224, 224), (14, 14)),
 ]
+CASES = harness.sizes(cpu=NETWORKS, cuda=[*NETWORKS, ((256, 2048, 7, 7), (224, 224), None)])
 KINDS = ["grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"]
 
 

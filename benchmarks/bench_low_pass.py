@@ -63,7 +63,8 @@ def _published(cutoff: float) -> Callable[[Tensor], Tensor]:
     return call
 
 
-CASES = [("gaussian", shape, cutoff) for shape, cutoff in GAUSSIAN.items()] + [
+GPU_ONLY = harness.sizes(cpu=[], cuda=[("gaussian", (256, 3, 224, 224), 80.0)])
+CASES = [*GPU_ONLY, *(("gaussian", shape, cutoff) for shape, cutoff in GAUSSIAN.items())] + [
     (kind, shape, cutoff) for kind in ("butterworth", "ideal") for shape, cutoff in OTHERS.items()
 ]
 
@@ -71,7 +72,7 @@ CASES = [("gaussian", shape, cutoff) for shape, cutoff in GAUSSIAN.items()] + [
 @pytest.mark.parametrize(
     ("kind", "shape", "cutoff"),
     CASES,
-    ids=lambda v: "x".join(map(str, v)) if v is tuple else str(v),
+    ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else str(v),
 )
 def bench_low_pass(
     kind: str,

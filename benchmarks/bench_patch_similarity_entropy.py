@@ -15,7 +15,8 @@ from . import columns, harness
 from .peak_memory import peak_bytes
 
 # DeiT-tiny and PSAQ-ViT's 32 images; DeiT-base; Swin windows; DeiT-small with its class token.
-SHAPES = [(32, 196, 192), (8, 196, 768), (4, 49, 96), (2, 197, 384)]
+TOKENS = [(32, 196, 192), (8, 196, 768), (4, 49, 96), (2, 197, 384)]
+SHAPES = harness.sizes(cpu=TOKENS, cuda=[*TOKENS, (256, 196, 384)])
 PUBLISHED_LIMIT = 1 << 28
 
 Function = Callable[[Tensor], Tensor]

@@ -15,7 +15,7 @@ from synq_fast import ops, reference
 from . import columns, harness
 
 BITS = 4
-SHAPE = (16, 64, 56, 56)
+(SHAPE,) = harness.sizes(cpu=[(16, 64, 56, 56)], cuda=[(256, 64, 56, 56)])
 EPS = 1e-5
 
 

@@ -15,7 +15,8 @@ from . import columns, harness
 
 BITS = 4
 # What the engine's observer samples; a batch of activations; one above glibc's 32 MiB threshold.
-SHAPES = [(65536,), (16, 64, 56, 56), (64, 64, 56, 56)]
+BATCHES = [(65536,), (16, 64, 56, 56), (64, 64, 56, 56)]
+SHAPES = harness.sizes(cpu=BATCHES, cuda=[*BATCHES, (256, 64, 56, 56)])
 # The eager reference takes seconds.
 ROUNDS = 5
 

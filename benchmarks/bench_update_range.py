@@ -14,7 +14,8 @@ from synq_fast import ops, reference
 from . import columns, harness
 
 # A call's overhead; a small layer; a batch of activations; one above glibc's 32 MiB threshold.
-SHAPES = [(64, 64), (65536,), (16, 64, 56, 56), (64, 64, 56, 56)]
+BATCHES = [(64, 64), (65536,), (16, 64, 56, 56), (64, 64, 56, 56)]
+SHAPES = harness.sizes(cpu=BATCHES, cuda=[*BATCHES, (256, 64, 56, 56)])
 CALLS = {(64, 64): 1000, (65536,): 100}
 
 
