@@ -1,4 +1,4 @@
-// The exponential function on vectors of float32. libm's does not vectorise.
+// Exponential functions on vectors of float32. libm's does not vectorise.
 #pragma once
 
 #include "cpu/vector.h"
@@ -33,6 +33,27 @@ inline Vector exp(Vector x) {
   const Lanes half = power >> 1;
   return p * (Vector)((half + 127) << 23) * (Vector)((power - half + 127) << 23);
 #endif
+}
+
+// Shorter than exp: 2^x for x <= 0 to a relative 2e-7; below -126, where float32 becomes subnormal, 2^-126. NaN stays
+// NaN.
+inline Vector exp2_of_negative(Vector x) {
+  const Vector bounded = x < -126.0f ? Vector{} - 126.0f : x;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from where it becomes an exponent.
+  const Vector shifted = bounded + 12582912.0f;
+  const Vector rest = bounded - (shifted - 12582912.0f);
+  Vector result = rest * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  result = result * rest + 9.618437357674640e-3f;
+  result = result * rest + 5.550332471162809e-2f;
+  result = result * rest + 2.402264791363012e-1f;
+  result = result * rest + 6.931472028550421e-1f;
+  result = result * rest + 1.0f;
+  Lanes bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000;
+  Vector power;
+  memcpy(&power, &bits, sizeof power);
+  return result * power;
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "cpu/exponential.h"
+#include "cpu/vector.h"
 
 namespace synq::cpu {
 namespace {
@@ -29,15 +29,15 @@ struct Factors {
 // out = sum of the products, for kTileRows rows and kVectors vectors of columns.
 template <int kVectors, int kCount>
 inline void multiply_tile(const Factors (&factors)[kCount], int64_t row, int64_t column, float* out, int64_t out_row) {
-  FloatVector sums[kTileRows][kVectors] = {};
+  Vector sums[kTileRows][kVectors] = {};
   for (int part = 0; part < kCount; ++part) {
     const Factors& f = factors[part];
     const float* a = f.a + row * f.a_row;
     const float* b = f.b + column;
     for (int64_t k = 0; k < f.depth; ++k) {
-      FloatVector columns[kVectors];
+      Vector columns[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) columns[v] = load_vector(b + v * kVectorLanes);
+      for (int v = 0; v < kVectors; ++v) columns[v] = load_vector(b + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kTileRows; ++r) {
         const float factor = a[r * f.a_row];
@@ -51,17 +51,17 @@ inline void multiply_tile(const Factors (&factors)[kCount], int64_t row, int64_t
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store_vector(out + r * out_row + v * kVectorLanes, sums[r][v]);
+    for (int v = 0; v < kVectors; ++v) store_vector(out + r * out_row + v * kLanes, sums[r][v]);
   }
 }
 
 // out[r, c] for r in [row, row + rows) and c in [column, column_end); rows is a multiple of kTileRows, the columns of
-// kVectorLanes. out points at (row, column).
+// kLanes. out points at (row, column).
 template <int kCount>
 void multiply(const Factors (&factors)[kCount], int64_t row, int64_t rows, int64_t column, int64_t column_end,
               float* out, int64_t out_row) {
-  for (int64_t c = column; c < column_end; c += kTileVectors * kVectorLanes) {
-    const int64_t vectors = (column_end - c) / kVectorLanes;
+  for (int64_t c = column; c < column_end; c += kTileVectors * kLanes) {
+    const int64_t vectors = (column_end - c) / kLanes;
     for (int64_t r = 0; r < rows; r += kTileRows) {
       float* target = out + r * out_row + (c - column);
       if (vectors >= 3) {

@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "cpu/elements.h"
-#include "cpu/exponential.h"
+#include "cpu/exp.h"
 #include "cpu/matrix_tile.h"
 
 namespace synq::cpu {
@@ -73,46 +73,42 @@ void normalize_block(const SimilarityJob& job, const Block& block) {
 // Keeps the lanes of a row's last vector that are tokens.
 struct RowEnd {
   int64_t whole;  // first column that is not in a whole vector
-  IntVector kept;
+  Lanes kept;
 
-  RowEnd(int64_t column, int64_t count) : whole(column + (count - column) / kVectorLanes * kVectorLanes) {
-    for (int lane = 0; lane < kVectorLanes; ++lane) kept[lane] = whole + lane < count ? -1 : 0;
+  RowEnd(int64_t column, int64_t count) : whole(column + (count - column) / kLanes * kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) kept[lane] = whole + lane < count ? -1 : 0;
   }
 };
 
-inline FloatVector lesser(FloatVector value, FloatVector bound) {
-  return (value < bound) | (value != value) ? value : bound;
-}
-inline FloatVector greater(FloatVector value, FloatVector bound) {
-  return (value > bound) | (value != value) ? value : bound;
-}
+inline Vector lesser(Vector value, Vector bound) { return (value < bound) | (value != value) ? value : bound; }
+inline Vector greater(Vector value, Vector bound) { return (value > bound) | (value != value) ? value : bound; }
 
 struct Extrema {
-  FloatVector low;
-  FloatVector high;
+  Vector low;
+  Vector high;
 
-  explicit Extrema(float value) : low(FloatVector{} + value), high(low) {}
+  explicit Extrema(float value) : low(Vector{} + value), high(low) {}
 
   void add(const float* row, int64_t column, int64_t count) {
     const RowEnd end(column, count);
-    for (int64_t j = column; j < end.whole; j += kVectorLanes) {
-      const FloatVector s = load_vector(row + j);
+    for (int64_t j = column; j < end.whole; j += kLanes) {
+      const Vector s = load_vector(row + j);
       low = lesser(s, low);
       high = greater(s, high);
     }
     if (end.whole < count) {
-      const FloatVector s = load_vector(row + end.whole);
+      const Vector s = load_vector(row + end.whole);
       low = lesser(end.kept ? s : low, low);
       high = greater(end.kept ? s : high, high);
     }
   }
   void lower(float* minimum) const {
-    for (int lane = 0; lane < kVectorLanes; ++lane) {
+    for (int lane = 0; lane < kLanes; ++lane) {
       if (low[lane] < *minimum || low[lane] != low[lane]) *minimum = low[lane];
     }
   }
   void raise(float* maximum) const {
-    for (int lane = 0; lane < kVectorLanes; ++lane) {
+    for (int lane = 0; lane < kLanes; ++lane) {
       if (high[lane] > *maximum || high[lane] != high[lane]) *maximum = high[lane];
     }
   }
@@ -183,40 +179,40 @@ void add_densities(const SimilarityJob& job, const Part& part, double weight, do
   if (part.empty()) return;
   const NearPoints near(job, part);
   const RowEnd end(part.column, part.stop);
-  const int64_t wanted = 256 * kVectorLanes / (part.stop - part.column);
+  const int64_t wanted = 256 * kLanes / (part.stop - part.column);
   const int64_t rows = wanted < 1 ? 1 : wanted;
   for (int64_t k = 0; k < near.size; ++k) {
     const float x = job.grid[near.index[k]];
-    double* target = sums + near.index[k] * kVectorLanes;
+    double* target = sums + near.index[k] * kLanes;
     for (int64_t first = 0; first < part.count; first += rows) {
       const int64_t last = first + rows < part.count ? first + rows : part.count;
-      FloatVector sum{};
+      Vector sum{};
       for (int64_t i = first; i < last; ++i) {
         const float* row = part.row(i);
-        for (int64_t j = part.column; j < end.whole; j += kVectorLanes) {
-          const FloatVector d = load_vector(row + j) - x;
+        for (int64_t j = part.column; j < end.whole; j += kLanes) {
+          const Vector d = load_vector(row + j) - x;
           sum += exp2_of_negative(d * d * job.exponent);
         }
         if (end.whole < part.stop) {
-          const FloatVector d = load_vector(row + end.whole) - x;
-          sum += end.kept ? exp2_of_negative(d * d * job.exponent) : FloatVector{};
+          const Vector d = load_vector(row + end.whole) - x;
+          sum += end.kept ? exp2_of_negative(d * d * job.exponent) : Vector{};
         }
       }
-      for (int lane = 0; lane < kVectorLanes; ++lane) target[lane] += weight * static_cast<double>(sum[lane]);
+      for (int lane = 0; lane < kLanes; ++lane) target[lane] += weight * static_cast<double>(sum[lane]);
     }
   }
 }
 
 void densities(const SimilarityJob& job, int64_t begin, int64_t end, double* result) {
-  double sums[kMaximumPoints * kVectorLanes];
+  double sums[kMaximumPoints * kLanes];
   for (int64_t task = begin; task < end; ++task) {
     const Parts parts(job, Block(job, task));
-    memset(sums, 0, job.points * kVectorLanes * sizeof(double));
+    memset(sums, 0, job.points * kLanes * sizeof(double));
     add_densities(job, parts.within, 1.0, sums);
     add_densities(job, parts.later, 2.0, sums);
     for (int64_t point = 0; point < job.points; ++point) {
       double total = 0.0;
-      for (int lane = 0; lane < kVectorLanes; ++lane) total += sums[point * kVectorLanes + lane];
+      for (int lane = 0; lane < kLanes; ++lane) total += sums[point * kLanes + lane];
       result[task * job.points + point] = total;
     }
   }
@@ -228,12 +224,12 @@ void replace_by_slopes(const SimilarityJob& job, const Part& part, const float* 
   const NearPoints near(job, part);
   for (int64_t i = 0; i < part.count; ++i) {
     float* row = part.row(i);
-    for (int64_t j = part.column; j < part.stop; j += kVectorLanes) {
-      const FloatVector s = load_vector(row + j);
-      FloatVector sum{};
+    for (int64_t j = part.column; j < part.stop; j += kLanes) {
+      const Vector s = load_vector(row + j);
+      Vector sum{};
       for (int64_t k = 0; k < near.size; ++k) {
         const int64_t point = near.index[k];
-        const FloatVector d = s - job.grid[point];
+        const Vector d = s - job.grid[point];
         sum += slope[point] * d * exp2_of_negative(d * d * job.exponent);
       }
       store_vector(row + j, sum);
@@ -266,10 +262,10 @@ void gradients(const SimilarityJob& job, int64_t begin, int64_t end, float* scra
       const float* direction = unit + i * job.width;
       const float inverse = job.inverse[block.image * job.padded + i];
       float* result = job.gradient + (block.image * job.count + i) * job.channels;
-      FloatVector sums{};
-      for (int64_t c = 0; c < job.width; c += kVectorLanes) sums += load_vector(row + c) * load_vector(direction + c);
+      Vector sums{};
+      for (int64_t c = 0; c < job.width; c += kLanes) sums += load_vector(row + c) * load_vector(direction + c);
       float along = 0.0f;
-      for (int lane = 0; lane < kVectorLanes; ++lane) along += sums[lane];
+      for (int lane = 0; lane < kLanes; ++lane) along += sums[lane];
       // A token shorter than the least norm is divided by a constant: its length has a gradient too.
       const float scale = inverse < 0.0f ? -inverse : inverse;
       if (inverse < 0.0f) along = 0.0f;
