@@ -51,6 +51,6 @@ def partial_ranges(x: torch.Tensor) -> Partials:
     low, high = torch.empty((2, splits), dtype=torch.float32, device=x.device)
     partials_kernel[(splits,)](
         x, low, high, 1, 1, count, splits,
-        BY_COLUMN=False, ROWS=1, COLUMNS=TILE, num_warps=4, enable_fp_fusion=False,
+        SYMMETRIC=False, BY_COLUMN=False, ROWS=1, COLUMNS=TILE, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return Partials(low, high, splits)
