@@ -57,19 +57,20 @@ def bench_grad_cam(
     if compiled is None:
         omitted["reference, torch.compile"] = reason
     else:
-        torch.testing.assert_close(compiled(), expected, atol=5e-5, rtol=0)
+        # The compiler sums up to 2048 channels in another order, and the stretch enlarges that.
+        torch.testing.assert_close(compiled(), expected, atol=2e-4, rtol=0)
         rows["reference, torch.compile"] = compiled
     coarse = torch.rand(shape[0], 1, *(grid or shape[2:]), device=a.device)
     rows["aten upsample_bilinear2d alone"] = lambda: torch.nn.functional.interpolate(
         coarse, size, mode="bilinear", align_corners=False
     )
-    rows["read inputs, copy a map"] = lambda: (a.sum(), g.sum(), expected.clone())
-    moved = 2 * math.prod(shape) + expected.numel()
+    moved = 4 * (2 * math.prod(shape) + expected.numel())
+    rows["copy of as many bytes"] = columns.copy_column(moved)
     compare(
         f"{kind} {'x'.join(map(str, shape))} {layout} to {size[0]}x{size[1]}",
         rows,
         ours=next(iter(ours), None),
-        copy="read inputs, copy a map",
-        bytes_moved=4 * moved,
+        copy="copy of as many bytes",
+        bytes_moved=moved,
         omitted=omitted,
     )

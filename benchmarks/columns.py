@@ -67,3 +67,11 @@ def compiled_column(
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return column, ""
+
+
+def copy_column(bytes_moved: int) -> Callable[[], Any]:
+    """A plain copy that reads half of ``bytes_moved`` bytes and writes the other half.
+
+    For ops whose inputs and outputs differ in size; where they do not, ``x.clone`` says more.
+    """
+    return call(torch.zeros(bytes_moved // 8, device=harness.DEVICE).clone)
