@@ -15,8 +15,6 @@ using Optional = std::optional<Tensor>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 using Weights = at::ArrayRef<double>;
 
-constexpr const char* kOnce = "the BN-statistics losses can be differentiated once";
-
 Triple call_loss(const Tensor& x, const Tensor& running_mean, const Tensor& running_var) {
   static const auto op = find_op<Triple(const Tensor&, const Tensor&, const Tensor&)>("synq_fast::bn_statistics_loss");
   at::AutoDispatchBelowADInplaceOrView below;
@@ -106,7 +104,9 @@ struct StatisticsLossBackward : torch::autograd::Function<StatisticsLossBackward
     at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(mean_loss, var_loss, x, statistics);
   }
-  static variable_list backward(AutogradContext*, const variable_list&) { TORCH_CHECK_NOT_IMPLEMENTED(false, kOnce); }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    refuse_second_derivative("bn_statistics_loss");
+  }
 };
 
 struct StatisticsLossesBackward : torch::autograd::Function<StatisticsLossesBackward> {
@@ -115,7 +115,9 @@ struct StatisticsLossesBackward : torch::autograd::Function<StatisticsLossesBack
     at::AutoDispatchBelowADInplaceOrView below;
     return call_losses_backward(loss, inputs, statistics, weights);
   }
-  static variable_list backward(AutogradContext*, const variable_list&) { TORCH_CHECK_NOT_IMPLEMENTED(false, kOnce); }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    refuse_second_derivative("bn_statistics_losses");
+  }
 };
 
 Triple bn_statistics_loss(const Tensor& x, const Tensor& running_mean, const Tensor& running_var) {

@@ -66,9 +66,7 @@ struct DistillationLossBackward : torch::autograd::Function<DistillationLossBack
     return call_backward(kl, ce, gradients, logits);
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false,
-                                "distillation_loss can be differentiated once; for second derivatives use "
-                                "synq_fast.ops.backend(\"reference\")");
+    refuse_second_derivative("distillation_loss");
   }
 };
 

@@ -57,7 +57,7 @@ struct FakeQuantizeLearnedBackward : torch::autograd::Function<FakeQuantizeLearn
     return {of_x, of_scale, of_zero_point};
   }
   static variable_list backward(AutogradContext* /*ctx*/, const variable_list& /*gradients*/) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "fake_quantize_learned has no second derivative");
+    refuse_second_derivative("fake_quantize_learned");
   }
 };
 

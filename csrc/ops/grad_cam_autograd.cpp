@@ -101,12 +101,6 @@ struct CamAlignmentLoss : torch::autograd::Function<CamAlignmentLoss> {
   }
 };
 
-void refuse() {
-  C10_THROW_ERROR(NotImplementedError,
-                  "class activation maps are differentiable once; for higher derivatives use "
-                  "synq_fast.ops.backend(\"reference\")");
-}
-
 struct GradCamBackward : torch::autograd::Function<GradCamBackward> {
   static constexpr bool is_traceable = true;
 
@@ -115,9 +109,8 @@ struct GradCamBackward : torch::autograd::Function<GradCamBackward> {
     at::AutoDispatchBelowADInplaceOrView below;
     return call_map_backward(gradient, weights, coarse, kind, clamp, eps, channels_last, dtype);
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    refuse();
-    return {};
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    refuse_second_derivative("a class activation map");
   }
 };
 
@@ -129,9 +122,8 @@ struct CamAlignmentLossBackward : torch::autograd::Function<CamAlignmentLossBack
     at::AutoDispatchBelowADInplaceOrView below;
     return call_loss_backward(gradient, weights, slope, channels_last, dtype);
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    refuse();
-    return {};
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    refuse_second_derivative("cam_alignment_loss");
   }
 };
 

@@ -39,9 +39,7 @@ struct PatchSimilarityEntropy : torch::autograd::Function<PatchSimilarityEntropy
     return {entropy, gradient};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& weights) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "patch_similarity_entropy can be differentiated once; for higher derivatives use it inside `with "
-                "ops.backend(\"reference\")`");
+    if (at::GradMode::is_enabled()) refuse_second_derivative("patch_similarity_entropy");
     const Tensor gradient = ctx->get_saved_variables()[0];
     const Tensor weighted = at::mul(gradient, weights[0].unsqueeze(-1).unsqueeze(-1));
     return {weighted.to(ctx->saved_data["dtype"].toScalarType()), {}, {}, {}};

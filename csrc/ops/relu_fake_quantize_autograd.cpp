@@ -126,7 +126,7 @@ struct AffineReluFakeQuantizeBackward : torch::autograd::Function<AffineReluFake
     return {of_x, of_weight, of_bias};
   }
   static variable_list backward(AutogradContext* /*ctx*/, const variable_list& /*gradients*/) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "affine_relu_fake_quantize has no second derivative");
+    refuse_second_derivative("affine_relu_fake_quantize");
   }
 };
 

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from synq_fast.reference._affine import range_shape
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -39,11 +41,6 @@ def check_flag(name: str, value: object) -> None:
     """Raises TypeError unless `value` is a bool."""
     if type(value) is not bool:
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
-
-
-def range_shape(x: torch.Tensor, axis: int | None, groups: int | None) -> tuple[int, ...]:
-    """Returns the shape of ranges: `()`, `(C,)` along `axis`, or `(groups,)`."""
-    return () if axis is None else (x.shape[axis] if groups is None else groups,)
 
 
 def check_groups(groups: object, x: torch.Tensor, axis: int | None) -> None:

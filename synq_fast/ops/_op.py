@@ -39,7 +39,12 @@ def check_gradient(grad: torch.Tensor, x: torch.Tensor) -> None:
         raise ValueError(f"grad has shape {tuple(grad.shape)} but x has {tuple(x.shape)}")
 
 
-def no_second_derivative(name: str) -> Callable[..., Any]:
+def once_only(name: str) -> NotImplementedError:
+    """Returns the error of a second derivative; csrc/ops/autograd.h says the same."""
+    return NotImplementedError(f"{name} can be differentiated once")
+
+
+def differentiable_once(name: str) -> Callable[..., Any]:
     """Returns the autograd of a backward op that is not differentiable itself."""
 
     def autograd(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]:
@@ -47,7 +52,7 @@ def no_second_derivative(name: str) -> Callable[..., Any]:
             pass
 
         def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-            raise NotImplementedError(f"{name} has no second derivative")
+            raise once_only(name)
 
         return setup, backward
 

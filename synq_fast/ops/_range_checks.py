@@ -1,7 +1,5 @@
 """Argument checks of the range ops, shared by the public functions and the fakes."""
 
-import math
-
 import torch
 
 from synq_fast.ops._checks import check_bits
@@ -67,5 +65,4 @@ def check_search(x: torch.Tensor, bits: int, candidates: int, norm: float) -> No
     check_not_empty("x", x, "it has no range")
     check_bits(bits)
     check_integer("candidates", candidates, 1, MAX_CANDIDATES)
-    if not (type(norm) is float and 0 < norm < math.inf):
-        check_number("norm", norm, above=0)
+    check_number("norm", norm, above=0)

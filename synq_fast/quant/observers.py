@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from synq_fast import ops
 _SEARCH_SAMPLES = 1 << 16
 
 
-class RangeObserver(nn.Module):
+class RangeObserver(nn.Module, ABC):
     """Follows the range of one tensor over calibration batches; ``read`` gives the result.
 
     The observed range is 0-d float32 on the tensor's device; nothing is copied to the host.
@@ -29,9 +30,9 @@ class RangeObserver(nn.Module):
     high: Tensor
     batches: Tensor
 
+    @abstractmethod
     def observe(self, x: Tensor) -> None:
         """Take in one batch."""
-        raise NotImplementedError
 
     def read(self) -> tuple[Tensor, Tensor]:
         """The range so far: (range_min, range_max)."""

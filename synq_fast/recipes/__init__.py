@@ -19,6 +19,7 @@ from synq_fast.recipes.schema import Recipe
 if sys.version_info >= (3, 11):
     import tomllib
 else:
+    # Where the standard library has tomllib, tomli is not installed and mypy cannot see it.
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 __all__ = ["Recipe", "dump_recipe", "list_recipes", "load_recipe", "parse_value"]

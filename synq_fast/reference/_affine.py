@@ -77,6 +77,20 @@ def outside(codes: torch.Tensor, clamped: torch.Tensor) -> torch.Tensor:
     return (codes != clamped) & ~codes.isnan()
 
 
+def clipped(
+    x: torch.Tensor,
+    range_min: torch.Tensor,
+    range_max: torch.Tensor,
+    bits: int,
+    axis: int | None,
+) -> torch.Tensor:
+    """Returns where `x` rounds to a code that the grid does not have."""
+    pair = scale_and_zero_point(range_min, range_max, bits)
+    scale, zero_point = (along_axis(values, x, axis) for values in pair)
+    codes = unclamped_codes(x, scale, zero_point)
+    return outside(codes, clamp_codes(codes, bits))
+
+
 class StraightThrough(torch.autograd.Function):
     """Takes the value of `y` and the gradient of `x`, with zeros where `blocked` is true."""
 
@@ -113,4 +127,5 @@ def fake_quantize_with(
         clamped = clamp_codes(codes, bits)
         y = ((clamped + zero_point) / scale).to(x.dtype)
         blocked = outside(codes, clamped) if ste == "clip" else None
-    return StraightThrough.apply(x, y, blocked)  # type: ignore[no-any-return]
+    result: torch.Tensor = StraightThrough.apply(x, y, blocked)
+    return result

@@ -111,5 +111,5 @@ def test_activations_are_differentiable_once() -> None:
     cam = ops.grad_cam(leaf, torch.rand(1, 2, 3, 3), (4, 4))
     incoming = torch.rand(1, 1, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(cam, leaf, incoming, create_graph=True)
-    with pytest.raises(NotImplementedError, match="differentiable once"):
+    with pytest.raises(NotImplementedError, match="differentiated once"):
         gradient.sum().backward()

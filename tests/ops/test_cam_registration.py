@@ -120,7 +120,7 @@ def test_a_second_derivative_is_an_error():
     ):
         leaf = A.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
-        with pytest.raises(NotImplementedError, match=r"differentiable once.*reference"):
+        with pytest.raises(NotImplementedError, match="differentiated once"):
             gradient.sum().backward()
 
 

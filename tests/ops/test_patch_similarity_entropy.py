@@ -273,7 +273,7 @@ def test_second_derivative_is_refused_but_the_reference_has_one():
     require("cpu")
     tokens = make_tokens((1, 5, 3)).requires_grad_()
     entropy = ops.patch_similarity_entropy(tokens, **WIDE)
-    with pytest.raises(RuntimeError, match=r"differentiated once.*reference"):
+    with pytest.raises(NotImplementedError, match="differentiated once"):
         torch.autograd.grad(entropy.sum(), tokens, create_graph=True)
     with ops.backend("reference"):
         entropy = ops.patch_similarity_entropy(tokens, **WIDE)

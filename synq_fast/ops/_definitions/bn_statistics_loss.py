@@ -1,22 +1,20 @@
 """The losses on batch-normalisation statistics, of one layer and of a network."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from synq_fast.ops._op import Op, like
+from synq_fast.ops._checks import DTYPES
+from synq_fast.ops._op import Op, differentiable_once, like
 from synq_fast.reference.bn_statistics_loss import mean_and_variance
 
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
 
-# No float64: it stays on the reference.
-_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def _check(x: Tensor) -> None:
-    if x.dtype not in _TYPES:
+    if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x must have shape (N, C, ...) and not be empty, got {tuple(x.shape)}")
@@ -158,16 +156,6 @@ def _autograd_losses(suffix: str) -> tuple[Callable[..., None], Callable[..., An
     return setup, backward
 
 
-def _autograd_backward(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]:
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        return None
-
-    def backward(ctx: Any, gradient: Any) -> NoReturn:
-        raise NotImplementedError("the BN-statistics losses can be differentiated once")
-
-    return setup, backward
-
-
 # `statistics`, (3, channels) in float64: per channel the mean, its difference from the running mean
 # and that of the variance.
 OPS = {
@@ -183,7 +171,7 @@ OPS = {
         "(Tensor? mean_loss, Tensor? var_loss, Tensor x, Tensor statistics) -> Tensor",
         _fake_backward,
         _reference_backward,
-        _autograd_backward,
+        differentiable_once("bn_statistics_loss"),
         triton_arguments=4,
     ),
     "bn_statistics_losses": Op(
@@ -198,7 +186,7 @@ OPS = {
         "(Tensor loss, Tensor[] inputs, Tensor statistics, float[] weights) -> Tensor[]",
         _fake_losses_backward,
         _reference_losses_backward,
-        _autograd_backward,
+        differentiable_once("bn_statistics_losses"),
         triton_arguments=4,
     ),
 }

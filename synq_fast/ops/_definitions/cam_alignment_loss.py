@@ -10,14 +10,13 @@ from synq_fast.ops._definitions.grad_cam import (
     channel_weights,
     check_inputs,
     coarse_map,
-    differentiable_once,
     fake_spread,
     is_channels_last,
     resized_map,
     slope_of,
     spread,
 )
-from synq_fast.ops._op import Op
+from synq_fast.ops._op import Op, differentiable_once
 
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -114,7 +113,7 @@ OPS = {
         " -> Tensor",
         _fake_backward,
         _reference_backward,
-        differentiable_once,
+        differentiable_once("cam_alignment_loss"),
         triton_arguments=5,
     ),
 }

@@ -1,24 +1,22 @@
 """The distillation losses: values alone, values with their gradients, and the backward pass."""
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from synq_fast import reference
-from synq_fast.ops._op import Op
+from synq_fast.ops._checks import DTYPES
+from synq_fast.ops._op import Op, differentiable_once
 
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
-# No float64: it stays on the reference.
-_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def _check(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> None:
     for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-        if logits.dtype not in _TYPES:
+        if logits.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
     if student.ndim != 2 or student.shape[1] == 0:
         raise ValueError(
@@ -182,19 +180,6 @@ def _autograd_with_gradient(suffix: str) -> tuple[Callable[..., None], Callable[
     return setup, backward
 
 
-def _autograd_backward(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]:
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        return None
-
-    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
-        raise NotImplementedError(
-            "distillation_loss can be differentiated once; for second derivatives use "
-            'synq_fast.ops.backend("reference")'
-        )
-
-    return setup, backward
-
-
 _INPUTS = (
     "Tensor student_logits, Tensor teacher_logits, Tensor labels, float temperature, float alpha, "
     "float difficulty_threshold"
@@ -222,7 +207,7 @@ OPS = {
         "(Tensor? kl, Tensor? ce, Tensor gradients, Tensor logits) -> Tensor",
         _fake_backward,
         _reference_backward,
-        _autograd_backward,
+        differentiable_once("distillation_loss"),
         triton_arguments=4,
     ),
 }

@@ -6,14 +6,9 @@ from typing import Any
 import torch
 
 from synq_fast import reference
-from synq_fast.ops._checks import (
-    check_bits,
-    check_input,
-    check_order,
-    check_range,
-    range_shape,
-)
+from synq_fast.ops._checks import check_bits, check_input, check_order, check_range
 from synq_fast.ops._op import Op, check_gradient, like
+from synq_fast.reference._affine import as_range, clipped, range_shape
 
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -90,13 +85,8 @@ def _reference_backward(
     groups: int | None,
 ) -> Tensor:
     _fake_backward(grad, x, range_min, range_max, bits, axis, groups)
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        y = reference.fake_quantize(
-            leaf, range_min, range_max, bits, axis=axis, groups=groups, ste="clip"
-        )
-        (result,) = torch.autograd.grad(y, leaf, grad.to(x.dtype))
-    return like(result, x)
+    low, high = (as_range(bound, x, axis, groups) for bound in (range_min, range_max))
+    return like(grad.masked_fill(clipped(x, low, high, bits, axis), 0.0).to(x.dtype), x)
 
 
 def _reference_dynamic(

@@ -7,7 +7,7 @@ import torch
 
 from synq_fast import reference
 from synq_fast.ops._checks import check_bits, check_input, check_range, check_scale
-from synq_fast.ops._op import Op, check_gradient, like, no_second_derivative
+from synq_fast.ops._op import Op, check_gradient, differentiable_once, like
 from synq_fast.reference._affine import along_axis, as_range
 from synq_fast.reference.fake_quantize_learned import learned_gradients
 
@@ -93,7 +93,7 @@ OPS = {
         "float gradient_scale) -> (Tensor, Tensor, Tensor)",
         _fake_backward,
         _reference_backward,
-        no_second_derivative("fake_quantize_learned"),
+        differentiable_once("fake_quantize_learned"),
         triton_arguments=7,
     ),
 }

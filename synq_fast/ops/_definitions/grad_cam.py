@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from synq_fast.ops._checks import DTYPES
-from synq_fast.ops._op import Op
+from synq_fast.ops._op import Op, differentiable_once
 from synq_fast.reference._cam import FLAT_SPREAD, normalise_map
 from synq_fast.reference.grad_cam_plus_plus import plus_plus_weights
 
@@ -221,21 +221,6 @@ def _autograd_map(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]
     return setup, backward
 
 
-def differentiable_once(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]:
-    """The autograd of a gradient that has no gradient of its own."""
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
-        raise NotImplementedError(
-            "class activation maps are differentiable once; for higher derivatives use "
-            'synq_fast.ops.backend("reference")'
-        )
-
-    return setup, backward
-
-
 OPS = {
     "grad_cam": Op(
         "(Tensor activations, Tensor gradients, Tensor? score, int kind, SymInt height,"
@@ -250,7 +235,7 @@ OPS = {
         " bool channels_last, ScalarType dtype) -> Tensor",
         _fake_backward,
         _reference_backward,
-        differentiable_once,
+        differentiable_once("a class activation map"),
         triton_arguments=8,
     ),
 }

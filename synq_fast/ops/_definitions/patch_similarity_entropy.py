@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from synq_fast import reference
-from synq_fast.ops._op import Op
+from synq_fast.ops._op import Op, once_only
 from synq_fast.ops._patch_tokens import check_density, check_tokens
 
 Tensor = torch.Tensor
@@ -27,10 +27,9 @@ def _fake_with_gradient(tokens: Tensor, points: int, bandwidth: float, eps: floa
 def _reference(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Tensor:
     check_tokens(tokens)
     check_density(points, bandwidth, eps)
-    entropy = reference.patch_similarity_entropy(
+    return reference.patch_similarity_entropy(
         tokens.float(), points=points, bandwidth=bandwidth, eps=eps
     )
-    return entropy
 
 
 def _reference_with_gradient(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Pair:
@@ -43,10 +42,7 @@ def _reference_with_gradient(tokens: Tensor, points: int, bandwidth: float, eps:
 
 def _weighted(gradient: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "patch_similarity_entropy can be differentiated once; for higher derivatives use it "
-            'inside `with ops.backend("reference")`'
-        )
+        raise once_only("patch_similarity_entropy")
     return (gradient * weight[:, None, None]).to(dtype)
 
 

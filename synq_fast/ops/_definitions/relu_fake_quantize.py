@@ -14,15 +14,8 @@ from synq_fast.ops._checks import (
     check_range,
     check_upper,
 )
-from synq_fast.ops._op import Op, check_gradient, like, no_second_derivative
-from synq_fast.reference._affine import (
-    along_axis,
-    as_range,
-    clamp_codes,
-    outside,
-    scale_and_zero_point,
-    unclamped_codes,
-)
+from synq_fast.ops._op import Op, check_gradient, differentiable_once, like
+from synq_fast.reference._affine import along_axis, as_range, clipped
 from synq_fast.reference.relu_fake_quantize import relu
 
 Tensor = torch.Tensor
@@ -39,16 +32,13 @@ def _before_relu(
     upper: float | None,
     clip: bool,
 ) -> Tensor:
-    """The gradient of what goes into the ReLU; autograd is not at hand below the dispatcher."""
+    """Returns the gradient of what goes into the ReLU; no autograd reaches below the dispatcher."""
     blocked = x <= 0
     if upper is not None:
         blocked |= x >= upper
     if clip:
         low, high = (as_range(bound, x, axis) for bound in (range_min, range_max))
-        pair = scale_and_zero_point(low, high, bits)
-        scale, zero_point = (along_axis(value, x, axis) for value in pair)
-        codes = unclamped_codes(relu(x.float(), upper), scale, zero_point)
-        blocked |= outside(codes, clamp_codes(codes, bits))
+        blocked |= clipped(relu(x.float(), upper), low, high, bits, axis)
     return gradient.masked_fill(blocked, 0.0)
 
 
@@ -239,7 +229,7 @@ OPS = {
         "int bits, float? upper, bool clip, bool parameters) -> (Tensor, Tensor, Tensor)",
         _fake_affine_backward,
         _reference_affine_backward,
-        no_second_derivative("affine_relu_fake_quantize"),
+        differentiable_once("affine_relu_fake_quantize"),
         triton_arguments=10,
     ),
 }
