@@ -19,7 +19,7 @@ from synq_fast.quant import ActivationQuantizer
 from synq_fast.recipes.schema import Filter, Finetune
 from synq_fast.seeding import generator_for
 from synq_fast.synthesis.bank import ImageBank
-from synq_fast.synthesis.transforms import random_resized_crop_flip
+from synq_fast.synthesis.transforms import crop, random_crops
 
 LOG_EVERY = 20
 Record = dict[str, float]
@@ -49,6 +49,12 @@ class BatchSource:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and labels (B,) of a step."""
+        device = self.bank.images.device
+        chosen, crops = self.draw(step)
+        return self.make(chosen.to(device), crops.to(device))
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """What chance decides about a step, on the CPU: image numbers (B,) and crops (B, 2, 3)."""
         count = len(self.bank)
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         orders = {
@@ -56,9 +62,12 @@ class BatchSource:
             for epoch in {position // count for position in positions}
         }
         chosen = torch.stack([orders[p // count][p % count] for p in positions])
-        chosen = chosen.to(self.bank.images.device)
         crops = generator_for(self.seed, "crops", step)
-        images = random_resized_crop_flip(self.bank.images[chosen], self.crop_scale, crops)
+        return chosen, random_crops(self.batch_size, self.crop_scale, crops)
+
+    def make(self, chosen: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of a draw, on the bank's device."""
+        images = crop(self.bank.images[chosen], crops)
         return filtered(images, self.filter), self.bank.labels[chosen]
 
 

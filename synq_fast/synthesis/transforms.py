@@ -9,22 +9,19 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def random_resized_crop_flip(
-    images: Tensor, scale: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """Crop, resize back and mirror every image on its own, in one sampling of the batch.
+def random_crops(count: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Draw a crop and a mirroring per image: affine maps (count, 2, 3) float32 on the CPU.
 
     Areas are uniform in ``scale``, positions uniform, aspect ratios log-uniform in 3/4 to 4/3 as
     far as a crop of the area fits into the image, mirroring has probability 1/2: torchvision's
     RandomResizedCrop and RandomHorizontalFlip, except that torchvision draws an unfit pair of area
-    and aspect ratio again. Sampling is bilinear, with gradients to the images.
+    and aspect ratio again.
 
     Args:
-        images: (B, C, H, W), float32.
+        count: number of images.
         scale: smallest and largest share of the area that a crop keeps, in (0, 1].
         generator: CPU generator that decides the crops, so that devices agree.
     """
-    count, device = images.shape[0], images.device
     draws = torch.rand(5, count, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     # Wider than 1 / area and the crop would be wider than the image.
@@ -33,9 +30,24 @@ def random_resized_crop_flip(
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
     # affine_grid spans [-1, 1]: a crop of relative size w can move its centre by 1 - w.
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = width * mirror, height
-    theta[:, 0, 2] = (1 - width) * (2 * draws[3] - 1)
-    theta[:, 1, 2] = (1 - height) * (2 * draws[4] - 1)
-    grid = functional.affine_grid(theta.to(device), list(images.shape), align_corners=False)
+    crops = torch.zeros(count, 2, 3)
+    crops[:, 0, 0], crops[:, 1, 1] = width * mirror, height
+    crops[:, 0, 2] = (1 - width) * (2 * draws[3] - 1)
+    crops[:, 1, 2] = (1 - height) * (2 * draws[4] - 1)
+    return crops
+
+
+def crop(images: Tensor, crops: Tensor) -> Tensor:
+    """Sample every image (B, C, H, W) at its own crop (B, 2, 3), at the images' size.
+
+    Sampling is bilinear, in one call for the batch, with gradients to the images.
+    """
+    grid = functional.affine_grid(crops, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def random_resized_crop_flip(
+    images: Tensor, scale: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Crop, resize back and mirror every image (B, C, H, W) on its own, as ``random_crops``."""
+    return crop(images, random_crops(len(images), scale, generator).to(images.device))
