@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import BatchSource, Trainer
+from synq_fast.finetune.trainer import Trainer
 from synq_fast.quant import BitWidths, find_tap_points, trace
 from synq_fast.recipes.schema import (
     Cam,

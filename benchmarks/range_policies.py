@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from synq_fast.data import data_root
-from synq_fast.finetune.trainer import BatchSource
+from synq_fast.finetune.batches import BatchSource
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import BitWidths, held_weights, observing, trace
 from synq_fast.recipes import Recipe, load_recipe

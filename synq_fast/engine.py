@@ -18,8 +18,9 @@ from synq_fast.allocator import keep_freed_memory
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.errors import ModelError, SynqFastError
 from synq_fast.evaluation import EvaluationResult, evaluate
+from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import BatchSource, Record, Trainer
+from synq_fast.finetune.trainer import Record, Trainer
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import BitWidths, find_tap_points, held_weights, observing, trace

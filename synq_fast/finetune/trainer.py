@@ -1,74 +1,25 @@
-"""The fine-tuning loop: batches, optimizer, schedule, checkpoints and the check of every loss."""
+"""The fine-tuning loop: optimizer, schedule, checkpoints and the check of every loss."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 
-from synq_fast import ops
 from synq_fast.errors import NonFiniteLossError
+from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.checkpoint import load_checkpoint, save_checkpoint
 from synq_fast.finetune.step import SynqStep
 from synq_fast.quant import ActivationQuantizer
-from synq_fast.recipes.schema import Filter, Finetune
-from synq_fast.seeding import generator_for
-from synq_fast.synthesis.bank import ImageBank
-from synq_fast.synthesis.transforms import crop, random_crops
+from synq_fast.recipes.schema import Finetune
 
 LOG_EVERY = 20
 Record = dict[str, float]
 Report = Callable[[Record], None]
-
-
-def filtered(images: Tensor, recipe: Filter) -> Tensor:
-    """Images (B, C, H, W) after the recipe's low-pass filter."""
-    if recipe.kind == "none":
-        return images
-    return ops.low_pass(images, recipe.cutoff, kind=recipe.kind, order=recipe.order)
-
-
-@dataclass(frozen=True)
-class BatchSource:
-    """Training batches that depend only on the seed and the step's number.
-
-    Each pass over the bank is a new random order; every image gets its own crop and mirror, and
-    the low-pass filter follows, as in the published code.
-    """
-
-    bank: ImageBank
-    batch_size: int
-    crop_scale: tuple[float, float]
-    filter: Filter
-    seed: int
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,) of a step."""
-        device = self.bank.images.device
-        chosen, crops = self.draw(step)
-        return self.make(chosen.to(device), crops.to(device))
-
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """What chance decides about a step, on the CPU: image numbers (B,) and crops (B, 2, 3)."""
-        count = len(self.bank)
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {
-            epoch: torch.randperm(count, generator=generator_for(self.seed, "order", epoch))
-            for epoch in {position // count for position in positions}
-        }
-        chosen = torch.stack([orders[p // count][p % count] for p in positions])
-        crops = generator_for(self.seed, "crops", step)
-        return chosen, random_crops(self.batch_size, self.crop_scale, crops)
-
-    def make(self, chosen: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of a draw, on the bank's device."""
-        images = crop(self.bank.images[chosen], crops)
-        return filtered(images, self.filter), self.bank.labels[chosen]
 
 
 def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:

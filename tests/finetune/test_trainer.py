@@ -6,9 +6,10 @@ from safetensors import safe_open
 
 from synq_fast.errors import CheckpointError, NonFiniteLossError
 from synq_fast.finetune import trainer as trainer_module
+from synq_fast.finetune.batches import BatchSource, filtered
 from synq_fast.finetune.checkpoint import load_checkpoint
 from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import BatchSource, Trainer, build_optimizer, filtered, rate_factor
+from synq_fast.finetune.trainer import Trainer, build_optimizer, rate_factor
 from synq_fast.recipes.schema import Filter, Finetune
 from synq_fast.reference import low_pass
 from synq_fast.synthesis.bank import ImageBank
