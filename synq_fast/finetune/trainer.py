@@ -36,7 +36,10 @@ def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
     if ranges:
         groups.append({"params": ranges, "lr": recipe.range_learning_rate, "weight_decay": 0.0})
     return torch.optim.SGD(
-        groups, momentum=recipe.momentum, nesterov=recipe.nesterov and recipe.momentum > 0
+        groups,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+        fused=True,
     )
 
 
