@@ -24,6 +24,15 @@ class Held:
         """The held value inside ``held_weights``, else a new one."""
         return self.derive() if self._held is None else self._held
 
+    def hold(self, value: Any) -> None:
+        """Give out ``value`` from now on; None: derive it each time."""
+        self._held = value
+
+
+def holders(*roots: nn.Module) -> list[Held]:
+    """The modules that derive something, in a fixed order."""
+    return [module for root in roots for module in root.modules() if isinstance(module, Held)]
+
 
 @contextmanager
 def held_weights(*roots: nn.Module) -> Iterator[None]:
@@ -32,11 +41,10 @@ def held_weights(*roots: nn.Module) -> Iterator[None]:
     With gradients enabled the held values are part of the graph, so one backward at the end
     reaches the parameters from every pass.
     """
-    holders = [module for root in roots for module in root.modules() if isinstance(module, Held)]
     try:
-        for holder in holders:
-            holder._held = holder.derive()
+        for holder in holders(*roots):
+            holder.hold(holder.derive())
         yield
     finally:
-        for holder in holders:
-            holder._held = None
+        for holder in holders(*roots):
+            holder.hold(None)
