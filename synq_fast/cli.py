@@ -15,6 +15,7 @@ from rich.table import Table
 from synq_fast import recipes
 from synq_fast.errors import RecipeError, SynqFastError
 from synq_fast.ops import BackendUnavailableError
+from synq_fast.progress import plain_warnings
 
 EMBEDDED = "digits-resnet20"
 _OWN_SET = {
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        status: int | None = options.run(options)
+        with plain_warnings():
+            status: int | None = options.run(options)
     except (SynqFastError, BackendUnavailableError) as error:
         print(f"synq-fast: error: {error}", file=sys.stderr)
         return 2

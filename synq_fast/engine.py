@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.allocator import keep_freed_memory
+from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.errors import ModelError, SynqFastError
 from synq_fast.evaluation import EvaluationResult, evaluate
@@ -23,12 +24,13 @@ from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Record, Trainer
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
-from synq_fast.quant import BitWidths, find_tap_points, held_weights, observing, trace
+from synq_fast.quant import BitWidths, find_tap_points, held_weights, trace
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student, save_model
 from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
 from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
 from synq_fast.synthesis.pixels import PixelSynthesizer
 
 if TYPE_CHECKING:
@@ -217,7 +219,8 @@ class _Run:
         if output is None:
             return None
         identity = {**self.identity(), "bits": str(self.bits)}
-        return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume)
+        seconds = self.recipe.finetune.checkpoint_seconds
+        return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume, seconds)
 
     def evaluate_on(self, evaluation: str | Path | EvaluationSet | None) -> None:
         """Remember the evaluation set and measure the teacher on it."""
@@ -247,6 +250,8 @@ class _Run:
     def synthesize(self, folder: Path | None) -> ImageBank:
         """The image bank, from the shards that are there and those that are missing."""
         recipe = self.recipe.synthesis
+        store = BankFolder(folder, self.fingerprint(recipe)) if folder else None
+        seconds = self.recipe.finetune.checkpoint_seconds
         synthesizer = PixelSynthesizer(
             BatchNormTeacher(self.graph, self.points),
             recipe,
@@ -254,13 +259,15 @@ class _Run:
             classes=self.teacher.num_classes,
             seed=self.seed,
             device=self.device,
+            checkpoints=PixelCheckpoints(folder, seconds) if folder else None,
         )
-        store = BankFolder(folder, self.fingerprint(recipe)) if folder else None
         counts = [
             min(recipe.batch_size, recipe.images - start)
             for start in range(0, recipe.images, recipe.batch_size)
         ]
         found = {i: shard for i in range(len(counts)) if store and (shard := store.read(i))}
+        for index in found:
+            synthesizer.forget(index)
         missing = [index for index in range(len(counts)) if index not in found]
         if missing and recipe.centers.weight:
             batches = -(-self.teacher.num_classes // recipe.batch_size)
@@ -273,6 +280,7 @@ class _Run:
                 found[index] = shard
                 if store is not None:
                     store.write(index, shard)
+                    synthesizer.forget(index)
         return concatenate([found[index] for index in range(len(counts))], self.device)
 
     def student_from(
@@ -299,7 +307,11 @@ class _Run:
             kept = folder.read_metrics() if folder else {}
             self.metrics |= {k: kept[k] for k in ("post-training", "best seen") if k in kept}
         else:
-            self.calibrate(student, bank)
+            self.calibrate(student, bank, folder)
+            trainer.save()
+        if folder is not None:
+            folder.calibration.discard()
+        if trainer.done == 0 and "post-training" not in self.metrics:
             self._measure("post-training", student)
             if folder is not None:
                 folder.write_metrics(self.metrics)
@@ -328,21 +340,21 @@ class _Run:
             trainer.run(report)
         return student, history
 
-    @torch.no_grad()
-    def calibrate(self, student: fx.GraphModule, bank: ImageBank) -> None:
+    def calibrate(self, student: fx.GraphModule, bank: ImageBank, folder: RunFolder | None) -> None:
         """Find the activation ranges on filtered synthetic images."""
         recipe = self.recipe.quantization
         batches = BatchSource(
             bank, recipe.calibration_batch_size, (1.0, 1.0), self.recipe.filter, self.seed
         )
-        with (
-            self._phase("calibration", recipe.calibration_batches) as phase,
-            observing(student),
-            held_weights(student),
-        ):
-            for step in range(recipe.calibration_batches):
-                student(batches(step)[0])
-                phase.update(step + 1, {})
+        with self._phase("calibration", recipe.calibration_batches) as phase:
+            calibrate(
+                student,
+                batches,
+                recipe.calibration_batches,
+                report=lambda done: phase.update(done, {}),
+                checkpoint=folder.calibration if folder else None,
+                fingerprint=self.fingerprint(self.recipe, self.bits),
+            )
 
     def finish(
         self, made: tuple[fx.GraphModule, list[Record]], folder: RunFolder | None

@@ -66,12 +66,13 @@ class SynqStep:
         """
         tf32 = tensor_float32(self.recipe.precision == "tf32")
         with tf32, held_weights(self.student_module):
-            losses = self._losses(images.detach(), labels)
+            losses = self.losses(images.detach(), labels)
             total = torch.stack(list(losses.values())).sum()
             total.backward(inputs=self.parameters)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The weighted terms (0-d) of detached images, before the joint backward."""
         perturbation = self.recipe.perturbation
         if perturbation.weight:
             images = images.requires_grad_()

@@ -2,7 +2,7 @@
 
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
-from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear, held_weights
+from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear, WeightQuantized, held_weights
 from synq_fast.quant.placement import PLACEMENTS, quantized_copy
 from synq_fast.quant.taps import Tapped, TapPoints, View, find_tap_points
 from synq_fast.quant.tracing import trace
@@ -16,6 +16,7 @@ __all__ = [
     "TapPoints",
     "Tapped",
     "View",
+    "WeightQuantized",
     "find_tap_points",
     "held_weights",
     "observing",
