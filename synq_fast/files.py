@@ -56,6 +56,8 @@ def write_tensors(
 def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, compared with its checksum where it has one.
 
+    The tensors are maps of the file.
+
     Args:
         path: the file.
         checked: take a file without a checksum for damaged.

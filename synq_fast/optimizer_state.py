@@ -26,5 +26,6 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     for name, value in tensors.items():
         if name.startswith(_PREFIX):
             index, key = name.removeprefix(_PREFIX).split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            # A copy: the tensors of a file are maps of it.
+            state.setdefault(int(index), {})[key] = value.clone()
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
