@@ -74,9 +74,10 @@ def test_parts_give_the_gradients_of_the_whole(overrides, count, size):
     parts = backward_in_parts(step, images, labels, size)
     found = gradients(step)
     assert list(parts) == list(whole) == step.term_names
-    for name, loss in whole.items():
-        torch.testing.assert_close(parts[name], loss, rtol=1e-5, atol=1e-6)
+    # In bfloat16 another order of sums moves activations to other levels of their quantizers.
     tolerance = 1e-2 if "finetune__precision" in overrides else 1e-5
+    for name, loss in whole.items():
+        torch.testing.assert_close(parts[name], loss, rtol=tolerance, atol=1e-6)
     for one, other in zip(expected, found, strict=True):
         assert (one - other).norm() <= tolerance * one.norm()
     assert all(gradient.abs().sum() > 0 for gradient in expected)
