@@ -31,3 +31,11 @@ class RunFolderError(SynqFastError, FileExistsError):
 
 class NonFiniteLossError(SynqFastError, ArithmeticError):
     """A loss term that became infinite or NaN; names the step and the term."""
+
+
+class DistributedError(SynqFastError, RuntimeError):
+    """Processes of one run that cannot meet or do not fit together."""
+
+
+class LostRankError(DistributedError):
+    """Another process of the run has stopped; its own message says why."""

@@ -20,6 +20,7 @@ from synq_fast.recipes.schema import Finetune
 LOG_EVERY = 20
 Record = dict[str, float]
 Report = Callable[[Record], None]
+Reduction = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
@@ -62,8 +63,14 @@ class Trainer:
         *,
         checkpoint: Path | None = None,
         fingerprint: str = "",
+        reduce: Reduction | None = None,
     ) -> None:
-        """Prepare a run; with ``checkpoint`` it can be killed at any moment and resumed."""
+        """Prepare a run; with ``checkpoint`` it can be killed at any moment and resumed.
+
+        ``reduce`` sees the losses of each step, may change the gradients, and returns the losses
+        to record: several processes average both.
+        """
+        self.reduce = reduce
         self.step, self.student, self.batches, self.recipe = step, student, batches, recipe
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         self.optimizer = build_optimizer(student, recipe)
@@ -116,6 +123,8 @@ class Trainer:
         images, labels = self.batches(self.done)
         self.optimizer.zero_grad()
         losses = self.step(images, labels)
+        if self.reduce is not None:
+            losses = self.reduce(losses)
         if self.recipe.max_gradient_norm:
             nn.utils.clip_grad_norm_(self.step.parameters, self.recipe.max_gradient_norm)
         self.optimizer.step()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synq_fast.distributed import ALONE, Ranks
 from synq_fast.errors import NonFiniteLossError
 from synq_fast.recipes.schema import Synthesis
 from synq_fast.seeding import generator_for
@@ -129,11 +130,12 @@ class PixelSynthesizer:
         )
         return optimize_pixels(start, terms, schedule, report), labels
 
-    def make_centers(self, report: StepReport | None = None) -> None:
+    def make_centers(self, report: StepReport | None = None, ranks: Ranks = ALONE) -> None:
         """Optimize one image per class and keep their statistics as targets of deep layers.
 
         Shallow layers match the running statistics loosely and deep ones tightly (TexQ). The
-        targets are the statistics of all centre images pooled together.
+        targets are the statistics of all centre images pooled together; ``ranks`` make a part of
+        them each.
         """
         recipe = self.recipe.centers
         generator = generator_for(self.seed, "centers")
@@ -143,9 +145,13 @@ class PixelSynthesizer:
         schedule = _Schedule(
             recipe.steps, recipe.learning_rate, recipe.min_learning_rate, self.recipe.patience
         )
-        batches = []
-        for labels in torch.arange(self.classes, device=self.device).split(self.recipe.batch_size):
+        made: dict[int, list[Tensor]] = {}
+        groups = torch.arange(self.classes, device=self.device).split(self.recipe.batch_size)
+        for index, labels in enumerate(groups):
+            # Drawn for the other ranks' images too: nobody's depend on how many ranks there are.
             start = torch.randn(len(labels), *self.input_shape, generator=generator)
+            if index not in ranks.mine(range(len(groups))):
+                continue
 
             def terms(images: Tensor, step: int, labels: Tensor = labels) -> LossTerms:
                 logits, inputs = self.teacher(images)
@@ -154,8 +160,9 @@ class PixelSynthesizer:
                     "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
                 }
 
-            batches.append(optimize_pixels(start.to(self.device), terms, schedule, report))
-        self.center_targets = self._pooled_statistics(batches)
+            made[index] = [optimize_pixels(start.to(self.device), terms, schedule, report)]
+        shared = ranks.share(made, len(groups))
+        self.center_targets = self._pooled_statistics([b.to(self.device) for (b,) in shared])
 
     @torch.no_grad()
     def _pooled_statistics(self, batches: list[Tensor]) -> Targets:
