@@ -223,9 +223,11 @@ class _Run:
 
     def open_folder(self, output: str | Path | None, resume: bool) -> RunFolder | None:
         """The run folder, or None where this process writes nothing."""
+        # Counted per machine, so the first rank's own count does not say it.
+        again = any(self.ranks.collect(restarted()))
         if output is None or not self.ranks.is_first:
             return None
-        resume = resume or (restarted() and (Path(output) / "run.json").exists())
+        resume = resume or (again and (Path(output) / "run.json").exists())
         identity = {**self.identity, "bits": str(self.bits)}
         return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume)
 

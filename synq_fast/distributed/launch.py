@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
-from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from synq_fast.distributed.meeting import meet
 from synq_fast.distributed.ranks import ALONE, GroupRanks, Ranks
 from synq_fast.errors import DistributedError
 
 _TIMEOUT = timedelta(minutes=10)
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_joins = count()
 
 
 def is_first_process() -> bool:
@@ -88,10 +87,10 @@ def _make_group(device: torch.device) -> None:
 
     try:
         store, rank, size = _rendezvous()
-        # A prefix of its own: torchrun's store still holds the addresses of an earlier group.
-        store = PrefixStore(f"synq_fast/{next(_joins)}", store)
+        store = PrefixStore("synq_fast", store)
+        store = PrefixStore(meet(store, rank, size, _TIMEOUT), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise DistributedError(
             f"the {_world_size()} processes of this run did not meet at {where} within "

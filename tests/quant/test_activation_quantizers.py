@@ -138,19 +138,23 @@ def test_learned_range_starts_at_the_observed_one():
 
 @pytest.mark.parametrize("gain", [1.0, 0.5])
 def test_gain_gradient_is_lsq_by_hand(gain):
-    """Per element: (y - x) / gain inside, y / gain outside, over sqrt(n * (2^bits - 1))."""
+    """Per element: (y - x) / gain inside, y / gain outside, over sqrt(n * (2^bits - 1)).
+
+    The images, here rows, have n = 2 elements each.
+    """
     bits = 2
     quantizer = observed("minmax", [torch.tensor([-1.0, 2.0])], bits, learn=True)
     with torch.no_grad():
         quantizer.gain.fill_(gain)
-    x = torch.tensor([-9.0, 0.3 * gain, 1.2 * gain, 9.0], requires_grad=True)
-    weight = torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    x = torch.tensor([[-9.0, 0.3 * gain], [1.2 * gain, 9.0]], requires_grad=True)
+    weight = torch.tensor([[1.0, 10.0], [100.0, 1000.0]])
     (quantizer(x) * weight).sum().backward()
     # The levels of 2 bits on [-1, 2] are -1, 0, 1, 2, times the gain.
     slopes = [-1.0, (0.0 - 0.3), (1.0 - 1.2), 2.0]
-    expected = sum(w * s for w, s in zip(weight.tolist(), slopes, strict=True)) / math.sqrt(4 * 3)
+    expected = sum(w * s for w, s in zip(weight.flatten().tolist(), slopes, strict=True))
+    expected /= math.sqrt(2 * 3)
     assert quantizer.gain.grad.item() == pytest.approx(expected, rel=1e-5)
-    assert x.grad.tolist() == [0, 10, 100, 0]
+    assert x.grad.tolist() == [[0, 10], [100, 0]]
 
 
 def test_gain_gradient_is_the_slope_of_the_output_where_all_is_clipped():
@@ -164,4 +168,4 @@ def test_gain_gradient_is_the_slope_of_the_output_where_all_is_clipped():
         return (reference.fake_quantize(x, -gain, 2 * gain, 2) * weight).sum().item()
 
     slope = (value(1.01) - value(0.99)) / 0.02
-    assert quantizer.gain.grad.item() * math.sqrt(3 * 3) == pytest.approx(slope, rel=1e-4)
+    assert quantizer.gain.grad.item() * math.sqrt(3) == pytest.approx(slope, rel=1e-4)
