@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from synq_fast import recipes
-from synq_fast.errors import RecipeError, SynqFastError
+from synq_fast.distributed import is_first_process
+from synq_fast.errors import LostRankError, RecipeError, SynqFastError
 from synq_fast.ops import BackendUnavailableError
 from synq_fast.progress import plain_warnings
 
@@ -39,12 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with plain_warnings():
             status: int | None = options.run(options)
     except (SynqFastError, BackendUnavailableError) as error:
-        print(f"synq-fast: error: {error}", file=sys.stderr)
+        # Those that lost another process have nothing to add to what that one says.
+        if is_first_process() or not isinstance(error, LostRankError):
+            print(f"synq-fast: error{_of_rank()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)
+        if is_first_process():
+            print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)
         return 130
     return status or 0
+
+
+def _of_rank() -> str:
+    return "" if is_first_process() else f" on rank {os.environ.get('RANK', '?')}"
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
@@ -256,7 +265,8 @@ def _quantize(options: argparse.Namespace) -> None:
             evaluate_every=options.evaluate_every,
         )
         rows[str(bits)] = result.metrics
-    _print_metrics(teacher.name, recipe, data, rows, options.output)
+    if is_first_process():
+        _print_metrics(teacher.name, recipe, data, rows, options.output)
 
 
 def _print_metrics(
@@ -299,11 +309,12 @@ def _synthesize(options: argparse.Namespace) -> None:
         device=options.device,
         progress=not options.quiet,
     )
-    print(f"{len(bank)} images in {options.output}")
+    if is_first_process():
+        print(f"{len(bank)} images in {options.output}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from synq_fast.engine import chosen_device
+    from synq_fast.devices import chosen_device
     from synq_fast.evaluation import evaluate
     from synq_fast.saved_model import load_quantized
 

@@ -43,3 +43,11 @@ class OutOfMemoryError(SynqFastError, MemoryError):
 
 class SynqFastWarning(UserWarning):
     """Something went wrong and was put right; the message says what it costs."""
+
+
+class DistributedError(SynqFastError, RuntimeError):
+    """Processes of one run that cannot meet or do not fit together."""
+
+
+class LostRankError(DistributedError):
+    """Another process of the run has stopped; its own message says why."""

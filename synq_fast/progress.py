@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,23 @@ class Phase:
             self._shown = now
             elapsed = now - self._started
             print(f"{self.title}: {done}/{self.total}  {text}  {elapsed:.0f} s", file=sys.stderr)
+
+    def in_turn(self, steps: int, images: int = 0) -> Callable[[int, Mapping[str, float]], None]:
+        """A report for optimizations that run one after the other.
+
+        Args:
+            steps: steps of each.
+            images: images that each makes.
+        """
+        finished = 0
+
+        def report(step: int, values: Mapping[str, float]) -> None:
+            nonlocal finished
+            self.update(finished + step, values, (finished + step) * images // steps)
+            if step == steps:
+                finished += steps
+
+        return report
 
 
 class Reporter:

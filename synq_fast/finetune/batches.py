@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class BatchSource:
     crop_scale: tuple[float, float]
     filter: Filter
     seed: int
+    part: slice = field(default_factory=lambda: slice(None))
+    """Which images of each batch; ranks that work together take one part each."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and labels (B,) of a step."""
@@ -51,7 +53,8 @@ class BatchSource:
         }
         chosen = torch.stack([orders[p // count][p % count] for p in positions])
         crops = generator_for(self.seed, "crops", step)
-        return chosen, random_crops(self.batch_size, self.crop_scale, crops)
+        maps = random_crops(self.batch_size, self.crop_scale, crops)
+        return chosen[self.part], maps[self.part]
 
     def make(self, chosen: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of a draw, on the bank's device."""

@@ -22,6 +22,7 @@ from synq_fast.recipes.schema import Finetune
 LOG_EVERY = 20
 Record = dict[str, float]
 Report = Callable[[Record], None]
+Reduction = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
@@ -67,8 +68,14 @@ class Trainer:
         *,
         checkpoint: Path | None = None,
         fingerprint: str = "",
+        reduce: Reduction | None = None,
     ) -> None:
-        """Prepare a run; with ``checkpoint`` it can be killed at any moment and resumed."""
+        """Prepare a run; with ``checkpoint`` it can be killed at any moment and resumed.
+
+        ``reduce`` sees the losses of each step, may change the gradients, and returns the losses
+        to record: several processes average both.
+        """
+        self.reduce = reduce
         self.step, self.student, self.batches, self.recipe = step, student, batches, recipe
         self.fingerprint = fingerprint
         seconds = recipe.checkpoint_seconds
@@ -145,6 +152,8 @@ class Trainer:
             images, labels = self.batches(self.done)
             self.optimizer.zero_grad()
             losses = self.micro_batches(self.step, images, labels)
+            if self.reduce is not None:
+                losses = self.reduce(losses)
             if self.recipe.max_gradient_norm:
                 nn.utils.clip_grad_norm_(self.step.parameters, self.recipe.max_gradient_norm)
             self.optimizer.step()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synq_fast.distributed import ALONE, Ranks
 from synq_fast.errors import NonFiniteLossError
 from synq_fast.out_of_memory import memory_errors
 from synq_fast.recipes.schema import Synthesis
@@ -153,11 +154,12 @@ class PixelSynthesizer:
         if self.checkpoints is not None:
             self.checkpoints.of(_shard(index)).discard()
 
-    def make_centers(self, report: StepReport | None = None) -> None:
+    def make_centers(self, report: StepReport | None = None, ranks: Ranks = ALONE) -> None:
         """Optimize one image per class and keep their statistics as targets of deep layers.
 
         Shallow layers match the running statistics loosely and deep ones tightly (TexQ). The
-        targets are the statistics of all centre images pooled together.
+        targets are the statistics of all centre images pooled together; ``ranks`` make a part of
+        them each.
         """
         recipe = self.recipe.centers
         generator = generator_for(self.seed, "centers")
@@ -167,11 +169,14 @@ class PixelSynthesizer:
         schedule = _Schedule(
             recipe.steps, recipe.learning_rate, recipe.min_learning_rate, self.recipe.patience
         )
-        batches = []
+        made: dict[int, list[Tensor]] = {}
         groups = torch.arange(self.classes, device=self.device).split(self.recipe.batch_size)
         for index, labels in enumerate(groups):
-            # Drawn for images that are kept, too: the later ones depend on it.
+            # Drawn for images that are kept and for those of other ranks too: nobody's depend on
+            # how many ranks there are, or on what was made before.
             start = torch.randn(len(labels), *self.input_shape, generator=generator)
+            if index not in ranks.mine(range(len(groups))):
+                continue
 
             def terms(images: Tensor, step: int, labels: Tensor = labels) -> LossTerms:
                 logits, inputs = self.teacher(images)
@@ -180,10 +185,11 @@ class PixelSynthesizer:
                     "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
                 }
 
-            batches.append(
+            made[index] = [
                 self._kept(f"centers-{index:05d}", start, terms, schedule, generator, report)
-            )
-        self.center_targets = self._pooled_statistics(batches)
+            ]
+        shared = ranks.share(made, len(groups))
+        self.center_targets = self._pooled_statistics([b.to(self.device) for (b,) in shared])
 
     def _kept(
         self,
