@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ from synq_fast.quant import BitWidths, find_tap_points, held_weights, observing,
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student, save_model
-from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
+from synq_fast.synthesis.assembly import BankAssembly, streams
+from synq_fast.synthesis.bank import Bank, BankFolder, ImageBank
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
 
@@ -126,7 +128,7 @@ def synthesize(
     overrides: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> ImageBank:
+) -> Bank:
     """Make the synthetic images of a recipe alone; arguments as in ``quantize``.
 
     Args:
@@ -244,7 +246,7 @@ class _Run:
         self.reporter.line(f"{name}: top-1 {result.top1:.2f} % of {result.count} images")
         return result
 
-    def synthesize(self, folder: Path | None) -> ImageBank:
+    def synthesize(self, folder: Path | None) -> Bank:
         """The image bank, from the shards that are there and those that are missing."""
         recipe = self.recipe.synthesis
         synthesizer = PixelSynthesizer(
@@ -260,8 +262,18 @@ class _Run:
             min(recipe.batch_size, recipe.images - start)
             for start in range(0, recipe.images, recipe.batch_size)
         ]
-        found = {i: shard for i in range(len(counts)) if store and (shard := store.read(i))}
-        missing = [index for index in range(len(counts)) if index not in found]
+        shape = self.teacher.input_shape
+        size = 4 * recipe.images * math.prod(shape)
+        streamed = streams(self.recipe.finetune.bank, size, self.device, store)
+        if streamed:
+            self.reporter.line(f"{size / 1e9:.1f} GB of images stream from {folder}")
+        assembly = BankAssembly(counts, shape, self.device, streamed=streamed)
+        missing = []
+        for index in range(len(counts)):
+            if store is not None and (found := store.read(index)) is not None:
+                assembly.put(index, found)
+            else:
+                missing.append(index)
         if missing and recipe.centers.weight:
             batches = -(-self.teacher.num_classes // recipe.batch_size)
             with self._phase("centers", batches * recipe.centers.steps) as phase:
@@ -270,17 +282,16 @@ class _Run:
             report = _cumulative(phase, recipe.steps, recipe.batch_size)
             for index in missing:
                 shard = ImageBank(*synthesizer.batch(index, counts[index], report))
-                found[index] = shard
                 if store is not None:
-                    store.write(index, shard)
-        return concatenate([found[index] for index in range(len(counts))], self.device)
+                    shard = store.write(index, shard)
+                assembly.put(index, shard)
+        return assembly.bank()
 
     def student_from(
-        self, bank: ImageBank, folder: RunFolder | None, evaluate_every: int
+        self, bank: Bank, folder: RunFolder | None, evaluate_every: int
     ) -> tuple[fx.GraphModule, list[Record]]:
         """Calibrate and fine-tune a student on the bank; returns it with its history."""
         student = build_student(self.graph, self.bits, self.recipe.quantization).eval()
-        bank = ImageBank(bank.images.contiguous(memory_format=torch.channels_last), bank.labels)
         trainer = Trainer(
             SynqStep(self.graph, student, self.points, self.recipe.finetune),
             student,
@@ -325,11 +336,12 @@ class _Run:
                         if folder is not None:
                             folder.write_metrics(self.metrics)
 
-            trainer.run(report)
+            with closing(trainer.batches):
+                trainer.run(report)
         return student, history
 
     @torch.no_grad()
-    def calibrate(self, student: fx.GraphModule, bank: ImageBank) -> None:
+    def calibrate(self, student: fx.GraphModule, bank: Bank) -> None:
         """Find the activation ranges on filtered synthetic images."""
         recipe = self.recipe.quantization
         batches = BatchSource(
@@ -339,6 +351,7 @@ class _Run:
             self._phase("calibration", recipe.calibration_batches) as phase,
             observing(student),
             held_weights(student),
+            closing(batches),
         ):
             for step in range(recipe.calibration_batches):
                 student(batches(step)[0])
