@@ -241,7 +241,8 @@ class _Run:
         if self.evaluation is None:
             return None
         with torch.no_grad(), held_weights(model):
-            result = evaluate(model, self.evaluation)
+            bar = self.reporter.show and name != "latest"  # fine-tuning shows its own then
+            result = evaluate(model, self.evaluation, progress=bar)
         self.metrics[name] = asdict(result)
         self.reporter.line(f"{name}: top-1 {result.top1:.2f} % of {result.count} images")
         return result
