@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from synq_fast.distributed import Ranks
 from synq_fast.synthesis.bank import BankFolder, ImageBank
 
@@ -28,21 +30,20 @@ class Shards:
     def add(self, index: int, shard: ImageBank) -> None:
         """Keep a shard that this rank has made."""
         # Beside shards from the folder, which are on the CPU.
-        self.found[index] = ImageBank(shard.images.cpu(), shard.labels.cpu())
-        if self.folder is not None:
-            self.folder.write(index, self.found[index])
+        shard = ImageBank(shard.images.cpu(), shard.labels.cpu())
+        self.found[index] = shard if self.folder is None else self.folder.write(index, shard)
 
-    def gather(self) -> list[ImageBank]:
-        """All shards in order, once every rank has made its own."""
+    def gather(self) -> Iterator[tuple[int, ImageBank]]:
+        """All shards by number, once every rank has made its own; without a folder, only once."""
         self.ranks.wait()
         self._look()
         held = {index: (shard.images, shard.labels) for index, shard in self.found.items()}
-        shards = [ImageBank(*tensors) for tensors in self.ranks.share(held, self.count)]
-        if self.folder is not None:
-            for index, shard in enumerate(shards):
-                if index not in self.found:
-                    self.folder.write(index, shard)
-        return shards
+        for index, tensors in enumerate(self.ranks.share(held, self.count)):
+            shard = self.found.pop(index, None) or ImageBank(*tensors)
+            seen = held.pop(index, None) is not None
+            if self.folder is not None and not seen:
+                shard = self.folder.write(index, shard)
+            yield index, shard
 
     def _look(self) -> None:
         for index in range(self.count):
