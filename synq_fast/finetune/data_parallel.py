@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from synq_fast.distributed import Ranks
 from synq_fast.errors import DistributedError
 from synq_fast.finetune.trainer import Trainer
+from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
 
 
 def part_of_batch(ranks: Ranks, batch_size: int) -> slice:
@@ -46,16 +46,15 @@ class BatchMean:
         self.ranks, self.parameters, self.share = ranks, parameters, share
 
     @torch.no_grad()
-    def __call__(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average the gradients in place; returns the averaged losses."""
+    def __call__(self, terms: Tensor) -> Tensor:
+        """Average the gradients in place; returns the averaged terms."""
         own = [p.grad for p in self.parameters if p.grad is not None]
-        values = torch.stack([loss.float() for loss in losses.values()])
-        flat = torch.cat([*(grad.flatten() for grad in own), values]).mul_(self.share)
+        flat = torch.cat([*(grad.flatten() for grad in own), terms.float()]).mul_(self.share)
         self.ranks.add(flat)
-        *parts, values = flat.split([*(grad.numel() for grad in own), len(losses)])
+        *parts, terms = flat.split([*(grad.numel() for grad in own), len(terms)])
         for grad, part in zip(own, parts, strict=True):
             grad.copy_(part.view(grad.shape))
-        return dict(zip(losses, values, strict=True))
+        return terms
 
 
 def resume_together(trainer: Trainer, ranks: Ranks) -> bool:
@@ -68,21 +67,23 @@ def resume_together(trainer: Trainer, ranks: Ranks) -> bool:
         return trainer.resume()
     optimizer = trainer.optimizer
 
-    def state() -> tuple[int, dict[str, Tensor], dict[int, dict[str, Any]]] | None:
+    def state() -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
         if not trainer.resume():
             return None
-        kept = optimizer.state_dict()["state"]
-        moments = {index: on_cpu(values) for index, values in kept.items()}
-        return trainer.done, on_cpu(trainer.student.state_dict()), moments
+        return (
+            trainer.done,
+            on_cpu(trainer.student.state_dict()),
+            on_cpu(optimizer_tensors(optimizer)),
+        )
 
     found = ranks.from_first(state)
     if found is not None and not ranks.is_first:
         trainer.done, weights, moments = found
         trainer.student.load_state_dict(weights)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        restore_optimizer(optimizer, moments)
     return found is not None
 
 
-def on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, tensors among them on the CPU."""
-    return {name: v.cpu() if isinstance(v, Tensor) else v for name, v in values.items()}
+def on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU."""
+    return {name: value.cpu() for name, value in values.items()}
