@@ -31,34 +31,48 @@ inline void add_run(const float* terms, int64_t count, double* sum) {
 // How many terms are added up in float32.
 constexpr int64_t kSumRows = 32;
 
-// Adds up a block's terms, at most kBlock, and their products with the factors.
-inline void add_products(const float* terms, const float* factors, int64_t count, double* sum, double* product_sum) {
-  constexpr int64_t kLanes = kBlock / kSumRows;
+// Sums of a run's terms and of their products with factors, both added up lane by lane.
+class ProductSums {
+ public:
+  // At most kBlock terms.
+  void include(const float* terms, const float* factors, int64_t count) {
+    Floats lanes = {};
+    Floats products = {};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      Floats values;
+      Floats others;
+      memcpy(&values, terms + i, sizeof values);
+      memcpy(&others, factors + i, sizeof others);
+      lanes += values;
+      products += values * others;
+    }
+    sums_ += __builtin_convertvector(lanes, Doubles);
+    product_sums_ += __builtin_convertvector(products, Doubles);
+    for (; i < count; ++i) {
+      rest_ += static_cast<double>(terms[i]);
+      product_rest_ += static_cast<double>(terms[i] * factors[i]);
+    }
+  }
+
+  double sum() const { return total(sums_, rest_); }
+  double product_sum() const { return total(product_sums_, product_rest_); }
+
+ private:
+  static constexpr int64_t kLanes = kBlock / kSumRows;
   typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
-  Floats lanes = {};
-  Floats product_lanes = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Floats values;
-    Floats others;
-    memcpy(&values, terms + i, sizeof values);
-    memcpy(&others, factors + i, sizeof others);
-    lanes += values;
-    product_lanes += values * others;
+  typedef double Doubles __attribute__((vector_size(kLanes * sizeof(double))));
+
+  static double total(const Doubles& lanes, double rest) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) rest += lanes[lane];
+    return rest;
   }
-  double total = 0.0;
-  double product_total = 0.0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    total += static_cast<double>(lanes[lane]);
-    product_total += static_cast<double>(product_lanes[lane]);
-  }
-  for (; i < count; ++i) {
-    total += static_cast<double>(terms[i]);
-    product_total += static_cast<double>(terms[i] * factors[i]);
-  }
-  *sum += total;
-  *product_sum += product_total;
-}
+
+  Doubles sums_ = {};
+  Doubles product_sums_ = {};
+  double rest_ = 0.0;
+  double product_rest_ = 0.0;
+};
 
 // Adds each term to the sum of its own channel.
 inline void add_row(const float* __restrict terms, int64_t count, double* __restrict sums) {

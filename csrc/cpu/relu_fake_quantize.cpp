@@ -180,14 +180,18 @@ void affine_relu_backward_typed(const ReluJob& job, int64_t begin, int64_t end, 
     return;
   }
   for_each_run(job, begin, end, [&](int64_t run, int64_t count, int64_t channel) {
+    ProductSums sums;
     for (int64_t i = 0; i < count; i += kBlock) {
       const int64_t size = count - i < kBlock ? count - i : kBlock;
       block.run(job, innermost, innermost ? channel + i : channel, run + i, size,
                 [&](const float* gradient, const float* x, float* before_relu, float* of_x, auto before) {
                   backward<kClip>(gradient, x, before_relu, of_x, size, before, affine, job.upper, grid);
-                  if (of_weight != nullptr) add_products(before_relu, x, size, of_bias + channel, of_weight + channel);
+                  if (of_weight != nullptr) sums.include(before_relu, x, size);
                 });
     }
+    if (of_weight == nullptr) return;
+    of_bias[channel] += sums.sum();
+    of_weight[channel] += sums.product_sum();
   });
 }
 
