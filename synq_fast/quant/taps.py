@@ -91,7 +91,7 @@ class View:
     logits: Tensor
     """(B, classes)"""
     features: tuple[Tensor, ...] = ()
-    """Residual bodies, each (B, C, H, W)."""
+    """The values that were asked for: channel energies (B, C), or activations (B, C, H, W)."""
     cam_activation: Tensor | None = None
     """Output of the last spatial convolution (B, C, H, W), part of the logits' graph."""
 

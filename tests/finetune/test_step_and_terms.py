@@ -13,7 +13,6 @@ from synq_fast.finetune.terms import (
     DistillationTerm,
     FeatureTerm,
     build_terms,
-    channel_energy,
 )
 from synq_fast.quant import Tapped, View
 from synq_fast.recipes.schema import Cam, Distillation, Features
@@ -246,11 +245,14 @@ def test_every_label_counts_where_the_switch_is_off(judged):
     assert ce.item() == pytest.approx(functional.cross_entropy(student, labels).item(), rel=1e-5)
 
 
-def test_channel_energy_by_hand():
-    features = torch.tensor([[[[1.0, 3.0]], [[0.0, 0.0]], [[2.0, 2.0]]]])  # squares 5, 0, 4
-    expected = torch.tensor([[5.0, 0.0, 4.0]]) / 41**0.5
-    assert torch.allclose(channel_energy(features), expected)
-    assert torch.equal(channel_energy(torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2))
+def test_feature_term_compares_directions():
+    student, teacher = torch.tensor([[5.0, 0.0, 4.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    term = FeatureTerm(Features(weight=2.0))
+    views = [View(torch.zeros(1, 2), (energies,)) for energies in (student, 7 * student, teacher)]
+    batch = Batch(torch.zeros(1, dtype=torch.int64), (8, 8))
+    assert term(views[0], views[1], batch)["features"].item() == pytest.approx(0, abs=1e-12)
+    # Two directions at a right angle are sqrt(2) apart: 2 over 3 channels.
+    assert term(views[0], views[2], batch)["features"].item() == pytest.approx(2 * 2 / 3)
 
 
 def test_cam_gradient_needs_only_the_head():
