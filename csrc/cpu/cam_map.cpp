@@ -244,7 +244,6 @@ Sums pass(const MapJob& job, const Scratch& scratch, const float* other, const S
       const Wide difference = bottom - top;
       Wide sum{};
       Wide weighted{};
-      WideMask tie{};
       for (int64_t y = first; y < end; ++y) {
         const float weight = job.rows.weights[y];
         const Wide value = top + weight * difference;
@@ -256,7 +255,6 @@ Sums pass(const MapJob& job, const Scratch& scratch, const float* other, const S
         weighted += weight * d;
         all_dn += d * n;
         if (kLoss) all_squared += d * d;
-        tie = tie | (value == low) | (value == peak);
       }
       all_d += sum;
       if (!with_gradient) continue;
@@ -267,7 +265,11 @@ Sums pass(const MapJob& job, const Scratch& scratch, const float* other, const S
       store(pulled + (sum - weighted), near);
       load(far, pulled);
       store(pulled + weighted, far);
-      if (any(tie)) find_ties(job, scratch, row, i, least, stretch.peak, sums);
+      // An extremum that is met anywhere between two coarse rows is met at the first or the last pixel.
+      const Wide start = top + job.rows.weights[first] * difference;
+      const Wide stop = top + job.rows.weights[end - 1] * difference;
+      const WideMask tie = (start == low) | (start == peak) | (stop == low) | (stop == peak);
+      if (any(tie & first_lanes(job.columns.pixels - i))) find_ties(job, scratch, row, i, least, stretch.peak, sums);
     }
     sums.d += sum_lanes_double(all_d);
     sums.dn += sum_lanes_double(all_dn);
@@ -289,12 +291,16 @@ void finish_slope(const MapJob& job, const Scratch& scratch, const Stretch& stre
     const float* pulled = scratch.pulled + row * scratch.stride;
     double carried = 0.0;  // from the interval on the left
     for (int64_t column = 0; column < job.columns.positions; ++column) {
-      double sum = 0.0;
-      double weighted = 0.0;
-      for (int64_t x = job.columns.starts[column]; x < job.columns.starts[column + 1]; ++x) {
-        sum += pulled[x];
-        weighted += static_cast<double>(job.columns.weights[x]) * pulled[x];
+      Wide sums_by_lane{};
+      Wide weighted_by_lane{};
+      const int64_t end = job.columns.starts[column + 1];
+      for (int64_t x = job.columns.starts[column]; x < end; x += kLanes) {
+        const Wide pixels = select(first_lanes(end - x), read(pulled + x, Wide{}), Wide{});
+        sums_by_lane += pixels;
+        weighted_by_lane += read(job.columns.weights + x, Wide{}) * pixels;
       }
+      const double sum = sum_lanes(sums_by_lane);
+      const double weighted = sum_lanes(weighted_by_lane);
       const int64_t i = row * job.columns.positions + column;
       const double total = carried + (sum - weighted) + low_share * low_ties[i] + peak_share * peak_ties[i];
       slope[i] = coarse[i] <= 0.0f ? 0.0f : static_cast<float>(scale * total);

@@ -57,29 +57,27 @@ void plus_plus_weights(const T* activations, const T* gradients, int64_t count, 
 
 // coarse += the sum over rows of weight times activation.
 template <int kRows, typename T>
-void add_weighted_rows(const T* activations, const float (&weights)[kRows], int64_t count, Totals& coarse) {
+void add_weighted_rows(const T* activations, const float (&weights)[kRows], int64_t count, float* coarse) {
   float buffer[kRows][kBlock];
-  for (int64_t start = 0; start < count;) {
-    const int64_t size = block_of<T>(count - start);
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int64_t size = count - start < kBlock ? count - start : kBlock;
     const Rows a = read_rows(activations + start, count, size, buffer);
-    coarse.add_rows<kRows>(start, size,
-                           [&](int row, int64_t i, auto type) { return weights[row] * a.get(row, i, type); });
-    start += size;
+    add_rows<kRows>(coarse + start, size,
+                    [&](int row, int64_t i, auto type) { return weights[row] * a.get(row, i, type); });
   }
 }
 
 template <int kRows, typename T>
-void add_products(const T* activations, const T* gradients, float least, int64_t count, Totals& coarse) {
+void add_products(const T* activations, const T* gradients, float least, int64_t count, float* coarse) {
   float a_buffer[kRows][kBlock];
   float g_buffer[kRows][kBlock];
-  for (int64_t start = 0; start < count;) {
-    const int64_t size = block_of<T>(count - start);
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int64_t size = count - start < kBlock ? count - start : kBlock;
     const Rows a = read_rows(activations + start, count, size, a_buffer);
     const Rows g = read_rows(gradients + start, count, size, g_buffer);
-    coarse.add_rows<kRows>(start, size, [&](int row, int64_t i, auto type) {
+    add_rows<kRows>(coarse + start, size, [&](int row, int64_t i, auto type) {
       return no_less(g.get(row, i, type), least) * a.get(row, i, type);
     });
-    start += size;
   }
 }
 
@@ -88,12 +86,11 @@ template <typename T>
 void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradients, int64_t image, float* coarse) {
   const int64_t positions = job.positions;
   const float least = least_weight(job.kind, job.clamp);
-  Totals totals{coarse};
   for_each_group(job.channels, [&](int64_t channel, auto group) {
     constexpr int kRows = decltype(group)::value;
     const T* a = activations + channel * positions;
     const T* g = gradients + channel * positions;
-    if (by_element(job.kind)) return add_products<kRows>(a, g, least, positions, totals);
+    if (by_element(job.kind)) return add_products<kRows>(a, g, least, positions, coarse);
     float weights[kRows];
     if (job.kind == CamKind::kGradCam) {
       mean_weights(g, positions, job.clamp, weights);
@@ -101,9 +98,8 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
       plus_plus_weights(a, g, positions, job.factor[image], job.eps, weights);
     }
     __builtin_memcpy(job.weights + image * job.channels + channel, weights, sizeof weights);
-    add_weighted_rows(a, weights, positions, totals);
+    add_weighted_rows(a, weights, positions, coarse);
   });
-  totals.finish(positions);
 }
 
 // Memory as (positions, channels), of which `count` channels from `first` on: their weights.
@@ -112,14 +108,12 @@ void column_weights(const CoarseJob& job, const T* activations, const T* gradien
                     float* weights) {
   for (int64_t i = 0; i < count; ++i) weights[i] = 0.0f;
   if (job.kind == CamKind::kGradCam) {
-    Totals totals{weights};
     for_each_group(job.positions, [&](int64_t position, auto group) {
       constexpr int kRows = decltype(group)::value;
       float buffer[kRows][kBlock];
       const Rows g = read_rows(gradients + position * job.channels, job.channels, count, buffer);
-      totals.add_rows<kRows>(0, count, [&](int row, int64_t i, auto type) { return g.get(row, i, type); });
+      add_rows<kRows>(weights, count, [&](int row, int64_t i, auto type) { return g.get(row, i, type); });
     });
-    totals.finish(count);
     const float positions = static_cast<float>(job.positions);
     for (int64_t i = 0; i < count; ++i) weights[i] = at_least(weights[i] / positions, job.clamp);
     return;

@@ -9,12 +9,6 @@ namespace {
 
 constexpr int kGroup = 8;  // rows that are added up side by side
 
-// How many elements of a row are converted at once; float needs no conversion.
-template <typename T>
-SYNQ_INLINE int64_t block_of(int64_t count) {
-  return std::is_same_v<T, float> || count < kBlock ? count : kBlock;
-}
-
 // The values as float: the memory itself, or a converted copy in `buffer`.
 template <typename T>
 SYNQ_INLINE const float* as_floats(const T* x, int64_t count, float* buffer) {
@@ -118,15 +112,14 @@ SYNQ_INLINE void total_rows(const T* x, const T* y, int64_t count, float (&total
   float y_buffer[kSide][kBlock];
   for (int first = 0; first < kRows; first += kSide) {
     Four sums{};
-    for (int64_t start = 0; start < count;) {
-      const int64_t size = block_of<T>(count - start);
+    for (int64_t start = 0; start < count; start += kBlock) {
+      const int64_t size = count - start < kBlock ? count - start : kBlock;
       const Rows a = read_rows(x + first * count + start, count, size, x_buffer);
       const Rows b = x == y ? a : read_rows(y + first * count + start, count, size, y_buffer);
       sums.add(size, [&](int row, int64_t i, auto type) {
         row = row < kSide ? row : kSide - 1;
         return term(first + row, a.get(row, i, type), b.get(row, i, type));
       });
-      start += size;
     }
     const Quad four = finish(sums.totals());
     __builtin_memcpy(totals + first, &four, kSide * sizeof(float));
@@ -143,35 +136,22 @@ SYNQ_INLINE V sum_rows(int64_t i, const V& type, Term term) {
   }
 }
 
-// Sums by place, a block at a time. Where the last block is whole vectors and a rest, the vector that ends the block
-// has sums of its own: had it some in common with the vector before it, each would wait for what the other has stored.
-struct Totals {
-  float* values;
-  float last[kLanes] = {};
-  int64_t last_start = -1;
-
-  // values[i] += the sum over rows of term(row, i, a value of the vector's type), as a tree.
-  template <int kRows, typename Term>
-  SYNQ_INLINE void add_rows(int64_t start, int64_t count, Term term) {
-    float* block = values + start;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      store(read(block + i, Wide{}) + sum_rows<kRows>(i, Wide{}, term), block + i);
-    }
-    if (i == count) return;
-    if (count >= kLanes) {
-      store(read(last, Wide{}) + sum_rows<kRows>(count - kLanes, Wide{}, term), last);
-      last_start = start + count - kLanes;
-    } else {
-      for (; i < count; ++i) block[i] += sum_rows<kRows>(i, 0.0f, term);
-    }
+// total[i] += the sum over rows of term(row, i, a value of the vector's type), as a tree.
+template <int kRows, typename Term>
+SYNQ_INLINE void add_rows(float* total, int64_t count, Term term) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(read(total + i, Wide{}) + sum_rows<kRows>(i, Wide{}, term), total + i);
   }
-
-  void finish(int64_t count) {
-    if (last_start < 0) return;
-    for (int64_t i = count - count % kLanes; i < count; ++i) values[i] = last[i - last_start];
+  if (i == count) return;
+  if (count >= kLanes) {
+    const int64_t last = count - kLanes;
+    const Wide before = read(total + last, Wide{});
+    store(select(last_lanes(count - i), before + sum_rows<kRows>(last, Wide{}, term), before), total + last);
+  } else {
+    for (; i < count; ++i) total[i] += sum_rows<kRows>(i, 0.0f, term);
   }
-};
+}
 
 }  // namespace
 }  // namespace synq::cpu

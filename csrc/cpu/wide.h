@@ -61,6 +61,7 @@ SYNQ_LANEWISE(>)
 SYNQ_LANEWISE(==)
 SYNQ_LANEWISE(!=)
 SYNQ_LANEWISE(|)
+SYNQ_LANEWISE(&)
 #undef SYNQ_ARITHMETIC
 #undef SYNQ_LANEWISE
 
@@ -123,6 +124,11 @@ SYNQ_INLINE void write_floats(float* row, int64_t count, Value value) {
 }
 
 constexpr float kLaneNumbers[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// The first `count` lanes, all of them from 16 on.
+SYNQ_INLINE WideMask first_lanes(int64_t count) {
+  return read(kLaneNumbers, Wide{}) < all_lanes<Wide>(static_cast<float>(count) - 0.5f);
+}
 
 // The last `count` lanes.
 SYNQ_INLINE WideMask last_lanes(int64_t count) {
