@@ -19,6 +19,11 @@ class Timing:
     how: str = "wall clock"
     """The clock; on a GPU also whether a CUDA graph was timed, and on how many inputs."""
 
+    def divided(self, works: int) -> Timing:
+        """The time of one of several pieces of work that a call does."""
+        fields = (self.median, self.fastest, self.quartile_range)
+        return Timing(*(value / works for value in fields), self.rounds, self.how)
+
 
 @dataclass(frozen=True)
 class Comparison:
