@@ -14,11 +14,13 @@ from .engine import Parts, engine_trainer
 from .plain_passes import plain_step
 from .published import published_step, step_config
 from .step_memory import PROGRAMS, step_peak
-from .tables import Cell, Table
+from .tables import Cell, Table, targets_table
 
 CASES = [Case(RESNET20, 16), Case(RESNET20, 64)]
 Compare = Callable[..., harness.Comparison]
 Show = Callable[[Table], None]
+Tell = Callable[[str], None]
+Rounds = Callable[[int], int]
 
 FIRST, LATE = "published, first 20 steps", "published, 1000th step"
 LEAN, PLAIN = "same mathematics, 10F, channels_last", "plain passes, 9F"
@@ -50,22 +52,17 @@ def bench_step(case: Case, compare: Compare, show: Show) -> None:
         columns,
         ours="ours",
         clock="wall",
-        rounds=work.rounds(11, 4),
-        warmup=work.rounds(2, 1),
+        rounds=work.rounds(7, 3),
+        warmup=1,
     )
-    targets = TARGETS.get(case.model, {})
-    lines = [
-        (name, least, row.speed_ups()[name], "holds" if row.speed_ups()[name] >= least else "no")
-        for name, least in targets.items()
-    ]
-    if lines:
-        show(Table("step", f"{row.title}: targets", ("ours to", "at least", "is", ""), lines))
+    if case.model in TARGETS:
+        show(targets_table(row, TARGETS[case.model]))
 
 
 @only_engines_allocator
-def bench_breakdown(case: Case, allocator: str, show: Show) -> None:
+def bench_breakdown(first_case: Case, allocator: str, show: Show, rounds_of: Rounds) -> None:
     """Where our step's time goes, and what it costs beyond the plain passes."""
-    work = load(case)
+    work = load(first_case)
     trainer = engine_trainer(work)
     show(
         breakdown.breakdown(
@@ -74,15 +71,15 @@ def bench_breakdown(case: Case, allocator: str, show: Show) -> None:
             trainer.advance,
             plain_step(work.teacher.module, work.images),
             partial(breakdown.step_scopes, trainer),
-            rounds=work.rounds(9, 3),
+            rounds=rounds_of(work.rounds(9, 3)),
         )
     )
 
 
 @only_engines_allocator
-def bench_parts(case: Case, compare: Compare, show: Show) -> None:
+def bench_parts(first_case: Case, compare: Compare, show: Show) -> None:
     """What SynQ's three parts add to the method that it builds on."""
-    work = load(case)
+    work = load(first_case)
     variants = {
         "SynQ": Parts(),
         "without low-pass filter": Parts(low_pass=False),
@@ -96,7 +93,7 @@ def bench_parts(case: Case, compare: Compare, show: Show) -> None:
         columns,
         ours="SynQ",
         clock="wall",
-        rounds=work.rounds(21, 5),
+        rounds=work.rounds(15, 5),
         warmup=work.rounds(2, 1),
     )
     whole = row.timings["SynQ"].median
@@ -113,11 +110,11 @@ def bench_parts(case: Case, compare: Compare, show: Show) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def bench_memory(case: Case, show: Show, request: pytest.FixtureRequest) -> None:
+def bench_memory(first_case: Case, show: Show, request: pytest.FixtureRequest) -> None:
     """Peak memory of a step beyond what stays between steps, each in a process of its own."""
-    work = load(case)
+    work = load(first_case)
     threads = request.config.getoption("--threads")
-    peaks = {name: step_peak(name, case, threads) for name in PROGRAMS}
+    peaks = {name: step_peak(name, first_case, threads) for name in PROGRAMS}
     lines = [(name, peak / 2**20, peak / peaks["published"]) for name, peak in peaks.items()]
     setting = harness.allocator_settings()[-1]
     show(
@@ -132,14 +129,16 @@ def bench_memory(case: Case, show: Show, request: pytest.FixtureRequest) -> None
 
 @asked("switches")
 @only_engines_allocator
-def bench_switches(case: Case, allocator: str, show: Show, tell: Callable[[str], None]) -> None:
+def bench_switches(
+    first_case: Case, allocator: str, show: Show, tell: Tell, rounds_of: Rounds
+) -> None:
     """What each inefficiency of the published step costs."""
-    work = load(case)
+    work = load(first_case)
     lines = []
     for name in switches.step_switches():
         tell(name)
         variant = switches.step_variant(work, name)
-        lines.append(switches.costs(variant, rounds=work.rounds(7, 3)))
+        lines.append(switches.costs(variant, rounds=rounds_of(work.rounds(7, 3))))
     note = (
         f"leak_hooks: the hooks that step {switches.AGE} finds. Switches of the CAM object are on "
         f"in a lean step with the separate CAM pass"
@@ -152,9 +151,9 @@ AGED = 2000
 
 @asked("aging")
 @only_engines_allocator
-def bench_aging(case: Case, compare: Compare, tell: Callable[[str], None]) -> None:
+def bench_aging(first_case: Case, compare: Compare, tell: Tell) -> None:
     """A step of a run that has done 2,000 against one of a new run, in turns."""
-    work = load(case)
+    work = load(first_case)
     aged, new = engine_trainer(work), engine_trainer(work)
     for step in range(AGED):
         if step % 500 == 0:

@@ -12,10 +12,15 @@ from .cases import RESNET20, Case, asked, load
 from .engine import EngineSynthesis
 from .plain_passes import plain_synthesis
 from .published import PublishedIterations, synthesis_config
-from .tables import Table
+from .tables import Table, targets_table
+
+Compare = Callable[..., harness.Comparison]
+Show = Callable[[Table], None]
+Tell = Callable[[str], None]
+Rounds = Callable[[int], int]
 
 CASES = [Case(RESNET20, 256)]
-ITERATIONS = 4
+ITERATIONS = 2
 """Of one timed call: with augmentation half of them have it, without chance deciding."""
 PUBLISHED, PLAIN = "published", "plain passes, 2F"
 TARGETS = {"resnet18": {PUBLISHED: 2.5}}
@@ -30,9 +35,7 @@ def _call_each(call: Callable[[], object]) -> None:
         call()
 
 
-def bench_synthesis(
-    case: Case, compare: Callable[..., harness.Comparison], show: Callable[[Table], None]
-) -> None:
+def bench_synthesis(case: Case, compare: Compare, show: Show) -> None:
     """Half of the iterations of large images are augmented, as published; small ones never are."""
     work = load(case)
     config = synthesis_config(work)
@@ -51,18 +54,16 @@ def bench_synthesis(
         warmup=1,
         works=ITERATIONS,
     )
-    lines = [
-        (name, least, row.speed_ups()[name], "holds" if row.speed_ups()[name] >= least else "no")
-        for name, least in TARGETS.get(case.model, {}).items()
-    ]
-    if lines:
-        show(Table("synthesis", f"{row.title}: targets", ("ours to", "at least", "is", ""), lines))
+    if case.model in TARGETS:
+        show(targets_table(row, TARGETS[case.model]))
 
 
 @only_engines_allocator
-def bench_synthesis_breakdown(case: Case, allocator: str, show: Callable[[Table], None]) -> None:
+def bench_synthesis_breakdown(
+    first_case: Case, allocator: str, show: Show, rounds_of: Rounds
+) -> None:
     """Where our iteration's time goes, and what it costs beyond the plain passes."""
-    work = load(case)
+    work = load(first_case)
     ours = EngineSynthesis(work, augment=work.large, iterations=ITERATIONS)
     show(
         breakdown.breakdown(
@@ -71,7 +72,7 @@ def bench_synthesis_breakdown(case: Case, allocator: str, show: Callable[[Table]
             ours,
             plain_synthesis(work.teacher.module, work.images),
             partial(breakdown.synthesis_scopes, ours.synthesizers),
-            rounds=work.rounds(5, 3),
+            rounds=rounds_of(work.rounds(5, 3)),
             works=ITERATIONS,
         )
     )
@@ -80,14 +81,14 @@ def bench_synthesis_breakdown(case: Case, allocator: str, show: Callable[[Table]
 @asked("switches")
 @only_engines_allocator
 def bench_synthesis_switches(
-    case: Case, allocator: str, show: Callable[[Table], None], tell: Callable[[str], None]
+    first_case: Case, allocator: str, show: Show, tell: Tell, rounds_of: Rounds
 ) -> None:
     """What each inefficiency of the published loop costs."""
-    work = load(case)
+    work = load(first_case)
     lines = []
     for name in switches.synthesis_switches(work):
         tell(name)
-        variant = switches.synthesis_variant(work, name, 2)
-        lines.append(switches.costs(variant, rounds=work.rounds(5, 3), works=2))
+        variant = switches.synthesis_variant(work, name, ITERATIONS)
+        lines.append(switches.costs(variant, rounds=rounds_of(work.rounds(5, 3)), works=ITERATIONS))
     title = f"{work.title}: cost of each published inefficiency"
     show(switches.table("synthesis", title, lines, "leak_hooks: with SynQ's layered statistics"))

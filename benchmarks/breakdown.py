@@ -23,6 +23,7 @@ from synq_fast.finetune.trainer import Trainer
 from synq_fast.synthesis.pixels import PixelSynthesizer
 
 from . import harness
+from .rows import seconds
 from .tables import Table
 
 TEACHER, STUDENT, BACKWARD = "teacher forward", "student forward", "backward"
@@ -165,8 +166,10 @@ def shares(call: Callable[[], object], calls: int = 3) -> dict[str, float]:
     for event, part in zip(events, parts_of(events), strict=True):
         times[part] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     if on_gpu:
-        times[OTHER] += max(0.0, wall - sum(times.values()))
-    total = sum(times.values())
+        total = max(wall, sum(times.values()))
+        times[OTHER] += total - sum(times.values())
+    else:
+        total = next(event.cpu_time_total for event in events if event.name == _ROOT)
     return {part: spent / total for part, spent in times.items()}
 
 
@@ -202,7 +205,7 @@ def breakdown(
     lines.append(("all", sum(share.values())))
     rows = [(name, 1e3 * s * whole, 100 * s, s * whole / floor) for name, s in lines]
     note = (
-        f"plain passes alone: {1e3 * floor:.3g} ms; everything else costs "
-        f"{100 * (whole / floor - 1):+.0f} % on top"
+        f"the plain passes alone take {seconds(floor)}; with everything else it is "
+        f"{100 * (whole / floor - 1):+.0f} %"
     )
     return Table(suite, title, ("part", "ms", "%", "of plain passes"), rows, note)

@@ -75,9 +75,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Measure each row under every allocator setting, unless the suite chooses one."""
     marks = metafunc.definition.iter_markers("parametrize")
     chosen = any(mark.args[0] == "allocator" for mark in marks)
-    if "case" in metafunc.fixturenames:
+    for name in {"case", "first_case"} & set(metafunc.fixturenames):
         found = cases.chosen(metafunc.config, metafunc.module.CASES)
-        metafunc.parametrize("case", found, ids=lambda case: f"{case.model}-{case.batch}")
+        found = found[:1] if name == "first_case" else found
+        metafunc.parametrize(name, found, ids=lambda case: f"{case.model}-{case.batch}")
     if "allocator" in metafunc.fixturenames and not chosen:
         metafunc.parametrize("allocator", harness.allocator_settings(), indirect=True)
 
@@ -112,6 +113,12 @@ def allocator(request: pytest.FixtureRequest) -> Iterator[str]:
 def show(request: pytest.FixtureRequest) -> Callable[[Table], None]:
     """Keep a table for the end of the run."""
     return request.config.stash[_TABLES].append
+
+
+@pytest.fixture
+def rounds_of(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """The rounds that the options ask for, else a suite's own number."""
+    return lambda own: request.config.getoption("--rounds") or own
 
 
 @pytest.fixture

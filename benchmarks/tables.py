@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from .rows import Comparison
 
 Cell = str | float | None
 
@@ -40,9 +43,21 @@ class Table:
         return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
 
+def targets_table(row: Comparison, targets: Mapping[str, float]) -> Table:
+    """How many times faster ours is than some columns, and how many it should be at least."""
+    is_now = row.speed_ups()
+    lines: list[tuple[Cell, ...]] = [
+        (name, least, is_now[name], "holds" if is_now[name] >= least else "missed")
+        for name, least in targets.items()
+    ]
+    title = f"{row.case}, targets [allocator: {row.allocator}]"
+    return Table(row.suite, title, ("times faster than", "at least", "is", ""), lines)
+
+
 def _shown(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, str):
         return cell
-    return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    size = abs(cell)
+    return f"{cell:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
