@@ -69,8 +69,8 @@ def calibrated_student(
     student = build_student(graph, bits, Quantization()).eval()
     for name, (low, high) in ranges.items():
         quantizer = student.get_submodule(f"quantize_{name}")
-        quantizer.range_min.fill_(low)
-        quantizer.range_max.fill_(high)
+        quantizer.get_buffer("range_min").fill_(low)
+        quantizer.get_buffer("range_max").fill_(high)
     return student
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from .baselines.published_config import PublishedStepConfig
 from .baselines.published_step import PublishedStep, build_published_student
@@ -69,9 +70,10 @@ class PublishedIterations:
             iterations: of one call, an even number.
             layered: add SynQ's layered term, with the running statistics in the centres' place.
         """
-        module, statistics = work.teacher.module, None
+        module: nn.Module = work.teacher.module
+        statistics: list[Any] | None = None
         if layered:
-            norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
             statistics = [(norm.running_mean, norm.running_var) for norm in norms]
         self._run = PublishedSynthesis(module, work.labels, config, statistics)
         chances = (1.0, 0.0) if config.augment_probability else (0.0,)

@@ -85,7 +85,8 @@ def write_results(
 ) -> list[Path]:
     """Write one JSON file for each suite and return the paths."""
     paths = []
-    for suite in dict.fromkeys(found.suite for found in (*comparisons, *tables)):
+    suites = [row.suite for row in comparisons] + [table.suite for table in tables]
+    for suite in dict.fromkeys(suites):
         path = folder / f"{suite}-{harness.DEVICE.type}.json"
         rows = [row for row in comparisons if row.suite == suite]
         write_file(rows, path, threads, [table for table in tables if table.suite == suite])

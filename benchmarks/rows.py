@@ -21,8 +21,13 @@ class Timing:
 
     def divided(self, works: int) -> Timing:
         """The time of one of several pieces of work that a call does."""
-        fields = (self.median, self.fastest, self.quartile_range)
-        return Timing(*(value / works for value in fields), self.rounds, self.how)
+        return Timing(
+            self.median / works,
+            self.fastest / works,
+            self.quartile_range / works,
+            self.rounds,
+            self.how,
+        )
 
 
 @dataclass(frozen=True)

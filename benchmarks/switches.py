@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from .baselines.published_synthesis import PublishedSynthesisConfig
 from .cases import Workload
 from .published import PublishedIterations, published_step, step_config, synthesis_config
 from .tables import Table
+
+Cost = tuple[str, float, float, float, float]
 
 AGE = 1000
 """The step whose leaked hooks are measured: the hooks' cost grows with each."""
@@ -63,6 +65,8 @@ def synthesis_variant(work: Workload, switch: str, iterations: int) -> Variant:
     layered = switch == "leak_hooks"
     config = replace(synthesis_config(work), leak_hooks=layered)
     lean = config.lean()
+    on: dict[str, Any] = {switch: True}
+    off: dict[str, Any] = {switch: False}
 
     def run(config: PublishedSynthesisConfig) -> Callable[[], object]:
         return PublishedIterations(work, config, iterations, layered=layered)
@@ -70,15 +74,13 @@ def synthesis_variant(work: Workload, switch: str, iterations: int) -> Variant:
     return Variant(
         switch,
         run(config),
-        run(replace(config, **{switch: False})),
+        run(replace(config, **off)),
         run(lean),
-        run(replace(lean, **{switch: True})),
+        run(replace(lean, **on)),
     )
 
 
-def costs(
-    variant: Variant, *, rounds: int, works: int = 1, warmup: int = 1
-) -> tuple[str, float, float, float, float]:
+def costs(variant: Variant, *, rounds: int, works: int = 1, warmup: int = 1) -> Cost:
     """One line of the table: the switch, ms and % saved when off, ms and % added when on alone."""
     columns: Mapping[str, Callable[[], object]] = {
         "published": variant.published,
@@ -98,7 +100,7 @@ def costs(
     )
 
 
-def table(suite: str, title: str, rows: list[tuple[Any, ...]], note: str) -> Table:
+def table(suite: str, title: str, rows: Sequence[Cost], note: str) -> Table:
     """The lines as a table, the dearest first."""
     columns = ("switch", "off saves ms", "% of published", "on adds ms", "% of lean")
     return Table(suite, title, columns, sorted(rows, key=lambda row: -row[1]), note)

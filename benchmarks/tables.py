@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .rows import Comparison
@@ -18,7 +18,7 @@ class Table:
     title: str
     columns: tuple[str, ...]
     """The first names the rows."""
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     note: str = ""
 
     def __post_init__(self) -> None:
