@@ -17,6 +17,7 @@ from synq_fast import recipes
 from synq_fast.distributed import is_first_process
 from synq_fast.errors import LostRankError, RecipeError, SynqFastError
 from synq_fast.ops import BackendUnavailableError
+from synq_fast.progress import plain_warnings
 
 EMBEDDED = "digits-resnet20"
 _OWN_SET = {
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        status: int | None = options.run(options)
+        with plain_warnings():
+            status: int | None = options.run(options)
     except (SynqFastError, BackendUnavailableError) as error:
         # Those that lost another process have nothing to add to what that one says.
         if is_first_process() or not isinstance(error, LostRankError):

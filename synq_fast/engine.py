@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from synq_fast.allocator import keep_freed_memory
+from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.devices import chosen_device
 from synq_fast.distributed import Ranks, joined, restarted
@@ -27,19 +28,13 @@ from synq_fast.finetune.trainer import Record, Trainer
 from synq_fast.identity import describe, fingerprint, weights_hash
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
-from synq_fast.quant import (
-    ActivationQuantizer,
-    BitWidths,
-    find_tap_points,
-    held_weights,
-    observing,
-    trace,
-)
+from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student, save_model
 from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
 from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
 from synq_fast.synthesis.pixels import PixelSynthesizer
 from synq_fast.synthesis.shards import Shards
 
@@ -229,7 +224,8 @@ class _Run:
             return None
         resume = resume or (again and (Path(output) / "run.json").exists())
         identity = {**self.identity, "bits": str(self.bits)}
-        return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume)
+        seconds = self.recipe.finetune.checkpoint_seconds
+        return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume, seconds)
 
     def evaluate_on(self, evaluation: str | Path | EvaluationSet | None) -> None:
         """Remember the evaluation set and measure the teacher on it."""
@@ -266,6 +262,11 @@ class _Run:
     def synthesize(self, folder: Path | None) -> ImageBank:
         """The image bank, from the shards that are there and those that are missing."""
         recipe, ranks = self.recipe.synthesis, self.ranks
+        store = None
+        if folder is not None:
+            with ranks.first():
+                store = BankFolder(folder, self.fingerprint(recipe))
+        seconds = self.recipe.finetune.checkpoint_seconds
         synthesizer = PixelSynthesizer(
             BatchNormTeacher(self.graph, self.points),
             recipe,
@@ -273,16 +274,15 @@ class _Run:
             classes=self.teacher.num_classes,
             seed=self.seed,
             device=self.device,
+            checkpoints=PixelCheckpoints(folder, seconds) if folder else None,
         )
-        store = None
-        if folder is not None:
-            with ranks.first():
-                store = BankFolder(folder, self.fingerprint(recipe))
         counts = [
             min(recipe.batch_size, recipe.images - start)
             for start in range(0, recipe.images, recipe.batch_size)
         ]
         shards = Shards(len(counts), store, ranks)
+        for index in shards.found:
+            synthesizer.forget(index)
         missing = shards.missing()
         if missing and recipe.centers.weight:
             batches = -(-self.teacher.num_classes // recipe.batch_size)
@@ -294,7 +294,8 @@ class _Run:
             report = phase.in_turn(recipe.steps, recipe.batch_size)
             for index in own:
                 shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], report)))
-            made = shards.gather()
+                synthesizer.forget(index)
+            made = list(shards.gather())
         return concatenate(made, self.device)
 
     def student_from(
@@ -323,7 +324,11 @@ class _Run:
             kept = ranks.from_first(lambda: folder.read_metrics() if folder else {})
             self.metrics |= {k: kept[k] for k in ("post-training", "best seen") if k in kept}
         else:
-            self.calibrate(student, bank)
+            self.calibrate(student, bank, folder)
+            trainer.save()
+        if folder is not None:
+            folder.calibration.discard()
+        if trainer.done == 0 and "post-training" not in self.metrics:
             self._measure("post-training", student)
             if folder is not None:
                 folder.write_metrics(self.metrics)
@@ -353,8 +358,7 @@ class _Run:
             trainer.run(report)
         return student, history
 
-    @torch.no_grad()
-    def calibrate(self, student: fx.GraphModule, bank: ImageBank) -> None:
+    def calibrate(self, student: fx.GraphModule, bank: ImageBank, folder: RunFolder | None) -> None:
         """Find the activation ranges on filtered synthetic images.
 
         Every rank sees all batches: a range depends on those of the layers before it, batch by
@@ -364,14 +368,15 @@ class _Run:
         batches = BatchSource(
             bank, recipe.calibration_batch_size, (1.0, 1.0), self.recipe.filter, self.seed
         )
-        with (
-            self._phase("calibration", recipe.calibration_batches) as phase,
-            observing(student),
-            held_weights(student),
-        ):
-            for step in range(recipe.calibration_batches):
-                student(batches(step)[0])
-                phase.update(step + 1, {})
+        with self._phase("calibration", recipe.calibration_batches) as phase:
+            calibrate(
+                student,
+                batches,
+                recipe.calibration_batches,
+                report=lambda done: phase.update(done, {}),
+                checkpoint=folder.calibration if folder else None,
+                fingerprint=self.fingerprint(self.recipe, self.bits),
+            )
         # Equal already on equal devices; others may round differently.
         for quantizer in student.modules():
             if isinstance(quantizer, ActivationQuantizer):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from synq_fast.errors import SynqFastWarning
 
 _PLAIN_EVERY = 5.0
 
@@ -101,3 +105,20 @@ class Reporter:
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(title, total=total, values="")
             yield Phase(title, total, (progress, task), False)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print this package's warnings as sentences, each time, and others as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SynqFastWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, SynqFastWarning):
+                print(f"synq-fast: warning: {message}", file=sys.stderr)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show
+        yield

@@ -58,14 +58,17 @@ class Ranks:
         """This rank's consecutive part of ``count`` items; parts differ by one item at most."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def share(self, made: Mapping[int, Sequence[Tensor]], count: int) -> list[list[Tensor]]:
+    def share(self, made: Mapping[int, Sequence[Tensor]], count: int) -> Iterator[list[Tensor]]:
         """The items 0 to ``count - 1`` on every rank, each made by at least one of them.
+
+        They come one by one, as every rank asks for the next, so that not all need be in memory.
 
         Args:
             made: tensors by item, of the items that this rank has.
             count: number of items.
         """
-        return [list(made[index]) for index in range(count)]
+        for index in range(count):
+            yield list(made[index])
 
     def add(self, values: Tensor) -> None:
         """Replace ``values`` by their sum over the ranks."""
@@ -137,23 +140,21 @@ class GroupRanks(Ranks):
         value: T = values[0]
         return value
 
-    def share(self, made: Mapping[int, Sequence[Tensor]], count: int) -> list[list[Tensor]]:
+    def share(self, made: Mapping[int, Sequence[Tensor]], count: int) -> Iterator[list[Tensor]]:
         """The items 0 to ``count - 1`` on every rank, on the CPU; see ``Ranks.share``."""
-        own = {index: [t.cpu().contiguous() for t in tensors] for index, tensors in made.items()}
-        forms = self.collect({i: [(t.shape, t.dtype) for t in item] for i, item in own.items()})
-        shared = []
+        forms = self.collect({i: [(t.shape, t.dtype) for t in item] for i, item in made.items()})
         for index in range(count):
             holders = [rank for rank, form in enumerate(forms) if index in form]
-            item = own.get(index)
-            if item is None:
+            if index in made:
+                item = [tensor.cpu().contiguous() for tensor in made[index]]
+            else:
                 form = forms[holders[0]][index]
                 item = [torch.empty(shape, dtype=dtype) for shape, dtype in form]
             if len(holders) < self.size:
                 with _explained():
                     for tensor in item:
                         dist.broadcast(tensor, holders[0], self._patient)
-            shared.append(item)
-        return shared
+            yield item
 
     def add(self, values: Tensor) -> None:
         """Replace ``values`` by their sum over the ranks."""

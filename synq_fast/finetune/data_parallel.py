@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from synq_fast.distributed import Ranks
 from synq_fast.errors import DistributedError
 from synq_fast.finetune.trainer import Trainer
+from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
 
 
 def part_of_batch(ranks: Ranks, batch_size: int) -> slice:
@@ -66,23 +66,23 @@ def resume_together(trainer: Trainer, ranks: Ranks) -> bool:
     """
     if ranks.size == 1:
         return trainer.resume()
-    optimizer = trainer.optimizer
 
-    def state() -> tuple[int, dict[str, Tensor], dict[int, dict[str, Any]]] | None:
+    def state() -> tuple[int, list[Tensor], dict[str, Tensor], dict[str, Tensor]] | None:
         if not trainer.resume():
             return None
-        kept = optimizer.state_dict()["state"]
-        moments = {index: on_cpu(values) for index, values in kept.items()}
-        return trainer.done, on_cpu(trainer.student.state_dict()), moments
+        window = [terms.cpu() for terms in trainer.window]
+        weights, moments = trainer.student.state_dict(), optimizer_tensors(trainer.optimizer)
+        return trainer.done, window, _on_cpu(weights), _on_cpu(moments)
 
     found = ranks.from_first(state)
     if found is not None and not ranks.is_first:
-        trainer.done, weights, moments = found
+        trainer.done, window, weights, moments = found
+        device = next(trainer.student.parameters()).device
+        trainer.window = [terms.to(device) for terms in window]
         trainer.student.load_state_dict(weights)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        restore_optimizer(trainer.optimizer, moments)
     return found is not None
 
 
-def on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, tensors among them on the CPU."""
-    return {name: v.cpu() if isinstance(v, Tensor) else v for name, v in values.items()}
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in tensors.items()}

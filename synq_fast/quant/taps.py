@@ -26,7 +26,8 @@ class TapPoints:
     """The last convolution whose output is larger than 1 x 1: where the CAM is read."""
 
 
-def _is_addition(node: fx.Node) -> bool:
+def is_addition(node: fx.Node) -> bool:
+    """Whether a node adds two values."""
     name = getattr(node.target, "__name__", node.target)
     return node.op in ("call_function", "call_method") and (
         name == "add" or node.target in _ADDITIONS
@@ -54,7 +55,7 @@ def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
             norms.append(node.name)
         if is_convolution and node.name in spatial.names:
             convolutions.append(node.name)
-        if _is_addition(node) and len(operands) == 2:
+        if is_addition(node) and len(operands) == 2:
             # The body is the branch with more convolutions behind it than the shortcut.
             body = max(operands, key=depth.__getitem__)
             if isinstance(called_module(graph_module, body), nn.BatchNorm2d | nn.Conv2d):

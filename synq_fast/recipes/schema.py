@@ -144,6 +144,7 @@ class Finetune:
     precision: str = _choice("float32", "float32", "tf32", "bf16")
     """Arithmetic of the two networks; quantizers and losses stay in float32."""
     checkpoint_seconds: float = _number(30.0, 0)
+    """What a killed run may lose, in synthesis and calibration as well; 0 saves at every step."""
     distillation: Distillation = field(default_factory=Distillation)
     features: Features = field(default_factory=Features)
     perturbation: Perturbation = field(default_factory=Perturbation)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from synq_fast.errors import DataError, RunFolderError
-from synq_fast.files import read_tensors, write_tensors, write_text
+from synq_fast.files import (
+    read_tensors,
+    remove_leftovers,
+    storage_errors,
+    write_tensors,
+    write_text,
+)
 
 
 @dataclass
@@ -56,7 +62,9 @@ class BankFolder:
             DataError: the folder's manifest is damaged.
         """
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         manifest = folder / "bank.json"
         if manifest.exists():
             try:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from synq_fast.distributed import ALONE, Ranks
 from synq_fast.errors import NonFiniteLossError
+from synq_fast.out_of_memory import memory_errors
 from synq_fast.recipes.schema import Synthesis
 from synq_fast.seeding import generator_for
 from synq_fast.synthesis.losses import (
@@ -18,6 +19,7 @@ from synq_fast.synthesis.losses import (
     focal_class_loss,
     layered_weights,
 )
+from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoint, PixelCheckpoints
 from synq_fast.synthesis.transforms import random_resized_crop_flip
 
 StepReport = Callable[[int, dict[str, float]], None]
@@ -36,7 +38,9 @@ def optimize_pixels(
     images: Tensor,
     terms: Callable[[Tensor, int], LossTerms],
     schedule: _Schedule,
+    generator: torch.Generator,
     report: StepReport | None = None,
+    checkpoint: PixelCheckpoint | None = None,
 ) -> Tensor:
     """Minimize the sum of ``terms(images, step)`` over the pixels.
 
@@ -46,22 +50,29 @@ def optimize_pixels(
         images: (B, C, H, W) start, normalised space; not changed.
         terms: named scalar losses of the images at a step.
         schedule: steps and rates.
+        generator: all that ``terms`` draw from.
         report: called with the step and the values of the terms, every tenth step.
+        checkpoint: where to go on from, and where to save from time to time.
 
     Raises:
         NonFiniteLossError: a term is NaN or infinite; names the step and the term.
+        OutOfMemoryError: the batch does not fit; its BatchNorm statistics cannot be split.
     """
     images = images.clone().requires_grad_()
     optimizer = torch.optim.Adam([images], schedule.learning_rate)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, patience=schedule.patience, min_lr=schedule.min_learning_rate
     )
-    for step in range(schedule.steps):
-        losses = terms(images, step)
-        total = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad()
-        total.backward(inputs=[images])
-        optimizer.step()
+    done = checkpoint.restore(images, optimizer, plateau, generator) if checkpoint else 0
+    if done and report is not None:
+        report(done, {})
+    for step in range(done, schedule.steps):
+        with memory_errors("synthesis", "free memory or lower synthesis.batch_size"):
+            losses = terms(images, step)
+            total = torch.stack(list(losses.values())).sum()
+            optimizer.zero_grad()
+            total.backward(inputs=[images])
+            optimizer.step()
         value = total.item()
         if not torch.isfinite(total):
             bad = next(name for name, loss in losses.items() if not torch.isfinite(loss))
@@ -70,6 +81,8 @@ def optimize_pixels(
                 f"Lower synthesis.learning_rate, or check the teacher for NaN weights"
             )
         plateau.step(value)
+        if checkpoint is not None and checkpoint.due and step + 1 < schedule.steps:
+            checkpoint.save(step + 1, images, optimizer, plateau, generator)
         if report is not None and (step % 10 == 9 or step == schedule.steps - 1):
             report(step + 1, {name: loss.item() for name, loss in losses.items()})
     return images.detach()
@@ -92,8 +105,13 @@ class PixelSynthesizer:
         classes: int,
         seed: int,
         device: torch.device,
+        checkpoints: PixelCheckpoints | None = None,
     ) -> None:
-        """Prepare for images (C, H, W) of ``input_shape`` in ``classes`` classes."""
+        """Prepare for images (C, H, W) of ``input_shape`` in ``classes`` classes.
+
+        With ``checkpoints`` a killed process loses little of a batch, and nothing of the centres.
+        """
+        self.checkpoints = checkpoints
         self.teacher, self.recipe, self.seed = teacher, recipe, seed
         self.input_shape, self.classes, self.device = input_shape, classes, device
         self.center_targets: Targets | None = None
@@ -128,7 +146,13 @@ class PixelSynthesizer:
         schedule = _Schedule(
             recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience
         )
-        return optimize_pixels(start, terms, schedule, report), labels
+        checkpoint = self.checkpoints.of(_shard(index)) if self.checkpoints else None
+        return optimize_pixels(start, terms, schedule, generator, report, checkpoint), labels
+
+    def forget(self, index: int) -> None:
+        """Delete the checkpoint of a batch, once its images are in a shard."""
+        if self.checkpoints is not None:
+            self.checkpoints.of(_shard(index)).discard()
 
     def make_centers(self, report: StepReport | None = None, ranks: Ranks = ALONE) -> None:
         """Optimize one image per class and keep their statistics as targets of deep layers.
@@ -148,7 +172,7 @@ class PixelSynthesizer:
         made: dict[int, list[Tensor]] = {}
         groups = torch.arange(self.classes, device=self.device).split(self.recipe.batch_size)
         for index, labels in enumerate(groups):
-            # Drawn for the other ranks' images too: nobody's depend on how many ranks there are.
+            # Drawn for images that are kept or another rank's, too: the later ones depend on it.
             start = torch.randn(len(labels), *self.input_shape, generator=generator)
             if index not in ranks.mine(range(len(groups))):
                 continue
@@ -160,9 +184,33 @@ class PixelSynthesizer:
                     "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
                 }
 
-            made[index] = [optimize_pixels(start.to(self.device), terms, schedule, report)]
+            name = f"centers-{index:05d}"
+            made[index] = [self._kept(name, start, terms, schedule, generator, report)]
         shared = ranks.share(made, len(groups))
         self.center_targets = self._pooled_statistics([b.to(self.device) for (b,) in shared])
+
+    def _kept(
+        self,
+        name: str,
+        start: Tensor,
+        terms: Callable[[Tensor, int], LossTerms],
+        schedule: _Schedule,
+        generator: torch.Generator,
+        report: StepReport | None,
+    ) -> Tensor:
+        """Images that an earlier process finished, or new ones, which are then kept."""
+        keep = self.checkpoints
+        kept = keep.read_result(name) if keep else None
+        if kept is not None:
+            if report is not None:
+                report(schedule.steps, {})
+            return kept.to(self.device)
+        checkpoint = keep.of(name) if keep else None
+        start = start.to(self.device)
+        images = optimize_pixels(start, terms, schedule, generator, report, checkpoint)
+        if keep is not None:
+            keep.write_result(name, images)
+        return images
 
     @torch.no_grad()
     def _pooled_statistics(self, batches: list[Tensor]) -> Targets:
@@ -177,3 +225,7 @@ class PixelSynthesizer:
             shares = [share * torch.stack(pair) for pair in zip(means, squares, strict=True)]
             moments = [a + b for a, b in zip(moments, shares, strict=True)] if moments else shares
         return [(m.float(), (s - m.square()).float()) for m, s in moments]
+
+
+def _shard(index: int) -> str:
+    return f"shard-{index:05d}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from synq_fast.distributed import Ranks
 from synq_fast.synthesis.bank import BankFolder, ImageBank
 
@@ -16,36 +18,36 @@ class Shards:
     def __init__(self, count: int, folder: BankFolder | None, ranks: Ranks) -> None:
         """Look for the shards 0 to ``count - 1`` in the folder; every rank makes one of these."""
         self.count, self.folder, self.ranks = count, folder, ranks
-        self._found: dict[int, ImageBank] = {}
+        self.found: dict[int, ImageBank] = {}
+        """What this rank has."""
         self._look()
 
     def missing(self) -> list[int]:
         """Numbers of the shards that no rank has, the same on every rank."""
-        seen = set().union(*self.ranks.collect(list(self._found)))
+        seen = set().union(*self.ranks.collect(list(self.found)))
         return [index for index in range(self.count) if index not in seen]
 
     def add(self, index: int, shard: ImageBank) -> None:
         """Keep a shard that this rank has made."""
-        # Beside shards from the folder, which are on the CPU.
-        self._found[index] = ImageBank(shard.images.cpu(), shard.labels.cpu())
+        # On the CPU, as those from the folder and from other ranks.
+        self.found[index] = ImageBank(shard.images.cpu(), shard.labels.cpu())
         if self.folder is not None:
-            self.folder.write(index, self._found[index])
+            self.folder.write(index, self.found[index])
 
-    def gather(self) -> list[ImageBank]:
+    def gather(self) -> Iterator[ImageBank]:
         """All shards in order, once every rank has made its own."""
         self.ranks.wait()
         self._look()
-        held = {index: (shard.images, shard.labels) for index, shard in self._found.items()}
-        shards = [ImageBank(*tensors) for tensors in self.ranks.share(held, self.count)]
-        if self.folder is not None:
-            for index, shard in enumerate(shards):
-                if index not in self._found:
-                    self.folder.write(index, shard)
-        return shards
+        held = {index: (shard.images, shard.labels) for index, shard in self.found.items()}
+        for index, tensors in enumerate(self.ranks.share(held, self.count)):
+            shard = self.found.get(index) or ImageBank(*tensors)
+            if self.folder is not None and index not in self.found:
+                self.folder.write(index, shard)
+            yield shard
 
     def _look(self) -> None:
         for index in range(self.count):
-            if self.folder is not None and index not in self._found:
+            if self.folder is not None and index not in self.found:
                 shard = self.folder.read(index)
                 if shard is not None:
-                    self._found[index] = shard
+                    self.found[index] = shard

@@ -140,8 +140,7 @@ def test_learned_range_starts_at_the_observed_one():
 def test_gain_gradient_is_lsq_by_hand(gain):
     """Per element: (y - x) / gain inside, y / gain outside, over sqrt(n * (2^bits - 1)).
 
-    The images, here rows, have n = 2 elements each.
-    """
+    n counts the elements of one image."""
     bits = 2
     quantizer = observed("minmax", [torch.tensor([-1.0, 2.0])], bits, learn=True)
     with torch.no_grad():
@@ -151,8 +150,8 @@ def test_gain_gradient_is_lsq_by_hand(gain):
     (quantizer(x) * weight).sum().backward()
     # The levels of 2 bits on [-1, 2] are -1, 0, 1, 2, times the gain.
     slopes = [-1.0, (0.0 - 0.3), (1.0 - 1.2), 2.0]
-    expected = sum(w * s for w, s in zip(weight.flatten().tolist(), slopes, strict=True))
-    expected /= math.sqrt(2 * 3)
+    weights = weight.flatten().tolist()
+    expected = sum(w * s for w, s in zip(weights, slopes, strict=True)) / math.sqrt(2 * 3)
     assert quantizer.gain.grad.item() == pytest.approx(expected, rel=1e-5)
     assert x.grad.tolist() == [[0, 10], [100, 0]]
 
@@ -160,12 +159,12 @@ def test_gain_gradient_is_lsq_by_hand(gain):
 def test_gain_gradient_is_the_slope_of_the_output_where_all_is_clipped():
     # On [-1, 2] the zero point of 2 bits needs no rounding, so the output is smooth in the gain.
     quantizer = observed("minmax", [torch.tensor([-1.0, 2.0])], 2, learn=True)
-    x = torch.tensor([-5.0, 5.0, 7.0])
-    weight = torch.tensor([1.0, 2.0, 5.0])
+    x = torch.tensor([[-5.0, 5.0, 7.0]])
+    weight = torch.tensor([[1.0, 2.0, 5.0]])
     (quantizer(x) * weight).sum().backward()
 
     def value(gain: float) -> float:
         return (reference.fake_quantize(x, -gain, 2 * gain, 2) * weight).sum().item()
 
     slope = (value(1.01) - value(0.99)) / 0.02
-    assert quantizer.gain.grad.item() * math.sqrt(3) == pytest.approx(slope, rel=1e-4)
+    assert quantizer.gain.grad.item() * math.sqrt(3 * 3) == pytest.approx(slope, rel=1e-4)
