@@ -114,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(evaluate)
     evaluate.add_argument("--data", metavar="SET", help="labelled images: a name or a path")
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+    evaluate.add_argument("--batch-size", type=_at_least(1), default=256, metavar="N")
+    evaluate.add_argument(
+        "--precision", choices=["float32", "tf32", "bf16"], default="float32", help="of the network"
+    )
+    evaluate.add_argument(
+        "--workers", type=_at_least(0), metavar="N", help="processes that decode a folder's images"
+    )
 
     _bench_commands(commands)
     _command(commands, "info", _info, "versions, backends and what is missing", "synq-fast info")
@@ -210,6 +217,15 @@ def _shape(text: str) -> tuple[int, int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected C,H,W such as 3,32,32, got {text!r}") from None
     return channels, height, width
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -323,7 +339,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     if data is None:
         raise RecipeError("name the labelled images to evaluate on with --data")
     device = chosen_device(options.device)
-    result = evaluate(teacher, data, device=device, progress=sys.stderr.isatty())
+    result = evaluate(
+        teacher,
+        data,
+        batch_size=options.batch_size,
+        device=device,
+        progress=sys.stderr.isatty(),
+        precision=options.precision,
+        workers=options.workers,
+    )
     print(
         f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, {result.count} images"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,8 @@ from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, hel
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student, save_model
-from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
+from synq_fast.synthesis.assembly import BankAssembly, streams
+from synq_fast.synthesis.bank import Bank, BankFolder, ImageBank
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
 from synq_fast.synthesis.pixels import PixelSynthesizer
@@ -142,7 +144,7 @@ def synthesize(
     overrides: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> ImageBank:
+) -> Bank:
     """Make the synthetic images of a recipe alone; arguments as in ``quantize``.
 
     Args:
@@ -251,21 +253,18 @@ class _Run:
 
         def measured() -> EvaluationResult:
             assert self.evaluation is not None
+            bar = self.reporter.show and name != "latest"  # fine-tuning shows its own then
             with torch.no_grad(), held_weights(model):
-                return evaluate(model, self.evaluation)
+                return evaluate(model, self.evaluation, progress=bar)
 
         result = self.ranks.from_first(measured)
         self.metrics[name] = asdict(result)
         self.reporter.line(f"{name}: top-1 {result.top1:.2f} % of {result.count} images")
         return result
 
-    def synthesize(self, folder: Path | None) -> ImageBank:
+    def synthesize(self, folder: Path | None) -> Bank:
         """The image bank, from the shards that are there and those that are missing."""
         recipe, ranks = self.recipe.synthesis, self.ranks
-        store = None
-        if folder is not None:
-            with ranks.first():
-                store = BankFolder(folder, self.fingerprint(recipe))
         seconds = self.recipe.finetune.checkpoint_seconds
         synthesizer = PixelSynthesizer(
             BatchNormTeacher(self.graph, self.points),
@@ -276,10 +275,20 @@ class _Run:
             device=self.device,
             checkpoints=PixelCheckpoints(folder, seconds) if folder else None,
         )
+        store = None
+        if folder is not None:
+            with ranks.first():
+                store = BankFolder(folder, self.fingerprint(recipe))
         counts = [
             min(recipe.batch_size, recipe.images - start)
             for start in range(0, recipe.images, recipe.batch_size)
         ]
+        shape = self.teacher.input_shape
+        size = 4 * recipe.images * math.prod(shape)
+        streamed = streams(self.recipe.finetune.bank, size, self.device, store)
+        if streamed:
+            self.reporter.line(f"{size / 1e9:.1f} GB of images stream from {folder}")
+        assembly = BankAssembly(counts, shape, self.device, streamed=streamed)
         shards = Shards(len(counts), store, ranks)
         for index in shards.found:
             synthesizer.forget(index)
@@ -295,16 +304,16 @@ class _Run:
             for index in own:
                 shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], report)))
                 synthesizer.forget(index)
-            made = list(shards.gather())
-        return concatenate(made, self.device)
+            for index, shard in shards.gather():
+                assembly.put(index, shard)
+        return assembly.bank()
 
     def student_from(
-        self, bank: ImageBank, folder: RunFolder | None, evaluate_every: int
+        self, bank: Bank, folder: RunFolder | None, evaluate_every: int
     ) -> tuple[fx.GraphModule, list[Record]]:
         """Calibrate and fine-tune a student on the bank; returns it with its history."""
         ranks, recipe = self.ranks, self.recipe.finetune
         student = build_student(self.graph, self.bits, self.recipe.quantization).eval()
-        bank = ImageBank(bank.images.contiguous(memory_format=torch.channels_last), bank.labels)
         step = SynqStep(self.graph, student, self.points, recipe)
         part = part_of_batch(ranks, recipe.batch_size)
         share = (part.stop - part.start) / recipe.batch_size
@@ -355,10 +364,11 @@ class _Run:
                         if folder is not None:
                             folder.write_metrics(self.metrics)
 
-            trainer.run(report)
+            with closing(trainer.batches):
+                trainer.run(report)
         return student, history
 
-    def calibrate(self, student: fx.GraphModule, bank: ImageBank, folder: RunFolder | None) -> None:
+    def calibrate(self, student: fx.GraphModule, bank: Bank, folder: RunFolder | None) -> None:
         """Find the activation ranges on filtered synthetic images.
 
         Every rank sees all batches: a range depends on those of the layers before it, batch by
@@ -368,7 +378,7 @@ class _Run:
         batches = BatchSource(
             bank, recipe.calibration_batch_size, (1.0, 1.0), self.recipe.filter, self.seed
         )
-        with self._phase("calibration", recipe.calibration_batches) as phase:
+        with self._phase("calibration", recipe.calibration_batches) as phase, closing(batches):
             calibrate(
                 student,
                 batches,

@@ -120,5 +120,6 @@ def plain_warnings() -> Iterator[None]:
             else:
                 others(message, category, *where)
 
-        warnings.showwarning = show
+        # The place of a warning is only passed on, whatever its arguments are.
+        warnings.showwarning = show  # type: ignore[assignment]
         yield

@@ -59,9 +59,7 @@ class Ranks:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def share(self, made: Mapping[int, Sequence[Tensor]], count: int) -> Iterator[list[Tensor]]:
-        """The items 0 to ``count - 1`` on every rank, each made by at least one of them.
-
-        They come one by one, as every rank asks for the next, so that not all need be in memory.
+        """The items 0 to ``count - 1`` on every rank, one by one, each made by at least one rank.
 
         Args:
             made: tensors by item, of the items that this rank has.
@@ -173,8 +171,8 @@ class GroupRanks(Ranks):
         low = torch.stack([v.view(torch.int32).sum(dtype=torch.int64) for v in state.values()])
         high = low.clone()
         self.widen(low, high)
-        different = [name for name, equal in zip(state, (low == high).tolist(), strict=True)
-                     if not equal]  # fmt: skip
+        equal = (low == high).tolist()
+        different = [name for name, same in zip(state, equal, strict=True) if not same]
         if different:
             raise DistributedError(
                 f'the ranks no longer hold the same weights {when} (first: "{different[0]}"): one '

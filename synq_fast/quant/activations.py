@@ -115,6 +115,7 @@ class _GainedRange(torch.autograd.Function):
         inside = (x >= low) & (x <= high)
         slope = None
         if ctx.needs_input_grad[3]:
+            features = math.prod(x.shape[1:])
             moved = (grad * torch.where(inside, y - x, y)).sum(dtype=torch.float32)
-            slope = moved / (gain * math.sqrt(max(1, x.shape[1:].numel()) * (2**ctx.bits - 1)))
+            slope = moved / (gain * math.sqrt(max(1, features) * (2**ctx.bits - 1)))
         return grad * inside, None, None, slope, None

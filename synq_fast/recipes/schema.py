@@ -143,6 +143,9 @@ class Finetune:
     """Share of the area kept by the random crops; (1, 1) only mirrors."""
     precision: str = _choice("float32", "float32", "tf32", "bf16")
     """Arithmetic of the two networks; quantizers and losses stay in float32."""
+    bank: str = _choice("auto", "auto", "memory", "stream")
+    """Where the images are: "stream" reads each batch from the shards, "auto" does where the images
+    would take more than half of the free memory. The batches are the same."""
     checkpoint_seconds: float = _number(30.0, 0)
     """What a killed run may lose, in synthesis and calibration as well; 0 saves at every step."""
     distillation: Distillation = field(default_factory=Distillation)

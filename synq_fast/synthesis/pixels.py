@@ -172,7 +172,8 @@ class PixelSynthesizer:
         made: dict[int, list[Tensor]] = {}
         groups = torch.arange(self.classes, device=self.device).split(self.recipe.batch_size)
         for index, labels in enumerate(groups):
-            # Drawn for images that are kept or another rank's, too: the later ones depend on it.
+            # Drawn for images that are kept and for those of other ranks too: nobody's depend on
+            # how many ranks there are, or on what was made before.
             start = torch.randn(len(labels), *self.input_shape, generator=generator)
             if index not in ranks.mine(range(len(groups))):
                 continue
@@ -184,8 +185,9 @@ class PixelSynthesizer:
                     "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
                 }
 
-            name = f"centers-{index:05d}"
-            made[index] = [self._kept(name, start, terms, schedule, generator, report)]
+            made[index] = [
+                self._kept(f"centers-{index:05d}", start, terms, schedule, generator, report)
+            ]
         shared = ranks.share(made, len(groups))
         self.center_targets = self._pooled_statistics([b.to(self.device) for (b,) in shared])
 

@@ -19,7 +19,7 @@ class Shards:
         """Look for the shards 0 to ``count - 1`` in the folder; every rank makes one of these."""
         self.count, self.folder, self.ranks = count, folder, ranks
         self.found: dict[int, ImageBank] = {}
-        """What this rank has."""
+        """The shards that this rank has, by number."""
         self._look()
 
     def missing(self) -> list[int]:
@@ -29,21 +29,21 @@ class Shards:
 
     def add(self, index: int, shard: ImageBank) -> None:
         """Keep a shard that this rank has made."""
-        # On the CPU, as those from the folder and from other ranks.
-        self.found[index] = ImageBank(shard.images.cpu(), shard.labels.cpu())
-        if self.folder is not None:
-            self.folder.write(index, self.found[index])
+        # Beside shards from the folder, which are on the CPU.
+        shard = ImageBank(shard.images.cpu(), shard.labels.cpu())
+        self.found[index] = shard if self.folder is None else self.folder.write(index, shard)
 
-    def gather(self) -> Iterator[ImageBank]:
-        """All shards in order, once every rank has made its own."""
+    def gather(self) -> Iterator[tuple[int, ImageBank]]:
+        """All shards by number, once every rank has made its own; without a folder, only once."""
         self.ranks.wait()
         self._look()
         held = {index: (shard.images, shard.labels) for index, shard in self.found.items()}
         for index, tensors in enumerate(self.ranks.share(held, self.count)):
-            shard = self.found.get(index) or ImageBank(*tensors)
-            if self.folder is not None and index not in self.found:
-                self.folder.write(index, shard)
-            yield shard
+            shard = self.found.pop(index, None) or ImageBank(*tensors)
+            seen = held.pop(index, None) is not None
+            if self.folder is not None and not seen:
+                shard = self.folder.write(index, shard)
+            yield index, shard
 
     def _look(self) -> None:
         for index in range(self.count):

@@ -9,7 +9,7 @@ from synq_fast.finetune.micro_batch import MicroBatches, backward_in_parts
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
 from synq_fast.out_of_memory import is_out_of_memory
-from synq_fast.quant import WeightQuantized
+from synq_fast.quant.layers import WeightQuantized
 from synq_fast.synthesis.bank import ImageBank
 from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
@@ -86,14 +86,13 @@ def test_parts_give_the_gradients_of_the_whole(overrides, count, size):
 def test_parts_share_one_quantization_of_the_weights(monkeypatch):
     step = make_step()
     quantized = []
-    original = WeightQuantized.quantized_weight
+    original = WeightQuantized.derive
 
     def noted(layer):
-        if layer._held is None:
-            quantized.append(layer)
+        quantized.append(layer)
         return original(layer)
 
-    monkeypatch.setattr(WeightQuantized, "quantized_weight", noted)
+    monkeypatch.setattr(WeightQuantized, "derive", noted)
     backward_in_parts(step, tiny_images(6), tiny_labels(6), 2)
     layers = [m for m in step.student_module.modules() if isinstance(m, WeightQuantized)]
     assert quantized == layers
