@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -26,6 +27,10 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     for name, value in tensors.items():
         if name.startswith(_PREFIX):
             index, key = name.removeprefix(_PREFIX).split(".", 1)
-            # A copy: the tensors of a file are maps of it.
-            state.setdefault(int(index), {})[key] = value.clone()
+            state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            # PyTorch's fused optimizers walk through memory, and files know no memory format.
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)

@@ -51,10 +51,14 @@ class BatchSource:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and labels (B,) of a step."""
+        images, labels, crops = self.inputs(step)
+        return self.transformed(images, crops), labels
+
+    def inputs(self, step: int) -> Tensors:
+        """What ``read`` gives, read ahead where that pays."""
         if self.bank.streamed and self.prefetch and self._ahead is None:
             self._ahead = Prefetcher(self.read, self.bank.device, self.prefetch)
-        images, labels, crops = (self._ahead or self.read)(step)
-        return self.transformed(images, crops), labels
+        return (self._ahead or self.read)(step)
 
     def close(self) -> None:
         """End the background thread; a later call starts another."""

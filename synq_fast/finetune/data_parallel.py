@@ -46,16 +46,15 @@ class BatchMean:
         self.ranks, self.parameters, self.share = ranks, parameters, share
 
     @torch.no_grad()
-    def __call__(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average the gradients in place; returns the averaged losses."""
+    def __call__(self, terms: Tensor) -> Tensor:
+        """Average the gradients in place; returns the averaged terms (terms,)."""
         own = [p.grad for p in self.parameters if p.grad is not None]
-        values = torch.stack([loss.float() for loss in losses.values()])
-        flat = torch.cat([*(grad.flatten() for grad in own), values]).mul_(self.share)
+        flat = torch.cat([*(grad.flatten() for grad in own), terms.float()]).mul_(self.share)
         self.ranks.add(flat)
-        *parts, values = flat.split([*(grad.numel() for grad in own), len(losses)])
+        *parts, terms = flat.split([*(grad.numel() for grad in own), len(terms)])
         for grad, part in zip(own, parts, strict=True):
             grad.copy_(part.view(grad.shape))
-        return dict(zip(losses, values, strict=True))
+        return terms
 
 
 def resume_together(trainer: Trainer, ranks: Ranks) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,15 +19,19 @@ from synq_fast.finetune.step import SynqStep
 from synq_fast.out_of_memory import memory_errors
 from synq_fast.quant import ActivationQuantizer
 from synq_fast.recipes.schema import Finetune
+from synq_fast.replay import Replayed
 
 LOG_EVERY = 20
 Record = dict[str, float]
 Report = Callable[[Record], None]
-Reduction = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Reduction = Callable[[Tensor], Tensor]
 
 
 def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
-    """SGD over all parameters; activation ranges have their own rate and no decay."""
+    """SGD over all parameters; activation ranges have their own rate and no decay.
+
+    On a GPU the rates are tensors, which a recorded step reads anew each time.
+    """
     ranges = [
         p
         for module in student.modules()
@@ -35,9 +40,15 @@ def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
     ]
     known = {id(p) for p in ranges}
     weights = [p for p in student.parameters() if id(p) not in known]
-    groups = [{"params": weights, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}]
+    device = weights[0].device
+
+    def group(parameters: list[nn.Parameter], rate: float, decay: float) -> dict[str, Any]:
+        lr = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+        return {"params": parameters, "lr": lr, "weight_decay": decay}
+
+    groups = [group(weights, recipe.learning_rate, recipe.weight_decay)]
     if ranges:
-        groups.append({"params": ranges, "lr": recipe.range_learning_rate, "weight_decay": 0.0})
+        groups.append(group(ranges, recipe.range_learning_rate, 0.0))
     return torch.optim.SGD(
         groups,
         momentum=recipe.momentum,
@@ -72,7 +83,7 @@ class Trainer:
     ) -> None:
         """Prepare a run; with ``checkpoint`` it can be killed at any moment and resumed.
 
-        ``reduce`` sees the losses of each step, may change the gradients, and returns the losses
+        ``reduce`` sees the terms of each step, may change the gradients, and returns the terms
         to record: several processes average both.
         """
         self.reduce = reduce
@@ -81,7 +92,10 @@ class Trainer:
         seconds = recipe.checkpoint_seconds
         self.checkpoint = None if checkpoint is None else CheckpointFile(checkpoint, seconds)
         self.optimizer = build_optimizer(student, recipe)
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        # Ranks average gradients between the backward pass and the update.
+        work = self._whole_step if reduce is None else self._gradients
+        self._work = Replayed(work, batches.bank.device, record=recipe.cuda_graph)
         self.micro_batches = MicroBatches()
         self.done = 0
         self.window: list[Tensor] = []
@@ -145,27 +159,45 @@ class Trainer:
 
     def advance(self) -> Tensor:
         """Do one step; returns its terms in the order of ``step.term_names``."""
+        self._set_rates()
+        with memory_errors("fine-tuning", "free memory or lower finetune.batch_size"):
+            terms = self._work(*self.batches.inputs(self.done))
+            if self.reduce is not None:
+                terms = self.reduce(terms)
+                self._update()
+        self.done += 1
+        return terms
+
+    def _set_rates(self) -> None:
         factor = rate_factor(self.recipe, self.done)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
-        with memory_errors("fine-tuning", "free memory or lower finetune.batch_size"):
-            images, labels = self.batches(self.done)
-            self.optimizer.zero_grad()
-            losses = self.micro_batches(self.step, images, labels)
-            if self.reduce is not None:
-                losses = self.reduce(losses)
-            if self.recipe.max_gradient_norm:
-                nn.utils.clip_grad_norm_(self.step.parameters, self.recipe.max_gradient_norm)
-            self.optimizer.step()
-        self.done += 1
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _gradients(self, images: Tensor, labels: Tensor, crops: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
+        images = self.batches.transformed(images, crops)
+        losses = self.micro_batches(self.step, images, labels)
         return torch.stack([losses[name] for name in self.step.term_names])
+
+    def _update(self) -> None:
+        if self.recipe.max_gradient_norm:
+            nn.utils.clip_grad_norm_(self.step.parameters, self.recipe.max_gradient_norm)
+        self.optimizer.step()
+
+    def _whole_step(self, images: Tensor, labels: Tensor, crops: Tensor) -> Tensor:
+        terms = self._gradients(images, labels, crops)
+        self._update()
+        return terms
 
     def _record(self) -> Record:
         """Means over the window, which then begins anew."""
         self._check()
         means = torch.stack(self.window).cpu().mean(0).tolist()
         self.window.clear()
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = float(self.optimizer.param_groups[0]["lr"])
         names = self.step.term_names
         return {"step": self.done, "learning_rate": rate, **dict(zip(names, means, strict=True))}
 

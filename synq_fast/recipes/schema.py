@@ -47,6 +47,8 @@ class Synthesis:
     augment_probability: float = _number(0.0, 0, 1)
     """Share of steps that see every image randomly cropped and mirrored."""
     augment_scale: tuple[float, float] = field(default=(0.4, 1.0), metadata={"low": 0, "high": 1})
+    cuda_graph: bool = True
+    """On a GPU, record an iteration once and replay it."""
     centers: Centers = field(default_factory=Centers)
 
 
@@ -146,6 +148,10 @@ class Finetune:
     bank: str = _choice("auto", "auto", "memory", "stream")
     """Where the images are: "stream" reads each batch from the shards, "auto" does where the images
     would take more than half of the free memory. The batches are the same."""
+    cuda_graph: bool = True
+    """On a GPU, record the step once and replay it."""
+    compile: bool = False
+    """Run both networks through ``torch.compile``."""
     checkpoint_seconds: float = _number(30.0, 0)
     """What a killed run may lose, in synthesis and calibration as well; 0 saves at every step."""
     distillation: Distillation = field(default_factory=Distillation)

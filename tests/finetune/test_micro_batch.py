@@ -25,6 +25,10 @@ OPTIONS = {
 
 
 def make_step(seed=0, **overrides) -> SynqStep:
+    return make_pair(seed, **overrides)[0]
+
+
+def make_pair(seed=0, **overrides):
     """A student that is far from its teacher, so that no gradient is a small difference."""
     recipe = tiny_recipe(finetune__distillation__temperature=2.0, **overrides)
     teacher, student, points = tiny_pair(recipe, seed=seed)
@@ -34,7 +38,7 @@ def make_step(seed=0, **overrides) -> SynqStep:
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
                 weight = module.weight
                 weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
-    return SynqStep(teacher, student, points, recipe.finetune)
+    return SynqStep(teacher, student, points, recipe.finetune), student
 
 
 def gradients(step: SynqStep) -> list[torch.Tensor]:
@@ -174,13 +178,11 @@ def test_allocators_own_error_is_known():
 
 
 def trainer(path=None) -> Trainer:
-    step = make_step()
+    step, student = make_pair()
     recipe = tiny_recipe()
     bank = ImageBank(tiny_images(10), tiny_labels(10))
     batches = BatchSource(bank, 4, recipe.finetune.crop_scale, recipe.filter, 0)
-    return Trainer(
-        step, step.student_module, batches, recipe.finetune, checkpoint=path, fingerprint="p"
-    )
+    return Trainer(step, student, batches, recipe.finetune, checkpoint=path, fingerprint="p")
 
 
 def test_micro_batch_survives_a_resume_to_the_same_weights(tmp_path):
@@ -211,6 +213,6 @@ def test_memory_that_runs_out_beside_the_step_is_explained():
     def failing(step):
         raise allocator_error(3)
 
-    run.batches = failing
+    run.batches.inputs = failing
     with pytest.raises(OutOfMemoryError, match=r"fine-tuning ran out .*lower finetune\.batch_size"):
         run.run()

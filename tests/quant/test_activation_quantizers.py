@@ -167,4 +167,4 @@ def test_gain_gradient_is_the_slope_of_the_output_where_all_is_clipped():
         return (reference.fake_quantize(x, -gain, 2 * gain, 2) * weight).sum().item()
 
     slope = (value(1.01) - value(0.99)) / 0.02
-    assert quantizer.gain.grad.item() * math.sqrt(3) == pytest.approx(slope, rel=1e-4)
+    assert quantizer.gain.grad.item() * math.sqrt(3 * 3) == pytest.approx(slope, rel=1e-4)
