@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,9 @@ from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
+from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
-from synq_fast.saved_model import build_student, save_model
+from synq_fast.saved_model import build_student
 from synq_fast.synthesis.assembly import BankAssembly, streams
 from synq_fast.synthesis.bank import Bank, BankFolder, ImageBank
 from synq_fast.synthesis.losses import BatchNormTeacher
@@ -42,31 +43,6 @@ from synq_fast.synthesis.shards import Shards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-Metrics = dict[str, Any]
-
-
-@dataclass
-class QuantizationResult:
-    """What ``quantize`` made."""
-
-    model: nn.Module
-    """Fake-quantized, in eval mode, on the device that it was made on."""
-    history: list[Record]
-    """One record per logged step: step, learning rate, mean of each loss term."""
-    metrics: Metrics
-    """Accuracies where an evaluation set was given, and seconds per phase."""
-    teacher: Teacher = field(repr=False)
-    bits: BitWidths
-    recipe: Recipe = field(repr=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write the model as safetensors; ``synq_fast.load`` gives identical outputs.
-
-        Args:
-            path: a ``.safetensors`` file, replaced if it is there.
-        """
-        save_model(Path(path), self.model, self.teacher, self.bits, self.recipe)
 
 
 # Both train, also where the caller has switched gradients off.

@@ -93,7 +93,9 @@ def gradients(folder: Path, rank: int, world: int) -> dict[str, Any]:
         part = part_of_batch(ranks, 8)
         losses = step(images[part], labels[part])
         if world > 1:
-            losses = BatchMean(ranks, step.parameters, (part.stop - part.start) / 8)(losses)
+            mean = BatchMean(ranks, step.parameters, (part.stop - part.start) / 8)
+            averaged = mean(torch.stack(list(losses.values())))
+            losses = dict(zip(losses, averaged, strict=True))
     named = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     return {"gradients": named, "losses": losses}
 

@@ -39,10 +39,13 @@ def equal(a, b) -> bool:
 
 def test_any_number_of_ranks_makes_the_same_bank(outcomes):
     _, folder = outcomes
-    alone = sorted((folder / "run-1" / "bank").glob("shard-*"))
-    assert len(alone) == 5
+    alone = sorted((folder / "run-1" / "bank").iterdir())
+    assert [p.name for p in alone if p.suffix != ".json"] == [
+        *(f"centers-{index:05d}.safetensors" for index in range(2)),
+        *(f"shard-{index:05d}.safetensors" for index in range(5)),
+    ]
     for world in WORLDS[1:]:
-        bank = sorted((folder / f"run-{world}" / "bank").glob("shard-*"))
+        bank = sorted((folder / f"run-{world}" / "bank").iterdir())
         assert [p.name for p in bank] == [p.name for p in alone]
         assert all(a.read_bytes() == b.read_bytes() for a, b in zip(bank, alone, strict=True))
 
@@ -107,7 +110,7 @@ def test_ranks_end_with_one_model_and_one_history(outcomes, world):
     saved = load_file(folder / f"run-{world}" / "model.safetensors")
     assert equal(saved, first["model"])
     start = done[1, 0]["whole_run"]["history"][0]
-    assert first["history"][0] == pytest.approx(start, rel=1e-3)
+    assert first["history"][0] == pytest.approx(start, rel=1e-2)
 
 
 def test_stopped_run_goes_on_from_what_rank_0_has(outcomes):

@@ -47,7 +47,7 @@ class BatchMean:
 
     @torch.no_grad()
     def __call__(self, terms: Tensor) -> Tensor:
-        """Average the gradients in place; returns the averaged terms."""
+        """Average the gradients in place; returns the averaged terms (terms,)."""
         own = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([*(grad.flatten() for grad in own), terms.float()]).mul_(self.share)
         self.ranks.add(flat)
@@ -65,25 +65,23 @@ def resume_together(trainer: Trainer, ranks: Ranks) -> bool:
     """
     if ranks.size == 1:
         return trainer.resume()
-    optimizer = trainer.optimizer
 
-    def state() -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
+    def state() -> tuple[int, list[Tensor], dict[str, Tensor], dict[str, Tensor]] | None:
         if not trainer.resume():
             return None
-        return (
-            trainer.done,
-            on_cpu(trainer.student.state_dict()),
-            on_cpu(optimizer_tensors(optimizer)),
-        )
+        window = [terms.cpu() for terms in trainer.window]
+        weights, moments = trainer.student.state_dict(), optimizer_tensors(trainer.optimizer)
+        return trainer.done, window, _on_cpu(weights), _on_cpu(moments)
 
     found = ranks.from_first(state)
     if found is not None and not ranks.is_first:
-        trainer.done, weights, moments = found
+        trainer.done, window, weights, moments = found
+        device = next(trainer.student.parameters()).device
+        trainer.window = [terms.to(device) for terms in window]
         trainer.student.load_state_dict(weights)
-        restore_optimizer(optimizer, moments)
+        restore_optimizer(trainer.optimizer, moments)
     return found is not None
 
 
-def on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors on the CPU."""
-    return {name: value.cpu() for name, value in values.items()}
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in tensors.items()}
