@@ -76,11 +76,13 @@ class PixelCheckpoints:
         if not path.exists():
             return None
         try:
-            return read_tensors(path, checked=True)[0]["images"]
+            images = read_tensors(path, checked=True)[0]["images"]
         except (OSError, KeyError) as error:
             text = f"{path} is damaged ({error}); making these images again"
             warnings.warn(text, SynqFastWarning, stacklevel=2)
             return None
+        self.of(name).discard()  # a kill may have come before
+        return images
 
     def write_result(self, name: str, images: Tensor) -> None:
         """Keep the images of a finished optimization, whose checkpoint is of no use any more.
