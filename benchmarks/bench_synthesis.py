@@ -1,39 +1,94 @@
-"""One synthesis iteration of ResNet-20 at 32 pixels: the engine against the published loop."""
+"""One synthesis iteration: the engine against the published loop and the plain passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-import torch
+import pytest
 
-from synq_fast.models.resnet_cifar import cifar_resnet20
+from . import breakdown, harness, switches
+from .cases import RESNET20, Case, asked, load
+from .engine import EngineSynthesis
+from .plain_passes import plain_synthesis
+from .published import PublishedIterations, synthesis_config
+from .tables import Table, targets_table
 
-from . import harness
-from .baselines.published_synthesis import PublishedSynthesis, PublishedSynthesisConfig
-from .engine import engine_synthesis
+Compare = Callable[..., harness.Comparison]
+Show = Callable[[Table], None]
+Tell = Callable[[str], None]
+Rounds = Callable[[int], int]
 
-BATCH = 256
+CASES = [Case(RESNET20, 256)]
+ITERATIONS = 2
+"""Of one timed call: with augmentation half of them have it, without chance deciding."""
+PUBLISHED, PLAIN = "published", "plain passes, 2F"
+TARGETS = {"resnet18": {PUBLISHED: 2.5}}
+
+only_engines_allocator = pytest.mark.parametrize(
+    "allocator", harness.allocator_settings()[-1:], indirect=True
+)
 
 
-def bench_synthesis(compare: Callable[..., harness.Comparison]) -> None:
-    """A published batch of 256 images, without the augmentation that CIFAR does not have."""
-    teacher = cifar_resnet20().to(harness.DEVICE).eval()
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 10, (BATCH,), generator=generator).to(harness.DEVICE)
-    # An exponent of 2 has a finite gradient everywhere, so rounds cannot differ through NaN.
-    config = PublishedSynthesisConfig.cifar(gamma=2.0)
-    # The baselines copy the teacher before the engine changes its memory format.
-    published = PublishedSynthesis(teacher, labels, config)
-    lean = PublishedSynthesis(teacher, labels, config.lean())
+def _call_each(call: Callable[[], object]) -> None:
+    for _ in range(ITERATIONS):
+        call()
+
+
+def bench_synthesis(case: Case, compare: Compare, show: Show) -> None:
+    """Half of the iterations of large images are augmented, as published; small ones never are."""
+    work = load(case)
+    config = synthesis_config(work)
     columns: dict[str, Callable[[], object]] = {
-        "ours": engine_synthesis(teacher, labels),
-        "published": published.iterate,
-        "published, switches off": lean.iterate,
+        "ours": EngineSynthesis(work, augment=work.large, iterations=ITERATIONS),
+        PUBLISHED: PublishedIterations(work, config, ITERATIONS),
+        "published, switches off": PublishedIterations(work, config.lean(), ITERATIONS),
+        PLAIN: partial(_call_each, plain_synthesis(work.teacher.module, work.images)),
     }
-    compare(
-        f"resnet20 32px batch {BATCH}",
+    row = compare(
+        work.title,
         columns,
         ours="ours",
         clock="wall",
-        rounds=7,
+        rounds=work.rounds(5, 3),
+        warmup=1,
+        works=ITERATIONS,
     )
+    if case.model in TARGETS:
+        show(targets_table(row, TARGETS[case.model]))
+
+
+@only_engines_allocator
+def bench_synthesis_breakdown(
+    first_case: Case, allocator: str, show: Show, rounds_of: Rounds
+) -> None:
+    """Where our iteration's time goes, and what it costs beyond the plain passes."""
+    work = load(first_case)
+    ours = EngineSynthesis(work, augment=work.large, iterations=ITERATIONS)
+    show(
+        breakdown.breakdown(
+            "synthesis",
+            f"{work.title}: where ours spends its time",
+            ours,
+            plain_synthesis(work.teacher.module, work.images),
+            partial(breakdown.synthesis_scopes, ours.synthesizers),
+            rounds=rounds_of(work.rounds(5, 3)),
+            works=ITERATIONS,
+        )
+    )
+
+
+@asked("switches")
+@only_engines_allocator
+def bench_synthesis_switches(
+    first_case: Case, allocator: str, show: Show, tell: Tell, rounds_of: Rounds
+) -> None:
+    """What each inefficiency of the published loop costs."""
+    work = load(first_case)
+    lines = []
+    for name in switches.synthesis_switches(work):
+        tell(name)
+        variant = switches.synthesis_variant(work, name, ITERATIONS)
+        lines.append(switches.costs(variant, rounds=rounds_of(work.rounds(5, 3)), works=ITERATIONS))
+    title = f"{work.title}: cost of each published inefficiency"
+    show(switches.table("synthesis", title, lines, "leak_hooks: with SynQ's layered statistics"))

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.quant import BitWidths, find_tap_points, trace
+from synq_fast.quant import (
+    BitWidths,
+    TapPoints,
+    find_tap_points,
+    held_weights,
+    observing,
+    trace,
+)
 from synq_fast.recipes.schema import (
     Cam,
     Distillation,
@@ -19,26 +29,37 @@ from synq_fast.recipes.schema import (
     Finetune,
     Perturbation,
     Quantization,
+    Synthesis,
 )
 from synq_fast.saved_model import build_student
 from synq_fast.synthesis.bank import ImageBank
-from synq_fast.synthesis.losses import BatchNormTeacher, focal_class_loss
+from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixels import PixelSynthesizer
 
 from .baselines.published_config import LossConstants
+from .cases import ACTIVATION_BITS, WEIGHT_BITS, Workload
 
 
-def finetune_recipe(losses: LossConstants, *, through_teacher: bool, **changes: object) -> Finetune:
+@dataclass(frozen=True)
+class Parts:
+    """SynQ's three additions to the method that it builds on."""
+
+    low_pass: bool = True
+    cam: bool = True
+    difficulty_mask: bool = True
+
+
+def finetune_recipe(losses: LossConstants, *, through_teacher: bool, **changes: Any) -> Finetune:
     """The published constants as a recipe section."""
-    section = {
-        "distillation": Distillation(
+    recipe = Finetune(
+        distillation=Distillation(
             losses.alpha, losses.temperature, losses.ce_weight, True, losses.difficulty_threshold
         ),
-        "features": Features(losses.alignment_weight, in_perturbed_pass=False),
-        "perturbation": Perturbation(losses.perturbed_weight, losses.epsilon, through_teacher),
-        "cam": Cam(losses.cam_weight),
-    }
-    # The changes' names and types are the caller's; the recipe's own tests check them.
-    return Finetune(**{**section, **changes})  # type: ignore[arg-type]
+        features=Features(losses.alignment_weight, in_perturbed_pass=False),
+        perturbation=Perturbation(losses.perturbed_weight, losses.epsilon, through_teacher),
+        cam=Cam(losses.cam_weight),
+    )
+    return replace(recipe, **changes)
 
 
 def calibrated_student(
@@ -48,60 +69,89 @@ def calibrated_student(
     student = build_student(graph, bits, Quantization()).eval()
     for name, (low, high) in ranges.items():
         quantizer = student.get_submodule(f"quantize_{name}")
-        quantizer.range_min.fill_(low)
-        quantizer.range_max.fill_(high)
+        quantizer.get_buffer("range_min").fill_(low)
+        quantizer.get_buffer("range_max").fill_(high)
     return student
 
 
-def engine_step(
-    teacher: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    ranges: Mapping[str, tuple[float, float]],
-    *,
-    weight_bits: int,
-    activation_bits: int,
-) -> Callable[[], object]:
-    """One fine-tuning step: augmentation, filter, losses, gradients and the optimizer's update.
+def _traced(work: Workload) -> tuple[fx.GraphModule, TapPoints]:
+    module: nn.Module = copy.deepcopy(work.teacher.module)
+    # torch's stubs lack the form with a memory format alone.
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    graph = trace(module)
+    return graph, find_tap_points(graph, work.images[:2])
 
-    Args:
-        teacher: float model in evaluation mode.
-        images: (B, C, H, W) in normalised space.
-        labels: (B,) int64.
-        ranges: frozen (min, max) of each activation, by the graph node of its ReLU.
-        weight_bits: width of the weights.
-        activation_bits: width of the activations.
+
+def engine_trainer(work: Workload, parts: Parts = Parts()) -> Trainer:
+    """A trainer whose ``advance`` is one step as the engine does it, its data included.
+
+    Ranges are the extremes of the batch, as the published student's are.
     """
     losses = LossConstants()
-    graph = trace(teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last))
-    student = calibrated_student(graph, ranges, BitWidths(weight_bits, activation_bits))
-    points = find_tap_points(graph, images[:2])
-    # A rate that moves nothing keeps the work of all rounds equal.
+    graph, points = _traced(work)
+    images = work.images.contiguous(memory_format=torch.channels_last)
+    student = build_student(
+        graph, BitWidths(WEIGHT_BITS, ACTIVATION_BITS), Quantization(range="minmax")
+    ).eval()
+    with torch.no_grad(), observing(student), held_weights(student):
+        student(images)
+    distillation = finetune_recipe(losses, through_teacher=False).distillation
     recipe = finetune_recipe(
-        losses, through_teacher=False, batch_size=len(images), learning_rate=1e-12, steps=10**9
+        losses,
+        through_teacher=False,
+        batch_size=len(images),
+        # A rate that moves nothing keeps the work of all rounds equal.
+        learning_rate=1e-12,
+        steps=10**9,
+        distillation=replace(distillation, soft_labels_only_if_difficult=parts.difficulty_mask),
+        features=Features(losses.alignment_weight, in_perturbed_pass=work.large),
+        cam=Cam(losses.cam_weight if parts.cam else 0.0),
     )
-    bank = ImageBank(images.contiguous(memory_format=torch.channels_last), labels)
-    batches = BatchSource(bank, len(images), (0.5, 1.0), Filter(cutoff=losses.cutoff or 0.0), 0)
-    trainer = Trainer(SynqStep(graph, student, points, recipe), student, batches, recipe)
-    return trainer.advance
+    kept = Filter(cutoff=losses.cutoff or 0.0) if parts.low_pass else Filter("none")
+    batches = BatchSource(ImageBank(images, work.labels), len(images), (0.5, 1.0), kept, 0)
+    return Trainer(SynqStep(graph, student, points, recipe), student, batches, recipe)
 
 
-def engine_synthesis(teacher: nn.Module, labels: Tensor) -> Callable[[], object]:
-    """One iteration of the synthesis of a batch of (B, 3, 32, 32) images for ``labels``."""
-    module = teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    graph = trace(module)
-    images = torch.randn(len(labels), 3, 32, 32, device=labels.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    taps = BatchNormTeacher(graph, find_tap_points(graph, images[:2]))
-    images.requires_grad_()
-    optimizer = torch.optim.Adam([images], 0.5)
+class EngineSynthesis:
+    """Synthesis of one batch after another, each for a few iterations.
 
-    def iterate() -> float:
-        logits, inputs = taps(images)
-        loss = taps.statistics_loss(inputs) + 10 * focal_class_loss(logits, labels, 2.0)
-        optimizer.zero_grad()
-        loss.backward(inputs=[images])
-        optimizer.step()
-        return loss.item()
+    Attributes:
+        synthesizers: one that augments never, or one that always does and one that never does; so
+            a call has as many iterations of either kind whatever chance would decide.
+        iterations: of one call.
+    """
 
-    return iterate
+    def __init__(self, work: Workload, *, augment: bool, iterations: int) -> None:
+        """Prepare for batches like the workload's.
+
+        Args:
+            work: teacher and batch.
+            augment: half of the iterations crop and flip the images, as published for ImageNet.
+            iterations: how many a call does, an even number.
+        """
+        taps = BatchNormTeacher(*_traced(work))
+        chances = (1.0, 0.0) if augment else (0.0,)
+        self.iterations, self._work, self._index = iterations, work, 0
+        self.synthesizers = [
+            PixelSynthesizer(
+                taps,
+                # An exponent of 2 has a finite gradient everywhere in the published loss too.
+                Synthesis(
+                    batch_size=len(work.labels),
+                    steps=iterations // len(chances),
+                    focal_gamma=2.0,
+                    augment_probability=chance,
+                ),
+                input_shape=work.teacher.input_shape,
+                classes=work.teacher.num_classes,
+                seed=0,
+                device=work.images.device,
+            )
+            for chance in chances
+        ]
+
+    def __call__(self) -> None:
+        """Do all iterations of a call, the drawing of a batch's first noise included."""
+        for synthesizer in self.synthesizers:
+            self._index += 1
+            synthesizer.batch(self._index, len(self._work.labels))

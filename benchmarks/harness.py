@@ -113,6 +113,7 @@ def interleave(
     calls: int = 1,
     warmup: int = 2,
     clock: str = "device",
+    after_round: Callable[[int], None] | None = None,
 ) -> dict[str, Timing]:
     """Time several callables in turn, so that a disturbance of the machine meets all of them.
 
@@ -123,6 +124,7 @@ def interleave(
         warmup: untimed calls of each column first.
         clock: "device" takes a GPU's own time, of a CUDA graph where the work can be captured;
             "wall" includes what the host does around it. On a CPU there is only the wall clock.
+        after_round: called with the number of rounds done.
 
     Returns:
         Name to timing; a round begins one column later than the round before it.
@@ -141,6 +143,8 @@ def interleave(
         offset = round_index % len(names)
         for name in names[offset:] + names[:offset]:
             seconds[name].append(samples[name].take())
+        if after_round is not None:
+            after_round(round_index + 1)
     return {name: _timing(values, samples[name].how) for name, values in seconds.items()}
 
 

@@ -16,6 +16,7 @@ import synq_fast
 
 from . import harness
 from .rows import Comparison, Timing
+from .tables import Table
 
 
 class ResultsError(ValueError):
@@ -62,22 +63,33 @@ def _output(*command: str) -> str | None:
 
 
 def write_file(
-    comparisons: Sequence[Comparison], path: Path, threads: int = harness.THREADS
+    comparisons: Sequence[Comparison],
+    path: Path,
+    threads: int = harness.THREADS,
+    tables: Sequence[Table] = (),
 ) -> None:
-    """Write all rows as one JSON file."""
+    """Write all rows and tables as one JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(threads), "rows": [asdict(row) for row in comparisons]}
+    rows = [asdict(row) for row in comparisons]
+    content: dict[str, Any] = {"environment": environment(threads), "rows": rows}
+    if tables:
+        content["tables"] = [asdict(table) for table in tables]
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_results(
-    comparisons: Sequence[Comparison], folder: Path, threads: int = harness.THREADS
+    comparisons: Sequence[Comparison],
+    folder: Path,
+    threads: int = harness.THREADS,
+    tables: Sequence[Table] = (),
 ) -> list[Path]:
     """Write one JSON file for each suite and return the paths."""
     paths = []
-    for suite in dict.fromkeys(comparison.suite for comparison in comparisons):
+    suites = [row.suite for row in comparisons] + [table.suite for table in tables]
+    for suite in dict.fromkeys(suites):
         path = folder / f"{suite}-{harness.DEVICE.type}.json"
-        write_file([row for row in comparisons if row.suite == suite], path, threads)
+        rows = [row for row in comparisons if row.suite == suite]
+        write_file(rows, path, threads, [table for table in tables if table.suite == suite])
         paths.append(path)
     return paths
 

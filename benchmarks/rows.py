@@ -19,6 +19,16 @@ class Timing:
     how: str = "wall clock"
     """The clock; on a GPU also whether a CUDA graph was timed, and on how many inputs."""
 
+    def divided(self, works: int) -> Timing:
+        """The time of one of several pieces of work that a call does."""
+        return Timing(
+            self.median / works,
+            self.fastest / works,
+            self.quartile_range / works,
+            self.rounds,
+            self.how,
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -54,6 +55,46 @@ def op_suites(names: Sequence[str] | None = None) -> list[str]:
     return list(dict.fromkeys(names)) if names else known
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What steps are measured on, and what of them."""
+
+    model: str | None = None
+    """A name that `load_teacher` knows; it is measured untrained. By default ResNet-20."""
+    batch: int | None = None
+    """Images in a batch."""
+    size: int | None = None
+    """Pixels of the images' sides, by default the model's own."""
+    switches: bool = False
+    """Measure what each inefficiency of the published code costs, and nothing else."""
+    aging: bool = False
+    """Measure a step after 2,000 others, and nothing else."""
+
+    def check(self) -> None:
+        """Find mistakes before minutes of measuring.
+
+        Raises:
+            BenchmarkError: A number is out of bounds.
+            ModelError: There is no such model, or it does not take images of this size.
+        """
+        for name, value in (("batch", self.batch), ("size", self.size)):
+            if value is not None and value < 1:
+                raise BenchmarkError(f"--{name} must be at least 1, got {value}")
+        if self.model is not None or self.size is not None:
+            cases = importlib.import_module(f"{_PACKAGE}.cases")
+            cases.Case(self.model or cases.RESNET20, 1, self.size).teacher()
+
+    def options(self) -> dict[str, object]:
+        """The suites' options."""
+        return {
+            "model": self.model,
+            "batch": self.batch,
+            "size": self.size,
+            "switches": self.switches or None,
+            "aging": self.aging or None,
+        }
+
+
 def run(
     names: Sequence[str],
     *,
@@ -62,6 +103,7 @@ def run(
     rounds: int | None = None,
     json: Path | None = None,
     plot: Path | None = None,
+    workload: Workload | None = None,
 ) -> bool:
     """Measure suites one after another; progress and tables go to standard output.
 
@@ -72,22 +114,36 @@ def run(
         rounds: Rounds of each comparison, at least 2, instead of the suites' own numbers.
         json: Where to write the rows.
         plot: Where to draw each op's fraction of the copy bandwidth, a PNG.
+        workload: What the suites of whole steps measure, by default ResNet-20.
 
     Returns:
         Whether something was measured, every suite ran and all columns computed the same.
 
     Raises:
         BenchmarkError: Something needed is not installed, not there or cannot be written.
+        ModelError: The workload's model does not exist or does not take its images.
     """
     _check(device, threads, rounds, json, plot)
+    workload = workload or Workload()
+    workload.check()
     files = suites()
     with tempfile.TemporaryDirectory() as scratch:
         rows = json or Path(scratch) / "rows.json"
         rows.unlink(missing_ok=True)
-        options = {"device": device, "threads": threads, "rounds": rounds, "write-rows": rows}
+        options: dict[str, object] = {
+            "device": device,
+            "threads": threads,
+            "rounds": rounds,
+            "write-rows": rows,
+        }
         # Otherwise pytest-benchmark leaves a folder where the command is run.
         options["benchmark-storage"] = Path(scratch).as_uri()
-        given = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        options |= workload.options()
+        given = [
+            f"--{key}" if value is True else f"--{key}={value}"
+            for key, value in options.items()
+            if value is not None
+        ]
         passed = _pytest([files[name] for name in names], given)
         if not rows.exists():
             if passed or json or plot:

@@ -160,17 +160,19 @@ def _bench_commands(commands: Any) -> None:
     parts = bench.add_subparsers(dest="part", required=True, metavar="PART")
     what = {
         "ops": "time each op, in GB/s and beside PyTorch, torch.compile and a plain copy",
-        "step": "time a fine-tuning step beside the published one",
-        "synthesis": "time a synthesis iteration beside the published one",
+        "step": "time a fine-tuning step beside the published one, and where its time goes",
+        "synthesis": "time a synthesis iteration beside the published one, and where its time goes",
     }
     for part, help in what.items():
         example = "ops --op fake_quantize low_pass --threads 2 --plot ops.png"
-        example = example if part == "ops" else f"{part} --rounds 5 --json {part}.json"
+        example = example if part == "ops" else f"{part} --model resnet18 --json {part}.json"
         parser = _command(parts, part, _bench, help, f"synq-fast bench {example}")
         if part == "ops":
             parser.add_argument(
                 "--op", nargs="+", metavar="NAME", help="only these ops, by default all"
             )
+        else:
+            _workload_options(parser, part)
         parser.add_argument(
             "--device", choices=["cpu", "cuda"], help="by default a GPU where there is one"
         )
@@ -183,6 +185,28 @@ def _bench_commands(commands: Any) -> None:
             parser.add_argument(
                 "--plot", type=Path, metavar="FILE", help="draw the fraction of the copy bandwidth"
             )
+
+
+def _workload_options(parser: argparse.ArgumentParser, part: str) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model, measured untrained: cifar10-resnet20 (default), digits-resnet20, a "
+        "torchvision name such as resnet18, timm/NAME, or package.module:factory",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="images in a batch")
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="sides of the images, by default the model's own"
+    )
+    parser.add_argument(
+        "--switches",
+        action="store_true",
+        help="instead: what each inefficiency of the published code costs",
+    )
+    if part == "step":
+        parser.add_argument(
+            "--aging", action="store_true", help="instead: the 2,000th step beside the first"
+        )
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -357,7 +381,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> int:
     from synq_fast import bench
 
-    names = bench.op_suites(options.op) if options.part == "ops" else [options.part]
+    whole = options.part in bench.WHOLE
+    names = [options.part] if whole else bench.op_suites(options.op)
+    workload = (
+        bench.Workload(
+            options.model,
+            options.batch,
+            options.size,
+            options.switches,
+            getattr(options, "aging", False),
+        )
+        if whole
+        else None
+    )
     passed = bench.run(
         names,
         device=options.device,
@@ -365,6 +401,7 @@ def _bench(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         json=options.json,
         plot=getattr(options, "plot", None),
+        workload=workload,
     )
     if not passed:
         print("synq-fast: not every benchmark passed its check; see above", file=sys.stderr)

@@ -132,6 +132,9 @@ def synthesize(
         overrides: recipe values by dotted key.
         device: where to work; by default a GPU where there is one.
         progress: show bars or lines on standard error.
+
+    Returns:
+        The images, in memory or in their files as ``finetune.bank`` says.
     """
     chosen = chosen_device(device)
     with joined(chosen) as ranks:

@@ -9,8 +9,15 @@ import torch
 
 from synq_fast.errors import OutOfMemoryError
 
-# CPU allocator; CUDA driver; libraries that allocate their own workspaces.
-_SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+# PyTorch's CPU allocator; CUDA; cuBLAS and cuDNN; C++; oneDNN, which gives no reason.
+_SIGNS = (
+    "can't allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not create a memory object",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

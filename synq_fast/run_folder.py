@@ -52,11 +52,13 @@ class RunFolder:
         if resume:
             self._check_same_run(known, {**identity, "recipe": recipe})
         else:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            with storage_errors(path):
+                taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+                if not taken:
+                    path.mkdir(parents=True, exist_ok=True)
+            if taken:
                 way_out = "add --resume (resume=True) to continue it, or choose another folder"
                 raise RunFolderError(f"the run folder {path} exists already; {way_out}")
-            with storage_errors(path):
-                path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({**identity, "recipe": recipe}, indent=2) + "\n"
             write_text(known, text)
         write_text(path / "recipe.toml", recipe)

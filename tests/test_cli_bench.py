@@ -21,7 +21,8 @@ def command(monkeypatch):
 
     def remember(files, options):
         seen["suites"] = [path.stem for path in files]
-        seen["options"] = dict(option.removeprefix("--").split("=", 1) for option in options)
+        pairs = (option.removeprefix("--").partition("=") for option in options)
+        seen["options"] = {name: value if equals else True for name, equals, value in pairs}
         return seen.get("passes", True)
 
     monkeypatch.setattr(bench, "_pytest", remember)
@@ -74,6 +75,41 @@ def test_options_reach_the_suites(command, tmp_path):
 def test_whole_steps_have_their_own_suite(command, part):
     main(["bench", part])
     assert command["suites"] == [f"bench_{part}"]
+
+
+@pytest.mark.parametrize("part", ["step", "synthesis"])
+def test_the_workload_reaches_the_suite(command, part):
+    main(["bench", part, "--model", "digits-resnet20", "--batch", "3", "--size", "16"])
+    wanted = {"model": "digits-resnet20", "batch": "3", "size": "16"}
+    assert wanted.items() <= command["options"].items()
+    assert not {"switches", "aging"} & command["options"].keys()
+    main(["bench", part, "--switches"])
+    assert command["options"]["switches"] is True and "model" not in command["options"]
+
+
+def test_aging_is_of_steps_alone(command, capsys):
+    main(["bench", "step", "--aging"])
+    assert command["options"]["aging"] is True
+    for arguments in (["synthesis", "--aging"], ["ops", "--model", "resnet18"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", *arguments])
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--model", "resnet_18"], "did you mean resnet18"),
+        (["--model", "no.such:model"], "no.such"),
+        (["--model", "vgg11", "--size", "7"], "(2, 3, 7, 7)"),
+        (["--size", "0"], "--size must be at least 1, got 0"),
+        (["--batch", "-1"], "--batch must be at least 1, got -1"),
+    ],
+)
+def test_mistakes_about_the_workload_are_one_line(capsys, command, arguments, part):
+    assert part in failing(capsys, "step", *arguments)
+    assert command == {}
 
 
 def test_an_unknown_op_lists_the_known_ones(capsys, command):
@@ -183,6 +219,33 @@ def test_a_failing_check_fails_the_command(tmp_path, monkeypatch, capfd):
     captured = capfd.readouterr()
     assert "FAILED" in captured.out and "the columns differ" in captured.out
     assert "not every benchmark passed its check" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["step", "synthesis"])
+def test_a_small_workload_from_end_to_end(tmp_path, capfd, part):
+    path = tmp_path / "rows.json"
+    given = ["--model", "digits-resnet20", "--batch", "4", "--rounds", "2", "--device", "cpu"]
+    assert main(["bench", part, *given, "--threads", "1", "--json", str(path)]) == 0
+    text = capfd.readouterr().out
+    assert "digits-resnet20 16px batch 4" in text
+    assert "where ours spends its time" in text and "of plain passes" in text
+    content = json.loads(path.read_text())
+    columns = content["rows"][0]["timings"]
+    assert columns["ours"]["rounds"] == 2 and any("plain passes" in name for name in columns)
+    titles = " ".join(table["title"] for table in content["tables"])
+    assert ("peak memory" in titles and "parts of SynQ" in titles) == (part == "step")
+
+
+@pytest.mark.slow
+def test_the_switches_are_measured_instead(tmp_path, capfd):
+    path = tmp_path / "rows.json"
+    given = ["--model", "digits-resnet20", "--batch", "2", "--rounds", "2", "--device", "cpu"]
+    assert main(["bench", "synthesis", *given, "--switches", "--json", str(path)]) == 0
+    content = json.loads(path.read_text())
+    assert content["rows"] == [] and len(content["tables"]) == 1
+    assert "copy_to_host" in {row[0] for row in content["tables"][0]["rows"]}
+    assert "copy_to_host" in capfd.readouterr().out
 
 
 def test_the_suites_refuse_cuda_without_a_gpu():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class PublishedStepConfig:
     """The perturbation's direction includes the path from the images through the teacher."""
     drop_perturbed_alignment: bool = True
     """The perturbed pass has no feature alignment: published for CIFAR, not for ImageNet."""
+    channels_last: bool = False
+    """Images reach both networks in channels_last; put the networks themselves into it too."""
 
     teacher_parameters_require_grad: bool = True
     """Gradients of the teacher's parameters are computed and accumulated, then never used."""
@@ -51,6 +54,8 @@ class PublishedStepConfig:
     """The final backward also runs through the teacher."""
     separate_cam_pass: bool = True
     """Each model's map takes its own forward and a full backward of its best class score."""
+    augment_one_by_one: bool = True
+    """The crops and flips run image by image in Python instead of as one sampling of the batch."""
     requantize_weights: bool = True
     """Each forward finds the weight ranges and fake-quantizes the weights anew."""
     full_complex_fft: bool = True
@@ -81,8 +86,14 @@ class PublishedStepConfig:
     """A dozen scalars are read back to the host at each step."""
 
     @classmethod
-    def lean(cls, **changes: object) -> PublishedStepConfig:
+    def costs(cls) -> tuple[str, ...]:
+        """Names of the second group's switches."""
+        names = [field.name for field in fields(cls)]
+        costs = names[names.index("teacher_parameters_require_grad") :]
+        return tuple(name for name in costs if name != "standing_hooks")
+
+    @classmethod
+    def lean(cls, **changes: Any) -> PublishedStepConfig:
         """The same mathematics without any of the second group's costs (10F instead of 22F)."""
-        first = [field.name for field in fields(cls)].index("teacher_parameters_require_grad")
-        off = {field.name: False for field in fields(cls)[first:] if field.name != "standing_hooks"}
-        return replace(cls(**off), **changes)  # type: ignore[arg-type]
+        off: dict[str, Any] = dict.fromkeys(cls.costs(), False)
+        return replace(cls(**off), **changes)

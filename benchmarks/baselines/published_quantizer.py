@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,10 +39,9 @@ class AsymmetricFakeQuantize(torch.autograd.Function):
 
 def fake_quantize(x: Tensor, range_min: Tensor, range_max: Tensor, bits: int) -> Tensor:
     """``AsymmetricFakeQuantize`` as a function."""
-    quantized: Tensor = AsymmetricFakeQuantize.apply(  # type: ignore[no-untyped-call]
-        x, range_min, range_max, bits
-    )
-    return quantized
+    # torch leaves Function.apply untyped.
+    apply: Callable[..., Tensor] = AsymmetricFakeQuantize.apply
+    return apply(x, range_min, range_max, bits)
 
 
 class _QuantizedWeight:
@@ -158,6 +157,7 @@ def build_published_student(
         kind = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}.get(type(layer))
         if kind is not None:
             layer.__class__ = kind
+            # nn.Module's stubs take every attribute for a tensor or a module.
             layer.bits = weight_bits  # type: ignore[assignment]
     reference = next(student.parameters())
     student.to(device=reference.device, dtype=reference.dtype)

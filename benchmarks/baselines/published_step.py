@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from .published_augmentation import augment_each
+from .published_augmentation import augment_each, augment_together
 from .published_cam import PublishedGradCam, class_activation_map
 from .published_config import LossConstants, PublishedStepConfig
 from .published_losses import (
@@ -152,7 +152,8 @@ class PublishedStep:
         config, cutoff = self.config, self.config.losses.cutoff
         device = next(self.student.parameters()).device
         if config.augment:
-            images = augment_each(images, scale=(0.5, 1.0))
+            augment = augment_each if config.augment_one_by_one else augment_together
+            images = augment(images, scale=(0.5, 1.0))
         images = images.cpu() if config.filter_on_host else images.to(device)
         if cutoff is not None:
             if self._mask is None or config.rebuild_mask:
@@ -160,6 +161,8 @@ class PublishedStep:
                 self._mask = low_pass_mask(height, width, cutoff, images)
             low_pass = low_pass_full if config.full_complex_fft else low_pass_half
             images = low_pass(images, self._mask)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         return images.to(device).detach().requires_grad_(True)
 
     def _objective(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from .published_augmentation import augment_each
+from .published_augmentation import augment_each, augment_together
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel."""
@@ -42,22 +42,29 @@ class PublishedSynthesisConfig:
     """The backward also computes the gradients of the teacher's parameters."""
     copy_to_host: bool = True
     """Both operands of each layer's two distances are copied to the CPU, four copies a layer."""
+    augment_one_by_one: bool = True
+    """The crops and flips run image by image in Python instead of as one sampling of the batch."""
     host_logging: bool = True
     """Predictions and three scalars are read back at each iteration."""
     leak_hooks: bool = True
     """Hooks of the calibration stage stay and go on collecting; only with layered statistics."""
 
     @classmethod
-    def cifar(cls, **changes: object) -> PublishedSynthesisConfig:
+    def cifar(cls, **changes: Any) -> PublishedSynthesisConfig:
         """The published setting for 32 x 32 images."""
         config = cls(image_shape=(3, 32, 32), augment_probability=0.0)
-        return replace(config, **changes)  # type: ignore[arg-type]
+        return replace(config, **changes)
+
+    @classmethod
+    def costs(cls) -> tuple[str, ...]:
+        """Names of the switches."""
+        names = [field.name for field in fields(cls)]
+        return tuple(names[names.index("teacher_parameters_require_grad") :])
 
     def lean(self) -> PublishedSynthesisConfig:
         """The same mathematics without the switchable costs."""
-        names = [field.name for field in fields(self)]
-        costs = names[names.index("teacher_parameters_require_grad") :]
-        return replace(self, **dict.fromkeys(costs, False))  # type: ignore[arg-type]
+        off: dict[str, Any] = dict.fromkeys(self.costs(), False)
+        return replace(self, **off)
 
 
 class _InputStatistics:
@@ -113,7 +120,8 @@ class PublishedSynthesis:
         config, layers = self.config, self._statistics.layers
         seen = self.images
         if torch.rand(()) < config.augment_probability:
-            seen = augment_each(seen, scale=(0.4, 1.0))
+            augment = augment_each if config.augment_one_by_one else augment_together
+            seen = augment(seen, scale=(0.4, 1.0))
         self._statistics.collected.clear()
         logits = self.teacher(seen)
         statistics = self._statistics.collected

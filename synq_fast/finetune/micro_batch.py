@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ class MicroBatches:
                 f"last checkpoint is kept"
             )
         self.size = (size + 1) // 2
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(

@@ -31,16 +31,21 @@ class Prefetcher:
         wanted = range(step, step + self._depth + 1)
         for passed in self._ahead.keys() - set(wanted):
             self._ahead.pop(passed).cancel()
-        for soon in wanted:
-            if soon not in self._ahead:
-                self._ahead[soon] = self._thread.submit(self._on_own_stream, soon)
+        self._submit(step)
         tensors, copied = self._ahead.pop(step).result()
+        # Only now: two threads that become busy at once would wait for each other.
+        for soon in wanted[1:]:
+            self._submit(soon)
         if copied is not None:
             stream = torch.cuda.current_stream(tensors[0].device)
             stream.wait_event(copied)
             for tensor in tensors:
                 tensor.record_stream(stream)
         return tensors
+
+    def _submit(self, step: int) -> None:
+        if step not in self._ahead:
+            self._ahead[step] = self._thread.submit(self._on_own_stream, step)
 
     def _on_own_stream(self, step: int) -> tuple[Tensors, torch.cuda.Event | None]:
         if self._stream is None:

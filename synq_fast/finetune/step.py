@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from synq_fast.errors import ModelError
 from synq_fast.finetune.precision import tensor_float32
 from synq_fast.finetune.terms import Batch, any_needs, build_terms
-from synq_fast.quant import Tapped, TapPoints, View, folded, fused, held_weights
+from synq_fast.quant import Tapped, TapPoints, View, energy_name, folded, fused, held_weights
 from synq_fast.recipes.schema import Finetune
 
 
@@ -42,10 +42,12 @@ class SynqStep:
                 "with more than one output pixel; set finetune.cam.weight = 0"
             )
         features = points.residual_bodies if any_needs(self.terms, "needs_features") else ()
-        taps = {*features, *([cam] if cam else [])}
-        self.teacher = Tapped(folded(teacher, taps), features, cam)
-        self.student_module = fused(student, taps)
-        self.student = Tapped(self.student_module, features, cam)
+        keep = {cam} if cam else set()
+        energies = [energy_name(name) for name in features]
+        self.student_module = fused(student, keep, features)
+        frozen = folded(teacher, {*keep, *features}, features)
+        self.student = Tapped(self.student_module, energies, cam, compile=recipe.compile)
+        self.teacher = Tapped(frozen, energies, cam, compile=recipe.compile)
 
     @property
     def term_names(self) -> list[str]:

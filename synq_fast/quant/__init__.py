@@ -2,7 +2,7 @@
 
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
-from synq_fast.quant.fusion import folded, fused
+from synq_fast.quant.fusion import energy_name, folded, fused
 from synq_fast.quant.held import Held, held_weights
 from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear
 from synq_fast.quant.placement import PLACEMENTS, quantized_copy
@@ -19,6 +19,7 @@ __all__ = [
     "TapPoints",
     "Tapped",
     "View",
+    "energy_name",
     "find_tap_points",
     "folded",
     "fused",

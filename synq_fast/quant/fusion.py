@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -20,7 +20,14 @@ from synq_fast.quant.taps import is_addition
 from synq_fast.quant.tracing import called_module
 
 
-def folded(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
+def energy_name(node: str) -> str:
+    """The name of the node that gives the channel energies of another node's value."""
+    return f"energy_{node}"
+
+
+def folded(
+    teacher: fx.GraphModule, keep: Collection[str] = (), energies_of: Sequence[str] = ()
+) -> fx.GraphModule:
     """A frozen network with its BatchNorms folded into the convolutions before them.
 
     The node of a folded pair has the BatchNorm's name; its weights are copies. ReLUs work in
@@ -29,6 +36,7 @@ def folded(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModul
     Args:
         teacher: traced model in evaluation mode; stays as it is.
         keep: names of nodes whose values are read elsewhere, so that they must stay.
+        energies_of: names of nodes (B, C, H, W); each gets an ``energy_name`` node (B, C).
     """
     result = _copy(teacher)
     for node in list(result.graph.nodes):
@@ -42,6 +50,7 @@ def folded(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModul
             result.add_submodule(name, fuse_conv_bn_eval(convolution, norm))
             node.target, node.args, node.kwargs = name, source.args, source.kwargs
             result.graph.erase_node(source)
+    _add_energies(result, energies_of, {})
     for node in result.graph.nodes:
         bound = relu_bound(result, node)
         source = node.all_input_nodes[0] if bound is not None else None
@@ -52,7 +61,9 @@ def folded(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModul
     return _compiled(result, teacher)
 
 
-def fused(student: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
+def fused(
+    student: fx.GraphModule, keep: Collection[str] = (), energies_of: Sequence[str] = ()
+) -> fx.GraphModule:
     """A quantized network whose BatchNorm, residual, ReLU and quantizer are one op where they meet.
 
     Parameters, ranges and the modules that hold them are the student's own.
@@ -60,8 +71,11 @@ def fused(student: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule
     Args:
         student: a result of ``quantized_copy`` in evaluation mode; stays as it is.
         keep: names of nodes whose values are read elsewhere, so that they must stay.
+        energies_of: names of nodes (B, C, H, W); each gets an ``energy_name`` node (B, C).
     """
     result = _copy(student)
+    norms: Norms = {}
+    _add_energies(result, energies_of, norms)
     for node in list(result.graph.nodes):
         quantizer = called_module(result, node)
         if not isinstance(quantizer, ActivationQuantizer) or quantizer.gain is not None:
@@ -69,9 +83,8 @@ def fused(student: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule
         match = _match(result, node.all_input_nodes[0], keep)
         if match is None:
             continue
-        norm = called_module(result, match.norm)
-        assert isinstance(norm, nn.BatchNorm2d)
         name = f"fused_{node.name}"
+        norm = _frozen(result, match.norm, norms)
         result.add_submodule(name, QuantizedActivation(norm, quantizer, match.bound))
         node.target = name
         node.args = (match.norm.all_input_nodes[0], *match.residual)
@@ -103,13 +116,35 @@ class FrozenNorm(Held, nn.Module):
         return weight, torch.addcmul(self.norm.bias, weight, mean, value=-1.0)
 
 
+Norms = dict[str, FrozenNorm]
+"""By the name of the BatchNorm: whoever needs it shares what it derives."""
+
+
+class ChannelEnergy(nn.Module):
+    """Mean square (B, C) of each channel of ``norm(x)``, or of x itself, in one read of x."""
+
+    def __init__(self, norm: FrozenNorm | None) -> None:
+        """Take the energies behind ``norm``; None: those of the input."""
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies of a convolution's output (B, C, H, W), float32."""
+        mean, square = ops.channel_moments(x)
+        if self.norm is None:
+            return square
+        weight, bias = self.norm.value()
+        energy: Tensor = weight.square() * square + 2 * weight * bias * mean + bias.square()
+        return energy
+
+
 class QuantizedActivation(nn.Module):
     """BatchNorm, the addition of a residual, ReLU and fake quantization in one op."""
 
-    def __init__(self, norm: nn.BatchNorm2d, quantizer: ActivationQuantizer, bound: float) -> None:
+    def __init__(self, norm: FrozenNorm, quantizer: ActivationQuantizer, bound: float) -> None:
         """Join modules; ``bound`` is where the ReLU ends, infinity or 6."""
         super().__init__()
-        self.norm, self.quantizer = FrozenNorm(norm), quantizer
+        self.norm, self.quantizer = norm, quantizer
         self.upper = None if bound == math.inf else bound
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -125,6 +160,7 @@ class QuantizedActivation(nn.Module):
             quantizer.bits,
             upper=self.upper,
             ste=quantizer.ste,
+            residual=residual,
         )
 
 
@@ -143,9 +179,36 @@ def _match(module: fx.GraphModule, relu: fx.Node, keep: Collection[str]) -> _Mat
     if bound is None or not _only_reader(relu, keep):
         return None
     (source,) = relu.all_input_nodes
-    if _only_reader(source, keep) and _is_frozen_norm(called_module(module, source)):
+    if not _only_reader(source, keep):
+        return None
+    if _is_frozen_norm(called_module(module, source)):
         return _Match(source, (), bound, (relu, source))
+    operands = source.all_input_nodes if is_addition(source) else []
+    if len(operands) == 2:
+        for norm, residual in (operands, operands[::-1]):
+            if _only_reader(norm, keep) and _is_frozen_norm(called_module(module, norm)):
+                return _Match(norm, (residual,), bound, (relu, source, norm))
     return None
+
+
+def _frozen(module: fx.GraphModule, node: fx.Node, norms: Norms) -> FrozenNorm:
+    norm = called_module(module, node)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norms.setdefault(str(node.target), FrozenNorm(norm))
+
+
+def _add_energies(module: fx.GraphModule, names: Sequence[str], norms: Norms) -> None:
+    nodes = {node.name: node for node in module.graph.nodes}
+    for name in names:
+        node, norm = nodes[name], None
+        if _is_frozen_norm(called_module(module, node)):
+            # Taken before the BatchNorm, whose output then need not exist.
+            norm, node = _frozen(module, node, norms), node.all_input_nodes[0]
+        target = energy_name(name)
+        module.add_submodule(target, ChannelEnergy(norm))
+        with module.graph.inserting_after(node):
+            energy = module.graph.call_module(target, (node,))
+        energy.name = target
 
 
 def _is_frozen_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:

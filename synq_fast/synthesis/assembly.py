@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
+from torch import Tensor
 
 from synq_fast.errors import RecipeError, SynqFastError
 from synq_fast.memory import free_memory
@@ -53,39 +55,41 @@ class BankAssembly:
         *,
         streamed: bool,
     ) -> None:
-        """Prepare for shards of ``counts`` images (C, H, W).
+        """Prepare for shards of ``counts`` images (C, H, W)."""
+        self._counts, self._shape, self._device, self._streamed = counts, shape, device, streamed
+        self._mapped: dict[int, ImageBank] = {}
+        self._joined: tuple[Tensor, Tensor] | None = None
+
+    def put(self, index: int, shard: ImageBank) -> None:
+        """Add the shard of an index.
 
         Raises:
             SynqFastError: there is no memory for the images.
         """
-        self._device = device
-        self._starts = [sum(counts[:index]) for index in range(len(counts))]
-        self._mapped: dict[int, ImageBank] = {}
-        if streamed:
-            self._joined = None
-            return
-        total = sum(counts)
-        try:
-            images = torch.empty(total, *shape, device=device, memory_format=torch.channels_last)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises a plain one
-            size = 4 * total * shape[0] * shape[1] * shape[2] / 1e9
-            raise SynqFastError(
-                f"no memory on {device} for {total} synthetic images ({size:.1f} GB); "
-                f'set finetune.bank = "stream" to read them from their files'
-            ) from error
-        self._joined = images, torch.empty(total, dtype=torch.int64, device=device)
-
-    def put(self, index: int, shard: ImageBank) -> None:
-        """Add the shard of an index."""
-        if self._joined is None:
+        if self._streamed:
             self._mapped[index] = shard
             return
-        here = slice(self._starts[index], self._starts[index] + len(shard))
+        if self._joined is None:  # not before: until the first shard comes, synthesis has the room
+            self._joined = self._allocated()
+        start = sum(self._counts[:index])
         for joined, part in zip(self._joined, (shard.images, shard.labels), strict=True):
-            joined[here] = part
+            joined[start : start + len(shard)] = part
 
     def bank(self) -> Bank:
         """The bank of all shards in order."""
         if self._joined is None:
-            return StreamedBank([self._mapped[i] for i in range(len(self._starts))], self._device)
+            return StreamedBank([self._mapped[i] for i in range(len(self._counts))], self._device)
         return ImageBank(*self._joined)
+
+    def _allocated(self) -> tuple[Tensor, Tensor]:
+        total = sum(self._counts)
+        shape, device = (total, *self._shape), self._device
+        try:
+            images = torch.empty(shape, device=device, memory_format=torch.channels_last)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises a plain one
+            raise SynqFastError(
+                f"no memory on {device} for {total} synthetic images "
+                f'({4 * prod(shape) / 1e9:.1f} GB); set finetune.bank = "stream" to read them from '
+                f"their files"
+            ) from error
+        return images, torch.empty(total, dtype=torch.int64, device=device)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from synq_fast.checkpoint_file import CheckpointFile
 from synq_fast.errors import CheckpointError, SynqFastWarning
 from synq_fast.files import read_tensors, write_tensors
-from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
 
 
 class PixelCheckpoint:
@@ -29,39 +25,19 @@ class PixelCheckpoint:
         """Whether it is time to save."""
         return self.file.due
 
-    def save(
-        self,
-        step: int,
-        images: Tensor,
-        optimizer: Optimizer,
-        plateau: ReduceLROnPlateau,
-        generator: torch.Generator,
-    ) -> None:
-        """Write images, optimizer, schedule, random state and the number of steps done.
+    def write(self, tensors: Mapping[str, Tensor], done: int) -> None:
+        """Keep the state after ``done`` steps.
 
-        Images that are not finite are not written: the next step will stop the run.
+        Images that are not finite are not kept: the next look at the losses will stop the run.
 
         Raises:
             StorageError: it cannot be written; the last checkpoint stays.
         """
-        if not images.isfinite().all():
-            return
-        tensors = {"images": images, "generator": generator.get_state()}
-        rates = [group["lr"] for group in optimizer.param_groups]
-        numbers = {"step": step, "rates": rates, "plateau": plateau.state_dict()}
-        self.file.write(
-            {**tensors, **optimizer_tensors(optimizer)}, {"numbers": json.dumps(numbers)}
-        )
+        if tensors["images"].isfinite().all():
+            self.file.write(tensors, {"done": str(done)})
 
-    @torch.no_grad()
-    def restore(
-        self,
-        images: Tensor,
-        optimizer: Optimizer,
-        plateau: ReduceLROnPlateau,
-        generator: torch.Generator,
-    ) -> int:
-        """Put back what ``save`` wrote, in place; returns the number of steps done.
+    def read(self) -> tuple[dict[str, Tensor], int] | None:
+        """What ``write`` kept, the state and the number of steps done; None where nothing is.
 
         Warns:
             SynqFastWarning: what is there is damaged, so some or all steps are done again.
@@ -71,18 +47,8 @@ class PixelCheckpoint:
         except CheckpointError as error:
             warnings.warn(f"{error}; making this batch again", SynqFastWarning, stacklevel=2)
             self.file.discard()
-            return 0
-        if found is None:
-            return 0
-        tensors, metadata = found
-        numbers = json.loads(metadata["numbers"])
-        images.copy_(tensors["images"])
-        generator.set_state(tensors["generator"])
-        restore_optimizer(optimizer, tensors)
-        for group, rate in zip(optimizer.param_groups, numbers["rates"], strict=True):
-            group["lr"] = rate
-        plateau.load_state_dict(numbers["plateau"])
-        return int(numbers["step"])
+            return None
+        return None if found is None else (found[0], int(found[1]["done"]))
 
     def discard(self) -> None:
         """Delete it: its result is kept elsewhere."""
@@ -110,11 +76,13 @@ class PixelCheckpoints:
         if not path.exists():
             return None
         try:
-            return read_tensors(path, checked=True)[0]["images"]
+            images = read_tensors(path, checked=True)[0]["images"]
         except (OSError, KeyError) as error:
             text = f"{path} is damaged ({error}); making these images again"
             warnings.warn(text, SynqFastWarning, stacklevel=2)
             return None
+        self.of(name).discard()  # a kill may have come before
+        return images
 
     def write_result(self, name: str, images: Tensor) -> None:
         """Keep the images of a finished optimization, whose checkpoint is of no use any more.

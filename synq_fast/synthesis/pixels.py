@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from synq_fast.distributed import ALONE, Ranks
-from synq_fast.errors import NonFiniteLossError
-from synq_fast.out_of_memory import memory_errors
 from synq_fast.recipes.schema import Synthesis
 from synq_fast.seeding import generator_for
 from synq_fast.synthesis.losses import (
@@ -19,73 +16,14 @@ from synq_fast.synthesis.losses import (
     focal_class_loss,
     layered_weights,
 )
-from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoint, PixelCheckpoints
-from synq_fast.synthesis.transforms import random_resized_crop_flip
-
-StepReport = Callable[[int, dict[str, float]], None]
-LossTerms = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    steps: int
-    learning_rate: float
-    min_learning_rate: float
-    patience: int
-
-
-def optimize_pixels(
-    images: Tensor,
-    terms: Callable[[Tensor, int], LossTerms],
-    schedule: _Schedule,
-    generator: torch.Generator,
-    report: StepReport | None = None,
-    checkpoint: PixelCheckpoint | None = None,
-) -> Tensor:
-    """Minimize the sum of ``terms(images, step)`` over the pixels.
-
-    Adam with a rate that falls to a tenth when the loss stops improving.
-
-    Args:
-        images: (B, C, H, W) start, normalised space; not changed.
-        terms: named scalar losses of the images at a step.
-        schedule: steps and rates.
-        generator: all that ``terms`` draw from.
-        report: called with the step and the values of the terms, every tenth step.
-        checkpoint: where to go on from, and where to save from time to time.
-
-    Raises:
-        NonFiniteLossError: a term is NaN or infinite; names the step and the term.
-        OutOfMemoryError: the batch does not fit; its BatchNorm statistics cannot be split.
-    """
-    images = images.clone().requires_grad_()
-    optimizer = torch.optim.Adam([images], schedule.learning_rate)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, patience=schedule.patience, min_lr=schedule.min_learning_rate
-    )
-    done = checkpoint.restore(images, optimizer, plateau, generator) if checkpoint else 0
-    if done and report is not None:
-        report(done, {})
-    for step in range(done, schedule.steps):
-        with memory_errors("synthesis", "free memory or lower synthesis.batch_size"):
-            losses = terms(images, step)
-            total = torch.stack(list(losses.values())).sum()
-            optimizer.zero_grad()
-            total.backward(inputs=[images])
-            optimizer.step()
-        value = total.item()
-        if not torch.isfinite(total):
-            bad = next(name for name, loss in losses.items() if not torch.isfinite(loss))
-            raise NonFiniteLossError(
-                f'synthesis stopped at step {step}: the term "{bad}" is {losses[bad].item()}. '
-                f"Lower synthesis.learning_rate, or check the teacher for NaN weights"
-            )
-        plateau.step(value)
-        if checkpoint is not None and checkpoint.due and step + 1 < schedule.steps:
-            checkpoint.save(step + 1, images, optimizer, plateau, generator)
-        if report is not None and (step % 10 == 9 or step == schedule.steps - 1):
-            report(step + 1, {name: loss.item() for name, loss in losses.items()})
-    return images.detach()
+from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
+from synq_fast.synthesis.pixel_optimization import (
+    Augmentation,
+    LossTerms,
+    PixelOptimization,
+    Schedule,
+    StepReport,
+)
 
 
 class PixelSynthesizer:
@@ -128,10 +66,7 @@ class PixelSynthesizer:
         recipe = self.recipe
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
 
-        def terms(images: Tensor, step: int) -> LossTerms:
-            augmented = torch.rand((), generator=generator) < recipe.augment_probability
-            if augmented:
-                images = random_resized_crop_flip(images, recipe.augment_scale, generator)
+        def terms(images: Tensor) -> LossTerms:
             logits, inputs = self.teacher(images)
             losses = {
                 "statistics": recipe.statistics_weight * self.teacher.statistics_loss(inputs),
@@ -143,11 +78,16 @@ class PixelSynthesizer:
                 )
             return losses
 
-        schedule = _Schedule(
-            recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience
+        optimization = PixelOptimization(
+            start,
+            terms,
+            Schedule(recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience),
+            generator,
+            augmentation=Augmentation(recipe.augment_probability, recipe.augment_scale),
+            record=recipe.cuda_graph,
         )
         checkpoint = self.checkpoints.of(_shard(index)) if self.checkpoints else None
-        return optimize_pixels(start, terms, schedule, generator, report, checkpoint), labels
+        return optimization.run(report, checkpoint), labels
 
     def forget(self, index: int) -> None:
         """Delete the checkpoint of a batch, once its images are in a shard."""
@@ -166,7 +106,7 @@ class PixelSynthesizer:
         weights = layered_weights(
             len(self.teacher.running), recipe.shallow_weight, recipe.deep_weight
         )
-        schedule = _Schedule(
+        schedule = Schedule(
             recipe.steps, recipe.learning_rate, recipe.min_learning_rate, self.recipe.patience
         )
         made: dict[int, list[Tensor]] = {}
@@ -178,7 +118,7 @@ class PixelSynthesizer:
             if index not in ranks.mine(range(len(groups))):
                 continue
 
-            def terms(images: Tensor, step: int, labels: Tensor = labels) -> LossTerms:
+            def terms(images: Tensor, labels: Tensor = labels) -> LossTerms:
                 logits, inputs = self.teacher(images)
                 return {
                     "statistics": self.teacher.statistics_loss(inputs, weights=weights),
@@ -189,14 +129,16 @@ class PixelSynthesizer:
                 self._kept(f"centers-{index:05d}", start, terms, schedule, generator, report)
             ]
         shared = ranks.share(made, len(groups))
-        self.center_targets = self._pooled_statistics([b.to(self.device) for (b,) in shared])
+        # Files and other ranks know no memory format, but roundings depend on it.
+        batches = [b.to(self.device, memory_format=torch.channels_last) for (b,) in shared]
+        self.center_targets = self._pooled_statistics(batches)
 
     def _kept(
         self,
         name: str,
         start: Tensor,
-        terms: Callable[[Tensor, int], LossTerms],
-        schedule: _Schedule,
+        terms: Callable[[Tensor], LossTerms],
+        schedule: Schedule,
         generator: torch.Generator,
         report: StepReport | None,
     ) -> Tensor:
@@ -208,8 +150,9 @@ class PixelSynthesizer:
                 report(schedule.steps, {})
             return kept.to(self.device)
         checkpoint = keep.of(name) if keep else None
-        start = start.to(self.device)
-        images = optimize_pixels(start, terms, schedule, generator, report, checkpoint)
+        images = PixelOptimization(
+            start.to(self.device), terms, schedule, generator, record=self.recipe.cuda_graph
+        ).run(report, checkpoint)
         if keep is not None:
             keep.write_result(name, images)
         return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Plateau:
         """Everything that decides the next steps, the rate included."""
         return {"rate": self.rate, "best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state_dict``."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state_dict``; other entries are passed over."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])

@@ -38,6 +38,17 @@ def test_interleave_alternates_columns(device):
     assert "".join(order) == "abcbca"
 
 
+def test_each_round_is_reported(device):
+    device("cpu")
+    done: list[int] = []
+    harness.interleave({"a": lambda: None}, rounds=3, after_round=done.append)
+    assert done == [1, 2, 3]
+
+
+def test_a_call_of_several_works_is_divided():
+    assert Timing(6.0, 4.0, 2.0, 9).divided(2) == Timing(3.0, 2.0, 1.0, 9)
+
+
 def test_several_calls_are_timed_together(device):
     device("cpu")
     count = []

@@ -8,6 +8,9 @@ from torch.nn import functional
 from synq_fast.quant import (
     ActivationQuantizer,
     BitWidths,
+    Tapped,
+    energy_name,
+    find_tap_points,
     folded,
     fused,
     held_weights,
@@ -83,6 +86,30 @@ def test_fused_network_has_the_same_outputs_and_gradients(make, ste):
     assert torch.equal(logits, expected)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [TinyNet, Plain, lambda: Plain(affine=False)])
+def test_energies_are_those_of_the_named_values(make):
+    student = student_of(make())
+    bodies = find_tap_points(student, tiny_images(2)).residual_bodies
+    images = tiny_images(5)
+    leaves = list(student.parameters())
+
+    def result(network, names, energies):
+        view = Tapped(network, names)(images)
+        values = energies(view.features)
+        slopes = torch.autograd.grad(sum(v.sin().sum() for v in values), leaves, allow_unused=True)
+        return values, [slope for slope in slopes if slope is not None]
+
+    names = [energy_name(name) for name in bodies]
+    expected, wanted = result(student, bodies, lambda f: [v.square().mean((2, 3)) for v in f])
+    values, slopes = result(fused(student, (), bodies), names, list)
+    for found, value in zip((*values, *slopes), (*expected, *wanted), strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        frozen = Tapped(folded(student, bodies, bodies), names)(images).features
+    for found, value in zip(frozen, expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_network_follows_the_students_parameters_and_ranges():

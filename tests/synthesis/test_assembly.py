@@ -47,8 +47,9 @@ def test_missing_shard_is_no_bank(tmp_path):
 
 
 def test_more_images_than_any_memory_holds():
+    joining = BankAssembly([2**45], SHAPE, CPU, streamed=False)
     with pytest.raises(SynqFastError, match=r'no memory on cpu .*finetune\.bank = "stream"'):
-        BankAssembly([2**45], SHAPE, CPU, streamed=False)
+        joining.put(0, shard(0))
 
 
 def test_placement(tmp_path, monkeypatch):

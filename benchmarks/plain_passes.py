@@ -1,0 +1,51 @@
+"""The floor: the passes through an unquantized network that a step cannot do without."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def _channels_last(module: nn.Module, *, trained: bool) -> nn.Module:
+    copied = copy.deepcopy(module).eval().requires_grad_(trained)
+    # torch's stubs lack the form with a memory format alone.
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def plain_step(module: nn.Module, images: Tensor) -> Callable[[], object]:
+    """The 9F of a fine-tuning step, channels_last, with the sum of the logits as its loss.
+
+    Teacher forward of the clean and the moved images (2F), student forward of both (2F), gradient
+    to the clean images (1F), one joint backward to the parameters (4F).
+    """
+    teacher, student = _channels_last(module, trained=False), _channels_last(module, trained=True)
+    parameters = list(student.parameters())
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            teacher(images)
+            teacher(images)
+        seen = images.detach().requires_grad_()
+        clean = student(seen).sum()
+        (slope,) = torch.autograd.grad(clean, seen, retain_graph=True)
+        total = clean + student(images).sum()
+        return (slope, *torch.autograd.grad(total, parameters))
+
+    return step
+
+
+def plain_synthesis(module: nn.Module, images: Tensor) -> Callable[[], object]:
+    """The 2F of a synthesis iteration: a forward and the gradient to the images, channels_last."""
+    teacher = _channels_last(module, trained=False)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def iterate() -> tuple[Tensor, ...]:
+        seen = images.detach().requires_grad_()
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(teacher(seen).sum(), seen)
+        return gradients
+
+    return iterate

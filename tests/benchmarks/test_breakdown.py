@@ -1,0 +1,189 @@
+"""The parts of a step's time: they are all of it, and each operation lands in its own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.profiler import record_function
+
+from benchmarks import breakdown, harness
+from benchmarks.breakdown import (
+    BACKWARD,
+    CAM,
+    DATA,
+    FILTER,
+    LOSSES,
+    OPTIMIZER,
+    OTHER,
+    PARTS,
+    QUANTIZERS,
+    STUDENT,
+    TEACHER,
+    shares,
+)
+from benchmarks.engine import EngineSynthesis, engine_trainer
+from benchmarks.plain_passes import plain_step
+from synq_fast import ops
+from tests.benchmarks.workloads import tiny_workload
+
+
+@pytest.fixture(autouse=True)
+def _cpu(monkeypatch):
+    monkeypatch.setattr(harness, "DEVICE", torch.device("cpu"))
+
+
+def heavy(x: torch.Tensor) -> torch.Tensor:
+    """Much work in one operation with a gradient."""
+    return x @ torch.ones(len(x), len(x))
+
+
+def dominant(call) -> str:
+    found = shares(call, calls=2)
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    part, share = max(found.items(), key=lambda item: item[1])
+    assert share > 0.6, found
+    return part
+
+
+def scoped(part: str, call):
+    with record_function(f"part: {part}"):
+        return call()
+
+
+MATRIX = torch.ones(700, 700)
+IMAGES = torch.randn(16, 3, 224, 224)
+
+
+@pytest.mark.parametrize("part", [TEACHER, STUDENT, CAM, LOSSES, DATA])
+def test_a_scope_holds_what_runs_in_it(part):
+    assert dominant(lambda: scoped(part, lambda: heavy(MATRIX))) == part
+
+
+@pytest.mark.parametrize(
+    ("part", "call"),
+    [
+        (FILTER, lambda: ops.low_pass(IMAGES, 20.0)),
+        (QUANTIZERS, lambda: ops.fake_quantize(IMAGES, -2.0, 2.0, 4)),
+        (QUANTIZERS, lambda: ops.fake_quantize_dynamic(IMAGES, 4, axis=0)),
+        (CAM, lambda: ops.grad_cam(IMAGES, IMAGES, (224, 224))),
+        (LOSSES, lambda: ops.bn_statistics_loss(IMAGES, torch.zeros(3), torch.ones(3))),
+        (DATA, lambda: torch.randn(1 << 21)),
+        (LOSSES, lambda: torch.log_softmax(IMAGES, 3)),
+        (OTHER, lambda: heavy(MATRIX)),
+    ],
+)
+def test_operations_outside_of_scopes(part, call):
+    assert dominant(call) == part
+
+
+def test_our_kernels_keep_their_part_inside_a_network():
+    assert dominant(lambda: scoped(STUDENT, lambda: ops.fake_quantize(IMAGES, -2.0, 2.0, 4))) == (
+        QUANTIZERS
+    )
+    # There a softmax is the network's own.
+    assert dominant(lambda: scoped(TEACHER, lambda: torch.log_softmax(IMAGES, 3))) == TEACHER
+
+
+@pytest.mark.parametrize(
+    ("forward", "part"), [(TEACHER, BACKWARD), (STUDENT, BACKWARD), (LOSSES, LOSSES), (CAM, CAM)]
+)
+def test_a_backward_belongs_to_what_recorded_it(forward, part):
+    leaf = torch.ones(700, 700, requires_grad=True)
+
+    def both() -> torch.Tensor:
+        return scoped(forward, lambda: heavy(leaf))
+
+    def only_backward() -> dict[str, float]:
+        y = both()
+        with torch.no_grad():
+            grad = torch.ones_like(y)
+        return torch.autograd.grad(y, leaf, grad)
+
+    found = shares(only_backward, calls=4)
+    expected = {forward, part}
+    assert sum(found[name] for name in expected) > 0.7, found
+    assert found[part] > 0.2
+    assert found[BACKWARD] < 0.05 or part == BACKWARD
+
+
+def test_a_backward_inside_a_scope_is_the_scopes():
+    leaf = torch.ones(700, 700, requires_grad=True)
+
+    def gradient() -> None:
+        y = scoped(STUDENT, lambda: heavy(leaf)).sum()
+        scoped(CAM, lambda: torch.autograd.grad(y, leaf))
+
+    found = shares(gradient, calls=4)
+    assert found[BACKWARD] == 0
+    assert found[CAM] > 0.2 < found[STUDENT], found
+
+
+def test_a_step_has_every_part_and_nothing_else():
+    trainer = engine_trainer(tiny_workload())
+    trainer.advance()
+    before = (trainer.batches, trainer.step.teacher, trainer.step.student, trainer.step.terms)
+    with breakdown.step_scopes(trainer):
+        found = shares(trainer.advance)
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    assert set(found) == set(PARTS)
+    assert all(share > 0 for share in found.values()), found
+    after = (trainer.batches, trainer.step.teacher, trainer.step.student, trainer.step.terms)
+    assert all(one is other for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("where", ["batches", "teacher", "student", "optimizer"])
+def test_work_that_is_added_to_a_step_appears_where_it_was_added(where):
+    trainer = engine_trainer(tiny_workload())
+    owner = trainer if where in ("batches", "optimizer") else trainer.step
+    inner = getattr(owner, where)
+
+    def slowed(*arguments):
+        with torch.no_grad():
+            functional.linear(torch.ones(900, 900), torch.ones(900, 900))
+        return inner(*arguments)
+
+    if where == "optimizer":
+        trainer.optimizer.register_step_pre_hook(lambda *_: (MATRIX @ MATRIX @ MATRIX, None)[1])
+    else:
+        setattr(owner, where, slowed)
+    trainer.advance()
+    with breakdown.step_scopes(trainer):
+        found = shares(trainer.advance)
+    part = {"batches": DATA, "teacher": TEACHER, "student": STUDENT, "optimizer": OPTIMIZER}[where]
+    assert max(found, key=found.__getitem__) == part, found
+
+
+def test_a_synthesis_iteration():
+    ours = EngineSynthesis(tiny_workload(), augment=True, iterations=4)
+    ours()
+    teachers = [synthesizer.teacher for synthesizer in ours.synthesizers]
+    with breakdown.synthesis_scopes(ours.synthesizers):
+        found = shares(ours)
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    expected = {TEACHER, BACKWARD, LOSSES, OPTIMIZER, DATA, OTHER}
+    assert {part for part, share in found.items() if share > 0} == expected
+    assert [synthesizer.teacher for synthesizer in ours.synthesizers] == teachers
+
+
+def test_the_table_adds_up():
+    work = tiny_workload()
+    trainer = engine_trainer(work)
+    table = breakdown.breakdown(
+        "step",
+        "tiny",
+        trainer.advance,
+        plain_step(work.teacher.module, work.images),
+        partial(breakdown.step_scopes, trainer),
+        rounds=2,
+    )
+    rows = {name: numbers for name, *numbers in table.rows}
+    assert list(rows) == [*PARTS, "all network passes", "all"]
+    for place in range(3):
+        assert sum(rows[part][place] for part in PARTS) == pytest.approx(rows["all"][place])
+        networks = sum(rows[part][place] for part in (TEACHER, STUDENT, BACKWARD))
+        assert networks == pytest.approx(rows["all network passes"][place])
+    assert rows["all"][1] == pytest.approx(100, abs=1e-3)
+    assert rows["all"][2] > 1
