@@ -18,11 +18,14 @@ SYNQ_HOST_DEVICE bool relu_passes(float value, float upper) { return !((value <=
 // A product and a sum that round one after the other.
 SYNQ_HOST_DEVICE float affine_map(float x, float weight, float bias) { return add(mul(x, weight), bias); }
 
-// The gradient at `value`, which precedes the ReLU and the quantizer; `clip` as in clipped_gradient.
+// Whether a gradient passes at `value`, which precedes the ReLU and the quantizer; `clip` as in clipped_gradient.
+SYNQ_HOST_DEVICE bool gradient_passes(float value, float upper, Affine affine, float low, float high, bool clip) {
+  return relu_passes(value, upper) & !(clip && is_clipped(relu(value, upper), affine, low, high));
+}
+
 SYNQ_HOST_DEVICE float activation_gradient(float gradient, float value, float upper, Affine affine, float low,
                                            float high, bool clip) {
-  if (clip) gradient = clipped_gradient(gradient, relu(value, upper), affine, low, high);
-  return relu_passes(value, upper) ? gradient : 0.0f;
+  return gradient_passes(value, upper, affine, low, high, clip) ? gradient : 0.0f;
 }
 
 }  // namespace

@@ -84,11 +84,15 @@ SYNQ_HOST_DEVICE Range symmetric_range(Range range) {
   return {-mul(largest, 1.0f + 0x1p-20f), largest};
 }
 
-// The clipped straight-through gradient: zero where round(scale * x - zero_point) leaves [low, high]. A NaN lies on
-// neither side and lets the gradient through.
-SYNQ_HOST_DEVICE float clipped_gradient(float gradient, float x, Affine affine, float low, float high) {
+// Whether round(scale * x - zero_point) leaves [low, high]. A NaN lies on neither side.
+SYNQ_HOST_DEVICE bool is_clipped(float x, Affine affine, float low, float high) {
   const float code = quantize(x, affine, low - 1.0f, high + 1.0f);
-  return (code < low || code > high) ? 0.0f : gradient;
+  return (code < low) | (code > high);
+}
+
+// The clipped straight-through gradient; at NaN it passes.
+SYNQ_HOST_DEVICE float clipped_gradient(float gradient, float x, Affine affine, float low, float high) {
+  return is_clipped(x, affine, low, high) ? 0.0f : gradient;
 }
 
 }  // namespace

@@ -12,7 +12,9 @@ namespace synq {
 struct ReluFakeQuantizeParams {
   const void* x;           // dtype
   const void* gradient;    // dtype, same layout as x; backward only
+  const void* residual;    // dtype, same layout as x; null: none; with an affine map only
   void* y;                 // dtype; forward: the result; backward: the gradient of x
+  void* grad_residual;     // dtype, same layout as x; null: not wanted; backward only
   const float* weight;     // (channels,) with an affine map, else null
   const float* bias;       // (channels,) with an affine map, else null
   const float* range_min;  // (channels,), or one value with an affine map

@@ -24,6 +24,7 @@ from synq_fast.kernels.bn_statistics_loss import (
     bn_statistics_losses_backward,
 )
 from synq_fast.kernels.cam_alignment_loss import cam_alignment_loss, cam_alignment_loss_backward
+from synq_fast.kernels.channel_moments import channel_moments, channel_moments_backward
 from synq_fast.kernels.distillation_loss import (
     distillation_loss,
     distillation_loss_backward,
@@ -55,6 +56,8 @@ __all__ = [
     "bn_statistics_losses_backward",
     "cam_alignment_loss",
     "cam_alignment_loss_backward",
+    "channel_moments",
+    "channel_moments_backward",
     "distillation_loss",
     "distillation_loss_backward",
     "distillation_loss_with_gradient",

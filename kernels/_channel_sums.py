@@ -33,9 +33,14 @@ def learned_terms(gradient, x, scale, zero_point, half):
 
 
 @triton.jit
-def affine_terms(gradient, x, weight, bias, scale, zero_point, half, upper, CLIP: tl.constexpr):
-    """Returns the gradients of `x`, of weight and of bias."""
+def affine_terms(
+    gradient, x, weight, bias, residual, scale, zero_point, half, upper,
+    RESIDUAL: tl.constexpr, CLIP: tl.constexpr,
+):  # fmt: skip
+    """Returns the gradients of `x`, of weight and of bias; the last is that of a residual too."""
     value = x * weight + bias
+    if RESIDUAL:
+        value = value + residual
     if CLIP:
         gradient = clipped_gradient(gradient, relu(value, upper), scale, zero_point, half)
     gradient = relu_gradient(gradient, value, upper)
@@ -45,8 +50,8 @@ def affine_terms(gradient, x, weight, bias, scale, zero_point, half, upper, CLIP
 @triton.jit
 def sums_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, factor_ptr, offset_ptr, min_ptr, max_ptr,
-    outer, channels, inner, splits, levels, half, upper,
-    AFFINE: tl.constexpr, CLIP: tl.constexpr,
+    residual_ptr, of_residual_ptr, outer, channels, inner, splits, levels, half, upper,
+    AFFINE: tl.constexpr, CLIP: tl.constexpr, RESIDUAL: tl.constexpr, OF_RESIDUAL: tl.constexpr,
     BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (channels, split) handles every `splits`-th tile; partials are (channels, splits).
@@ -85,9 +90,16 @@ def sums_kernel(
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         gradient = tl.load(gradient_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if AFFINE:
+            residual = x
+            if RESIDUAL:
+                residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
             y, one, other = affine_terms(
-                gradient, x, factor, offset, scale, zero_point, half, upper, CLIP
-            )
+                gradient, x, factor, offset, residual, scale, zero_point, half, upper,
+                RESIDUAL, CLIP,
+            )  # fmt: skip
+            if OF_RESIDUAL:
+                before_relu = other.to(of_residual_ptr.dtype.element_ty)
+                tl.store(of_residual_ptr + offsets, before_relu, mask=mask)
         else:
             y, one, other = learned_terms(gradient, x, factor, offset, half)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -138,8 +150,13 @@ def launch_sums(
     upper: float | None = None,
     clip: bool = False,
     gradient_scale: float = 1.0,
+    residual: torch.Tensor | None = None,
+    of_residual: torch.Tensor | None = None,
 ) -> None:
-    """Enqueues both kernels for an affine map before `grid`, or for a learned grid without one."""
+    """Enqueues both kernels for an affine map before `grid`, or for a learned grid without one.
+
+    A residual after the map is laid out as `x`; its gradient is written to `of_residual` if given.
+    """
     outer, channels, inner = layout
     if layout.by_column:
         columns = min(power_of_two(channels), 64)
@@ -159,9 +176,11 @@ def launch_sums(
     with on_device_of(x):
         sums_kernel[(groups * splits,)](
             x, gradient, y, first, second, factor, offset, low, high,
+            x if residual is None else residual, y if of_residual is None else of_residual,
             outer, channels, inner, splits, float(2**bits - 1), float(2 ** (bits - 1)),
             NO_BOUND if upper is None else upper,
             AFFINE=grid is not None, CLIP=clip,
+            RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

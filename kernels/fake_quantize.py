@@ -49,6 +49,7 @@ class Before(IntEnum):
     NOTHING = 0
     RELU = 1
     AFFINE_RELU = 2
+    AFFINE_RESIDUAL_RELU = 3
 
 
 @triton.jit
@@ -67,13 +68,15 @@ def load_grid(first_ptr, second_ptr, offsets, levels, half, LEARNED: tl.constexp
 
 @triton.jit
 def apply(
-    x, gradient, scale, zero_point, weight, bias, half, upper,
+    x, gradient, scale, zero_point, weight, bias, residual, half, upper,
     RESULT: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """Returns one tile of the result named by `RESULT`, in float32."""
+    """Returns a tile of the result named by `RESULT`, and of a residual's gradient, in float32."""
     x = x.to(tl.float32)
-    if BEFORE == 2:
+    if BEFORE >= 2:
         x = x * weight + bias
+    if BEFORE == 3:
+        x = x + residual.to(tl.float32)
     value = x
     if BEFORE > 0:
         value = relu(x, upper)
@@ -83,7 +86,8 @@ def apply(
             result = clipped_gradient(result, value, scale, zero_point, half)
         if BEFORE > 0:
             result = relu_gradient(result, x, upper)
-        if BEFORE == 2:
+        before_relu = result
+        if BEFORE >= 2:
             result = result * weight
     else:
         code = quantize(value, scale, zero_point, -half, half - 1.0)
@@ -91,7 +95,8 @@ def apply(
             result = tl.where(code != code, 0.0, code)
         else:
             result = dequantize(code, scale, zero_point)
-    return result
+        before_relu = result
+    return result, before_relu
 
 
 @triton.jit
@@ -107,21 +112,21 @@ def tensor_kernel(
     if start + BLOCK <= elements:
         x = tl.load(x_ptr + offsets)
         gradient = tl.load(gradient_ptr + offsets) if RESULT >= 2 else x
-        y = apply(x, gradient, scale, zero_point, 1.0, 0.0, half, upper, RESULT, BEFORE)
+        y, _ = apply(x, gradient, scale, zero_point, 1.0, 0.0, 0.0, half, upper, RESULT, BEFORE)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty))
     else:
         mask = offsets < elements
         x = tl.load(x_ptr + offsets, mask=mask)
         gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT >= 2 else x
-        y = apply(x, gradient, scale, zero_point, 1.0, 0.0, half, upper, RESULT, BEFORE)
+        y, _ = apply(x, gradient, scale, zero_point, 1.0, 0.0, 0.0, half, upper, RESULT, BEFORE)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def channel_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, weight_ptr, bias_ptr,
-    rows, columns, channels, levels, half, upper,
-    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr,
+    residual_ptr, of_residual_ptr, rows, columns, channels, levels, half, upper,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr, OF_RESIDUAL: tl.constexpr,
     BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One grid or affine map per channel: a program handles a tile of the (rows, columns) matrix.
@@ -136,7 +141,7 @@ def channel_kernel(
     axis: tl.constexpr = 0 if BY_COLUMN else 1
     weight = 1.0
     bias = 0.0
-    if BEFORE == 2:
+    if BEFORE >= 2:
         weight = tl.expand_dims(tl.load(weight_ptr + channel), axis)
         bias = tl.expand_dims(tl.load(bias_ptr + channel), axis)
         scale, zero_point = load_grid(first_ptr, second_ptr, 0, levels, half, LEARNED)
@@ -149,8 +154,14 @@ def channel_kernel(
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     x = tl.load(x_ptr + offsets, mask=mask)
     gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT >= 2 else x
-    y = apply(x, gradient, scale, zero_point, weight, bias, half, upper, RESULT, BEFORE)
+    residual = tl.load(residual_ptr + offsets, mask=mask) if BEFORE == 3 else x
+    y, before_relu = apply(
+        x, gradient, scale, zero_point, weight, bias, residual, half, upper, RESULT, BEFORE
+    )
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+    if OF_RESIDUAL:
+        before_relu = before_relu.to(of_residual_ptr.dtype.element_ty)
+        tl.store(of_residual_ptr + offsets, before_relu, mask=mask)
 
 
 def launch(
@@ -166,11 +177,14 @@ def launch(
     before: Before = Before.NOTHING,
     upper: float | None = None,
     affine_map: tuple[torch.Tensor, torch.Tensor] | None = None,
+    residual: torch.Tensor | None = None,
+    of_residual: torch.Tensor | None = None,
 ) -> None:
     """Enqueues the kernel for the layout.
 
     `grid` is the range, or scale and zero point if `learned`. With an affine map the layout's
-    channels are those of the map, and the grid is one for all.
+    channels are those of the map, and the grid is one for all; its residual is laid out as `x`, and
+    that one's gradient is written to `of_residual` if given.
     """
     if x.numel() == 0:
         return
@@ -198,8 +212,11 @@ def launch(
         programs = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
         factors = pair if affine_map is None else [value.contiguous() for value in affine_map]
         channel_kernel[programs](
-            x, gradient, y, *pair, *factors, rows, columns, layout.channels, levels, half, upper,
-            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, **options,
+            x, gradient, y, *pair, *factors, x if residual is None else residual,
+            y if of_residual is None else of_residual,
+            rows, columns, layout.channels, levels, half, upper,
+            OF_RESIDUAL=of_residual is not None, BY_COLUMN=layout.by_column,
+            ROWS=tile_rows, COLUMNS=tile_columns, **options,
         )  # fmt: skip
 
 

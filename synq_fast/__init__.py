@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from synq_fast import ops, reference
 
 if TYPE_CHECKING:
-    from synq_fast.engine import QuantizationResult, quantize, synthesize
+    from synq_fast.engine import quantize, synthesize
     from synq_fast.errors import SynqFastError
     from synq_fast.evaluation import EvaluationResult, evaluate
     from synq_fast.models import Teacher, load_teacher
     from synq_fast.recipes import list_recipes, load_recipe
+    from synq_fast.result import QuantizationResult
     from synq_fast.saved_model import load
 
 __version__ = "0.1.0"
@@ -20,7 +21,7 @@ __version__ = "0.1.0"
 # The engine brings torchvision and more; whoever imports only the ops does not wait for it.
 _LAZY = {
     "EvaluationResult": "evaluation",
-    "QuantizationResult": "engine",
+    "QuantizationResult": "result",
     "SynqFastError": "errors",
     "Teacher": "models",
     "evaluate": "evaluation",

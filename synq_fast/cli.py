@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from synq_fast import recipes
-from synq_fast.errors import RecipeError, SynqFastError
+from synq_fast.distributed import is_first_process
+from synq_fast.errors import LostRankError, RecipeError, SynqFastError
 from synq_fast.ops import BackendUnavailableError
+from synq_fast.progress import plain_warnings
 
 EMBEDDED = "digits-resnet20"
 _OWN_SET = {
@@ -35,14 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        status: int | None = options.run(options)
+        with plain_warnings():
+            status: int | None = options.run(options)
     except (SynqFastError, BackendUnavailableError) as error:
-        print(f"synq-fast: error: {error}", file=sys.stderr)
+        # Those that lost another process have nothing to add to what that one says.
+        if is_first_process() or not isinstance(error, LostRankError):
+            print(f"synq-fast: error{_of_rank()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)
+        if is_first_process():
+            print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)
         return 130
     return status or 0
+
+
+def _of_rank() -> str:
+    return "" if is_first_process() else f" on rank {os.environ.get('RANK', '?')}"
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
@@ -103,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(evaluate)
     evaluate.add_argument("--data", metavar="SET", help="labelled images: a name or a path")
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+    evaluate.add_argument("--batch-size", type=_at_least(1), default=256, metavar="N")
+    evaluate.add_argument(
+        "--precision", choices=["float32", "tf32", "bf16"], default="float32", help="of the network"
+    )
+    evaluate.add_argument(
+        "--workers", type=_at_least(0), metavar="N", help="processes that decode a folder's images"
+    )
 
     _bench_commands(commands)
     _command(commands, "info", _info, "versions, backends and what is missing", "synq-fast info")
@@ -225,6 +243,15 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def _at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     overrides = {}
     for text in options.overrides:
@@ -278,7 +305,8 @@ def _quantize(options: argparse.Namespace) -> None:
             evaluate_every=options.evaluate_every,
         )
         rows[str(bits)] = result.metrics
-    _print_metrics(teacher.name, recipe, data, rows, options.output)
+    if is_first_process():
+        _print_metrics(teacher.name, recipe, data, rows, options.output)
 
 
 def _print_metrics(
@@ -321,11 +349,12 @@ def _synthesize(options: argparse.Namespace) -> None:
         device=options.device,
         progress=not options.quiet,
     )
-    print(f"{len(bank)} images in {options.output}")
+    if is_first_process():
+        print(f"{len(bank)} images in {options.output}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from synq_fast.engine import chosen_device
+    from synq_fast.devices import chosen_device
     from synq_fast.evaluation import evaluate
     from synq_fast.saved_model import load_quantized
 
@@ -334,7 +363,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     if data is None:
         raise RecipeError("name the labelled images to evaluate on with --data")
     device = chosen_device(options.device)
-    result = evaluate(teacher, data, device=device, progress=sys.stderr.isatty())
+    result = evaluate(
+        teacher,
+        data,
+        batch_size=options.batch_size,
+        device=device,
+        progress=sys.stderr.isatty(),
+        precision=options.precision,
+        workers=options.workers,
+    )
     print(
         f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, {result.count} images"

@@ -2,62 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from synq_fast.allocator import keep_freed_memory
+from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
-from synq_fast.errors import ModelError, SynqFastError
+from synq_fast.devices import chosen_device
+from synq_fast.distributed import Ranks, joined, restarted
+from synq_fast.errors import ModelError
 from synq_fast.evaluation import EvaluationResult, evaluate
 from synq_fast.finetune.batches import BatchSource
+from synq_fast.finetune.data_parallel import BatchMean, part_of_batch, resume_together
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Record, Trainer
+from synq_fast.identity import describe, fingerprint, weights_hash
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
-from synq_fast.quant import BitWidths, find_tap_points, held_weights, observing, trace
+from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
+from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
-from synq_fast.saved_model import build_student, save_model
-from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
+from synq_fast.saved_model import build_student
+from synq_fast.synthesis.assembly import BankAssembly, streams
+from synq_fast.synthesis.bank import Bank, BankFolder, ImageBank
 from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
 from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.shards import Shards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-Metrics = dict[str, Any]
-
-
-@dataclass
-class QuantizationResult:
-    """What ``quantize`` made."""
-
-    model: nn.Module
-    """Fake-quantized, in eval mode, on the device that it was made on."""
-    history: list[Record]
-    """One record per logged step: step, learning rate, mean of each loss term."""
-    metrics: Metrics
-    """Accuracies where an evaluation set was given, and seconds per phase."""
-    teacher: Teacher = field(repr=False)
-    bits: BitWidths
-    recipe: Recipe = field(repr=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write the model as safetensors; ``synq_fast.load`` gives identical outputs.
-
-        Args:
-            path: a ``.safetensors`` file, replaced if it is there.
-        """
-        save_model(Path(path), self.model, self.teacher, self.bits, self.recipe)
 
 
 # Both train, also where the caller has switched gradients off.
@@ -80,6 +65,9 @@ def quantize(
 ) -> QuantizationResult:
     """Quantize a pre-trained image classifier without data.
 
+    Under torchrun, or in a process group of the caller's, the processes work on one run together:
+    every rank calls with the same arguments and gets the same result; rank 0 writes and prints.
+
     Args:
         teacher: a module, a ``Teacher``, or a name that ``load_teacher`` knows.
         recipe: name or path of a recipe.
@@ -90,7 +78,8 @@ def quantize(
         overrides: recipe values by dotted key.
         device: where to work; by default a GPU where there is one.
         progress: show bars or lines on standard error.
-        resume: continue the run in ``output`` after an interruption.
+        resume: continue the run in ``output`` after an interruption. A process that torchrun has
+            started again does so by itself.
         bank: folder of the synthetic images, shared between runs of one teacher, seed and
             synthesis recipe; by default inside ``output``.
         evaluation: labelled images to report accuracy on; they never influence the model.
@@ -99,21 +88,26 @@ def quantize(
 
     Raises:
         SynqFastError: one of its kinds, for a bad argument, an unusable model, a folder that is
-            taken, damaged files or a loss that is not finite. Finished work stays in ``output``.
+            taken, damaged files, a loss that is not finite, or another process of the run that
+            has stopped. Finished work stays in ``output``.
     """
-    run = _Run(
-        load_teacher(teacher, input_shape=input_shape),
-        load_recipe(recipe, overrides),
-        BitWidths.parse(bits),
-        seed,
-        chosen_device(device),
-        Reporter(progress),
-    )
-    folder = run.open_folder(output, resume)
-    run.evaluate_on(evaluation)
-    bank_path = Path(bank) if bank is not None else (folder.bank if folder else None)
-    images = run.synthesize(bank_path)
-    return run.finish(run.student_from(images, folder, evaluate_every), folder)
+    chosen = chosen_device(device)
+    with joined(chosen) as ranks:
+        run = _Run(
+            load_teacher(teacher, input_shape=input_shape),
+            load_recipe(recipe, overrides),
+            BitWidths.parse(bits),
+            seed,
+            chosen,
+            progress,
+            ranks,
+        )
+        folder = run.open_folder(output, resume)
+        run.evaluate_on(evaluation)
+        if bank is None and output is not None:
+            bank = Path(output) / "bank"
+        images = run.synthesize(Path(bank) if bank is not None else None)
+        return run.finish(run.student_from(images, folder, evaluate_every), folder)
 
 
 @torch.inference_mode(False)
@@ -126,7 +120,7 @@ def synthesize(
     overrides: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> ImageBank:
+) -> Bank:
     """Make the synthetic images of a recipe alone; arguments as in ``quantize``.
 
     Args:
@@ -138,31 +132,22 @@ def synthesize(
         overrides: recipe values by dotted key.
         device: where to work; by default a GPU where there is one.
         progress: show bars or lines on standard error.
+
+    Returns:
+        The images, in memory or in their files as ``finetune.bank`` says.
     """
-    run = _Run(
-        load_teacher(teacher, input_shape=input_shape),
-        load_recipe(recipe, overrides),
-        BitWidths(8, 8),
-        seed,
-        chosen_device(device),
-        Reporter(progress),
-    )
-    return run.synthesize(Path(output))
-
-
-def chosen_device(device: torch.device | str | None) -> torch.device:
-    """The device that was asked for, or a GPU where there is one.
-
-    Raises:
-        SynqFastError: this machine has no such device.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SynqFastError(f'cannot work on device "{device}": {reason}') from error
+    chosen = chosen_device(device)
+    with joined(chosen) as ranks:
+        run = _Run(
+            load_teacher(teacher, input_shape=input_shape),
+            load_recipe(recipe, overrides),
+            BitWidths(8, 8),
+            seed,
+            chosen,
+            progress,
+            ranks,
+        )
+        return run.synthesize(Path(output))
 
 
 class _Run:
@@ -175,7 +160,8 @@ class _Run:
         bits: BitWidths,
         seed: int,
         device: torch.device,
-        reporter: Reporter,
+        progress: bool,
+        ranks: Ranks,
     ) -> None:
         keep_freed_memory()
         dtypes = {p.dtype for p in teacher.module.parameters()} - {torch.float32}
@@ -188,44 +174,49 @@ class _Run:
         # torch's stubs lack the form with a memory format alone.
         self.teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
-        self.reporter = reporter
+        self.ranks = ranks
+        self.reporter = Reporter(progress and ranks.is_first)
         self.graph = trace(self.teacher.module, recipe.quantization.leaf_modules)
         example = torch.zeros(2, *teacher.input_shape, device=device)
         self.points = find_tap_points(self.graph, example)
         self.metrics: Metrics = {"seconds": {}}
         self.evaluation: EvaluationSet | None = None
+        self.evaluates = False
+        ranks.check_same({**self.identity, "recipe": dump_recipe(recipe), "bits": str(bits)})
 
-    def identity(self, *sections: DataclassInstance) -> dict[str, str]:
-        """What a result depends on, each in a form that two runs can compare."""
-        weights = hashlib.sha256(self.graph.code.encode())
-        for name, value in sorted(self.graph.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(_raw_bytes(value))
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What every result depends on."""
         return {
-            "teacher": weights.hexdigest(),
+            "teacher": weights_hash(self.graph),
             "input_shape": json.dumps(self.teacher.input_shape),
             "seed": str(self.seed),
-            **{type(section).__name__: json.dumps(asdict(section)) for section in sections},
         }
 
     def fingerprint(self, *sections: DataclassInstance) -> str:
-        """One hash of the identity."""
-        return hashlib.sha256(json.dumps(self.identity(*sections)).encode()).hexdigest()
+        """One hash of the identity and of what else a result depends on."""
+        return fingerprint({**self.identity, **describe(*sections)})
 
     def open_folder(self, output: str | Path | None, resume: bool) -> RunFolder | None:
-        """The run folder, or None where nothing is to be written."""
-        if output is None:
+        """The run folder, or None where this process writes nothing."""
+        # Counted per machine, so the first rank's own count does not say it.
+        again = any(self.ranks.collect(restarted()))
+        if output is None or not self.ranks.is_first:
             return None
-        identity = {**self.identity(), "bits": str(self.bits)}
-        return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume)
+        resume = resume or (again and (Path(output) / "run.json").exists())
+        identity = {**self.identity, "bits": str(self.bits)}
+        seconds = self.recipe.finetune.checkpoint_seconds
+        return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume, seconds)
 
     def evaluate_on(self, evaluation: str | Path | EvaluationSet | None) -> None:
         """Remember the evaluation set and measure the teacher on it."""
         if evaluation is None:
             return
-        if isinstance(evaluation, str | Path):
-            evaluation = load_dataset(evaluation, self.teacher)
-        self.evaluation = evaluation
+        self.evaluates = True
+        if self.ranks.is_first:
+            if isinstance(evaluation, str | Path):
+                evaluation = load_dataset(evaluation, self.teacher)
+            self.evaluation = evaluation
         self._measure("float32", self.graph)
 
     @contextmanager
@@ -236,17 +227,24 @@ class _Run:
         self.metrics["seconds"][title] = round(time.perf_counter() - started, 2)
 
     def _measure(self, name: str, model: nn.Module) -> EvaluationResult | None:
-        if self.evaluation is None:
+        if not self.evaluates:
             return None
-        with torch.no_grad(), held_weights(model):
-            result = evaluate(model, self.evaluation)
+
+        def measured() -> EvaluationResult:
+            assert self.evaluation is not None
+            bar = self.reporter.show and name != "latest"  # fine-tuning shows its own then
+            with torch.no_grad(), held_weights(model):
+                return evaluate(model, self.evaluation, progress=bar)
+
+        result = self.ranks.from_first(measured)
         self.metrics[name] = asdict(result)
         self.reporter.line(f"{name}: top-1 {result.top1:.2f} % of {result.count} images")
         return result
 
-    def synthesize(self, folder: Path | None) -> ImageBank:
+    def synthesize(self, folder: Path | None) -> Bank:
         """The image bank, from the shards that are there and those that are missing."""
-        recipe = self.recipe.synthesis
+        recipe, ranks = self.recipe.synthesis, self.ranks
+        seconds = self.recipe.finetune.checkpoint_seconds
         synthesizer = PixelSynthesizer(
             BatchNormTeacher(self.graph, self.points),
             recipe,
@@ -254,68 +252,88 @@ class _Run:
             classes=self.teacher.num_classes,
             seed=self.seed,
             device=self.device,
+            checkpoints=PixelCheckpoints(folder, seconds) if folder else None,
         )
-        store = BankFolder(folder, self.fingerprint(recipe)) if folder else None
+        store = None
+        if folder is not None:
+            with ranks.first():
+                store = BankFolder(folder, self.fingerprint(recipe))
         counts = [
             min(recipe.batch_size, recipe.images - start)
             for start in range(0, recipe.images, recipe.batch_size)
         ]
-        found = {i: shard for i in range(len(counts)) if store and (shard := store.read(i))}
-        missing = [index for index in range(len(counts)) if index not in found]
+        shape = self.teacher.input_shape
+        size = 4 * recipe.images * math.prod(shape)
+        streamed = streams(self.recipe.finetune.bank, size, self.device, store)
+        if streamed:
+            self.reporter.line(f"{size / 1e9:.1f} GB of images stream from {folder}")
+        assembly = BankAssembly(counts, shape, self.device, streamed=streamed)
+        shards = Shards(len(counts), store, ranks)
+        for index in shards.found:
+            synthesizer.forget(index)
+        missing = shards.missing()
         if missing and recipe.centers.weight:
             batches = -(-self.teacher.num_classes // recipe.batch_size)
-            with self._phase("centers", batches * recipe.centers.steps) as phase:
-                synthesizer.make_centers(_cumulative(phase, recipe.centers.steps))
-        with self._phase("synthesis", len(missing) * recipe.steps) as phase:
-            report = _cumulative(phase, recipe.steps, recipe.batch_size)
-            for index in missing:
-                shard = ImageBank(*synthesizer.batch(index, counts[index], report))
-                found[index] = shard
-                if store is not None:
-                    store.write(index, shard)
-        return concatenate([found[index] for index in range(len(counts))], self.device)
+            steps = len(ranks.mine(range(batches))) * recipe.centers.steps
+            with self._phase("centers", steps) as phase:
+                synthesizer.make_centers(phase.in_turn(recipe.centers.steps), ranks)
+        own = ranks.mine(missing)
+        with self._phase("synthesis", len(own) * recipe.steps) as phase:
+            report = phase.in_turn(recipe.steps, recipe.batch_size)
+            for index in own:
+                shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], report)))
+                synthesizer.forget(index)
+            for index, shard in shards.gather():
+                assembly.put(index, shard)
+        return assembly.bank()
 
     def student_from(
-        self, bank: ImageBank, folder: RunFolder | None, evaluate_every: int
+        self, bank: Bank, folder: RunFolder | None, evaluate_every: int
     ) -> tuple[fx.GraphModule, list[Record]]:
         """Calibrate and fine-tune a student on the bank; returns it with its history."""
+        ranks, recipe = self.ranks, self.recipe.finetune
         student = build_student(self.graph, self.bits, self.recipe.quantization).eval()
-        bank = ImageBank(bank.images.contiguous(memory_format=torch.channels_last), bank.labels)
+        step = SynqStep(self.graph, student, self.points, recipe)
+        part = part_of_batch(ranks, recipe.batch_size)
+        share = (part.stop - part.start) / recipe.batch_size
+        batches = BatchSource(
+            bank, recipe.batch_size, recipe.crop_scale, self.recipe.filter, self.seed, part
+        )
         trainer = Trainer(
-            SynqStep(self.graph, student, self.points, self.recipe.finetune),
+            step,
             student,
-            BatchSource(
-                bank,
-                self.recipe.finetune.batch_size,
-                self.recipe.finetune.crop_scale,
-                self.recipe.filter,
-                self.seed,
-            ),
-            self.recipe.finetune,
+            batches,
+            recipe,
             checkpoint=folder.checkpoint if folder else None,
             fingerprint=self.fingerprint(self.recipe, self.bits),
+            reduce=BatchMean(ranks, step.parameters, share) if ranks.size > 1 else None,
         )
-        if trainer.resume():
-            kept = folder.read_metrics() if folder else {}
+        if resume_together(trainer, ranks):
+            kept = ranks.from_first(lambda: folder.read_metrics() if folder else {})
             self.metrics |= {k: kept[k] for k in ("post-training", "best seen") if k in kept}
         else:
-            self.calibrate(student, bank)
+            self.calibrate(student, bank, folder)
+            trainer.save()
+        if folder is not None:
+            folder.calibration.discard()
+        if trainer.done == 0 and "post-training" not in self.metrics:
             self._measure("post-training", student)
             if folder is not None:
                 folder.write_metrics(self.metrics)
-        history = folder.read_history(trainer.done) if folder else []
+        history = ranks.from_first(lambda: folder.read_history(trainer.done) if folder else [])
         best = self.metrics.get("best seen", {"top1": 0.0, "step": 0})
-        with self._phase("fine-tuning", self.recipe.finetune.steps) as phase:
+        with self._phase("fine-tuning", recipe.steps) as phase:
             started = trainer.done
 
             def report(record: Record) -> None:
+                ranks.check_equal(student, f"after step {record['step']}")
                 before = int(history[-1]["step"]) if history else 0
                 history.append(record)
                 if folder is not None:
                     folder.append_history(record)
                 done = int(record["step"])
                 losses = {k: v for k, v in record.items() if k not in ("step", "learning_rate")}
-                phase.update(done, losses, (done - started) * self.recipe.finetune.batch_size)
+                phase.update(done, losses, (done - started) * recipe.batch_size)
                 if evaluate_every and done // evaluate_every > before // evaluate_every:
                     seen = self._measure("latest", student)
                     self.metrics.pop("latest", None)
@@ -325,24 +343,33 @@ class _Run:
                         if folder is not None:
                             folder.write_metrics(self.metrics)
 
-            trainer.run(report)
+            with closing(trainer.batches):
+                trainer.run(report)
         return student, history
 
-    @torch.no_grad()
-    def calibrate(self, student: fx.GraphModule, bank: ImageBank) -> None:
-        """Find the activation ranges on filtered synthetic images."""
+    def calibrate(self, student: fx.GraphModule, bank: Bank, folder: RunFolder | None) -> None:
+        """Find the activation ranges on filtered synthetic images.
+
+        Every rank sees all batches: a range depends on those of the layers before it, batch by
+        batch, so ranks that saw a part each would find other ranges than one rank alone.
+        """
         recipe = self.recipe.quantization
         batches = BatchSource(
             bank, recipe.calibration_batch_size, (1.0, 1.0), self.recipe.filter, self.seed
         )
-        with (
-            self._phase("calibration", recipe.calibration_batches) as phase,
-            observing(student),
-            held_weights(student),
-        ):
-            for step in range(recipe.calibration_batches):
-                student(batches(step)[0])
-                phase.update(step + 1, {})
+        with self._phase("calibration", recipe.calibration_batches) as phase, closing(batches):
+            calibrate(
+                student,
+                batches,
+                recipe.calibration_batches,
+                report=lambda done: phase.update(done, {}),
+                checkpoint=folder.calibration if folder else None,
+                fingerprint=self.fingerprint(self.recipe, self.bits),
+            )
+        # Equal already on equal devices; others may round differently.
+        for quantizer in student.modules():
+            if isinstance(quantizer, ActivationQuantizer):
+                self.ranks.widen(quantizer.range_min, quantizer.range_max)
 
     def finish(
         self, made: tuple[fx.GraphModule, list[Record]], folder: RunFolder | None
@@ -356,29 +383,11 @@ class _Run:
         result = QuantizationResult(
             student, history, self.metrics, self.teacher, self.bits, self.recipe
         )
-        if folder is not None:
-            result.save(folder.model)
-            folder.write_metrics(self.metrics)
+        with self.ranks.first():
+            if folder is not None:
+                result.save(folder.model)
+                folder.write_metrics(self.metrics)
         return result
-
-
-def _raw_bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _cumulative(
-    phase: Phase, steps: int, images: int = 0
-) -> Callable[[int, dict[str, float]], None]:
-    """A report for optimizations of ``steps`` steps each that run one after the other."""
-    finished = 0
-
-    def report(step: int, values: dict[str, float]) -> None:
-        nonlocal finished
-        phase.update(finished + step, values, (finished + step) * images // steps)
-        if step == steps:
-            finished += steps
-
-    return report
 
 
 __all__ = ["QuantizationResult", "quantize", "synthesize"]

@@ -31,3 +31,23 @@ class RunFolderError(SynqFastError, FileExistsError):
 
 class NonFiniteLossError(SynqFastError, ArithmeticError):
     """A loss term that became infinite or NaN; names the step and the term."""
+
+
+class StorageError(SynqFastError, OSError):
+    """A file that cannot be written: the disk is full, the folder read-only or gone."""
+
+
+class OutOfMemoryError(SynqFastError, MemoryError):
+    """Work that does not fit into memory, even in its smallest pieces."""
+
+
+class SynqFastWarning(UserWarning):
+    """Something went wrong and was put right; the message says what it costs."""
+
+
+class DistributedError(SynqFastError, RuntimeError):
+    """Processes of one run that cannot meet or do not fit together."""
+
+
+class LostRankError(DistributedError):
+    """Another process of the run has stopped; its own message says why."""

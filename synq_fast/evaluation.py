@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.errors import DataError, ModelError
+from synq_fast.finetune.precision import tensor_float32
 from synq_fast.models.teacher import Teacher, module_device
+
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def evaluate(
     batch_size: int = 256,
     device: torch.device | str | None = None,
     progress: bool = False,
+    precision: str = "float32",
+    workers: int | None = None,
 ) -> EvaluationResult:
     """Measure accuracy and loss of a classifier.
 
@@ -56,7 +61,11 @@ def evaluate(
             are expected to be normalised; `load_dataset` does that.
         batch_size: images per forward (an iterable of batches keeps its own).
         device: where to run; by default where the model is. The model is moved there.
-        progress: show a progress bar on the terminal.
+        progress: show a progress bar on standard error, where that is a terminal.
+        precision: of the network: "float32", "tf32" (float32 in memory; only GPUs differ) or "bf16"
+            (autocast). Losses are computed in float32.
+        workers: processes that load images ahead; 0 loads them here. By default a folder of images
+            gets as many as suit the machine, and any other dataset none.
 
     Returns:
         Percentages, count and mean loss.
@@ -65,6 +74,7 @@ def evaluate(
         DataError: the set is empty, does not yield images and labels, or a label is not one of the
             model's classes.
         ModelError: the model does not return (B, classes) logits.
+        ValueError: batch size, precision or number of workers is none.
     """
     if isinstance(dataset, (str, os.PathLike)):
         if not isinstance(model, Teacher):
@@ -76,35 +86,53 @@ def evaluate(
     module = model.module if isinstance(model, Teacher) else model
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if device is not None:
         module.to(device)
     target = module_device(module) if device is None else torch.device(device)
 
-    top1 = top5 = count = spoilt = 0
-    loss = 0.0
-    with _eval_mode(module), torch.inference_mode():
-        for images, labels in _batches(dataset, batch_size, progress):
-            logits = module(images.to(target, non_blocking=True))
-            labels = labels.to(target)
+    tally = _Tally(target)
+    with _eval_mode(module), torch.inference_mode(), tensor_float32(precision == "tf32"):
+        for images, labels in _batches(dataset, batch_size, target, workers, progress):
+            with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = module(images.to(target, non_blocking=True))
             _check_batch(logits, labels)
-            labels = labels.long()
-            valid = ~logits.isnan().any(1)
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            hits = (best == labels[:, None]) & valid[:, None]
-            top1 += int(hits[:, 0].sum())
-            top5 += int(hits.sum())
-            count += len(labels)
-            spoilt += len(labels) - int(valid.sum())
-            loss += F.cross_entropy(logits.float(), labels, reduction="none").double().sum().item()
+            tally.add(logits, labels.to(target, torch.int64, non_blocking=True))
+    count, (top1, top5, spoilt, loss) = tally.count, tally.sums()
     if count == 0:
         raise DataError("the dataset is empty: there is nothing to evaluate on")
     if spoilt:
         warnings.warn(
-            f"the logits of {spoilt} of {count} images hold NaN; they count as wrong",
+            f"the logits of {spoilt:.0f} of {count} images hold NaN; they count as wrong",
             RuntimeWarning,
             stacklevel=2,
         )
     return EvaluationResult(100.0 * top1 / count, 100.0 * top5 / count, count, loss / count)
+
+
+class _Tally:
+    """Sums over batches, kept on the device: the host asks for them once, at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = 0
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        valid = ~logits.isnan().any(1)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = (best == labels[:, None]) & valid[:, None]
+        loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        found = (hits[:, 0].sum(), hits.sum(), (~valid).sum(), loss.double().sum())
+        self._sums += torch.stack([value.double() for value in found])
+        self.count += len(labels)
+
+    def sums(self) -> list[float]:
+        """Images right at the first place, in the first five, without a result; summed loss."""
+        values: list[float] = self._sums.tolist()
+        return values
 
 
 @contextmanager
@@ -119,16 +147,23 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _batches(
-    dataset: EvaluationSet | Dataset[Any] | Iterable[Any], batch_size: int, progress: bool
+    dataset: EvaluationSet | Dataset[Any] | Iterable[Any],
+    batch_size: int,
+    device: torch.device,
+    workers: int | None,
+    progress: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     batches: Iterable[Any]
     total: int | None = None
     if isinstance(dataset, EvaluationSet):
-        batches, total = dataset.batches(batch_size), len(dataset)
+        batches = dataset.batches(batch_size, device=device, workers=workers)
+        total = len(dataset)
     elif isinstance(dataset, Dataset):
         if hasattr(dataset, "__len__"):
             total = len(dataset)
-        batches = DataLoader(dataset, batch_size) if total != 0 else ()
+        pinned = device.type == "cuda"
+        loader = DataLoader(dataset, batch_size, num_workers=workers or 0, pin_memory=pinned)
+        batches = loader if total != 0 else ()
     elif isinstance(dataset, Iterable):
         batches = dataset
     else:
@@ -152,18 +187,20 @@ def _batches(
 
 
 def _progress_bar(progress: bool, total: int | None) -> Any:
-    if not progress:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not progress or not console.is_terminal:
         return nullcontext(lambda _: None)
-    return _rich_bar(total)
+    return _rich_bar(total, console)
 
 
 @contextmanager
-def _rich_bar(total: int | None) -> Iterator[Any]:
+def _rich_bar(total: int | None, console: Any) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress(
-        "evaluate", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    ) as bar:
+    columns = ("evaluate", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("evaluate", total=total)
         yield lambda images: bar.advance(task, images)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from synq_fast.errors import SynqFastWarning
 
 _PLAIN_EVERY = 5.0
 
@@ -53,6 +57,23 @@ class Phase:
             elapsed = now - self._started
             print(f"{self.title}: {done}/{self.total}  {text}  {elapsed:.0f} s", file=sys.stderr)
 
+    def in_turn(self, steps: int, images: int = 0) -> Callable[[int, Mapping[str, float]], None]:
+        """A report for optimizations that run one after the other.
+
+        Args:
+            steps: steps of each.
+            images: images that each makes.
+        """
+        finished = 0
+
+        def report(step: int, values: Mapping[str, float]) -> None:
+            nonlocal finished
+            self.update(finished + step, values, (finished + step) * images // steps)
+            if step == steps:
+                finished += steps
+
+        return report
+
 
 class Reporter:
     """Opens phases and prints lines between them."""
@@ -84,3 +105,21 @@ class Reporter:
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(title, total=total, values="")
             yield Phase(title, total, (progress, task), False)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print this package's warnings as sentences, each time, and others as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SynqFastWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, SynqFastWarning):
+                print(f"synq-fast: warning: {message}", file=sys.stderr)
+            else:
+                others(message, category, *where)
+
+        # The place of a warning is only passed on, whatever its arguments are.
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from synq_fast.checkpoint_file import CheckpointFile
 from synq_fast.errors import RunFolderError
-from synq_fast.files import write_text
+from synq_fast.files import remove_leftovers, storage_errors, write_text
 
 _IDENTITY = "run.json"
 
@@ -17,10 +18,18 @@ class RunFolder:
     """Paths and small files of one run.
 
     ``run.json`` identity, ``recipe.toml`` resolved recipe, ``log.jsonl`` history, ``metrics.json``
-    results, ``bank/`` synthetic images, ``checkpoint.safetensors``, ``model.safetensors``.
+    results, ``bank/`` synthetic images, ``checkpoint.safetensors`` and the one before it,
+    ``checkpoint.previous.safetensors``, ``model.safetensors``.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], recipe: str, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        recipe: str,
+        resume: bool,
+        checkpoint_seconds: float = 30.0,
+    ) -> None:
         """Create the folder, or open the one that an interrupted run left.
 
         Args:
@@ -28,20 +37,28 @@ class RunFolder:
             identity: what makes this run the same run: teacher, bits, seed and so on.
             recipe: the resolved recipe as TOML.
             resume: continue in an existing folder.
+            checkpoint_seconds: how often the calibration is saved.
 
         Raises:
             RunFolderError: the folder is there without ``resume``, is missing with it, or belongs
                 to another run (the message says what differs).
+            StorageError: the folder cannot be written.
         """
         self.path = path
+        self.calibration = CheckpointFile(path / "calibration.safetensors", checkpoint_seconds)
+        """An unfinished calibration."""
+        remove_leftovers(path)
         known = path / _IDENTITY
         if resume:
             self._check_same_run(known, {**identity, "recipe": recipe})
         else:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            with storage_errors(path):
+                taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+                if not taken:
+                    path.mkdir(parents=True, exist_ok=True)
+            if taken:
                 way_out = "add --resume (resume=True) to continue it, or choose another folder"
                 raise RunFolderError(f"the run folder {path} exists already; {way_out}")
-            path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({**identity, "recipe": recipe}, indent=2) + "\n"
             write_text(known, text)
         write_text(path / "recipe.toml", recipe)
@@ -85,7 +102,7 @@ class RunFolder:
             try:
                 record = json.loads(line)
             except ValueError:
-                break  # a kill in the middle of a write
+                break  # a kill, or a full disk, in the middle of a write
             if record["step"] <= last_step:
                 records.append(record)
         write_text(log, "".join(json.dumps(record) + "\n" for record in records))
@@ -93,7 +110,8 @@ class RunFolder:
 
     def append_history(self, record: Mapping[str, float]) -> None:
         """Add one line to the log."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
+        path = self.path / "log.jsonl"
+        with storage_errors(path), path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> dict[str, Any]:

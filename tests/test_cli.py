@@ -121,6 +121,24 @@ def test_evaluate_the_embedded_teacher(capsys):
     assert "360 images" in text
 
 
+def test_evaluate_options_reach_the_evaluation(monkeypatch, capsys):
+    from synq_fast import evaluation
+
+    given, original = [], evaluation.evaluate
+
+    def noted(*args, **options):
+        given.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate", noted)
+    assert main(["evaluate", "--precision", "bf16", "--workers", "0", "--batch-size", "90"]) == 0
+    assert {"precision": "bf16", "workers": 0, "batch_size": 90}.items() <= given[0].items()
+    for mistake in (["--batch-size", "0"], ["--workers", "-1"], ["--workers", "many"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", *mistake])
+        assert "expected a whole number from" in capsys.readouterr().err
+
+
 def test_info_names_backends_and_version(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out

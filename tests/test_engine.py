@@ -18,6 +18,7 @@ from synq_fast.errors import (
     RunFolderError,
     SynqFastError,
 )
+from synq_fast.finetune import batches as batches_module
 from synq_fast.finetune import trainer as trainer_module
 from synq_fast.finetune.trainer import Trainer
 from synq_fast.quant import ActivationQuantizer
@@ -292,13 +293,13 @@ def test_without_fine_tuning_it_is_post_training_quantization():
 
 def test_calibration_sees_whole_filtered_images(monkeypatch):
     scales = []
-    original = trainer_module.random_resized_crop_flip
+    original = batches_module.random_crops
 
-    def noted(images, scale, generator):
+    def noted(count, scale, generator):
         scales.append(scale)
-        return original(images, scale, generator)
+        return original(count, scale, generator)
 
-    monkeypatch.setattr(trainer_module, "random_resized_crop_flip", noted)
+    monkeypatch.setattr(batches_module, "random_crops", noted)
     run()
     assert scales[:2] == [(1.0, 1.0)] * 2
     assert set(scales[2:]) == {(0.5, 1.0)} and len(scales) == 2 + 6

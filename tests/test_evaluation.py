@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from synq_fast.data import load_dataset
 from synq_fast.errors import DataError, ModelError
-from synq_fast.evaluation import EvaluationResult, evaluate
+from synq_fast.evaluation import EvaluationResult, _Tally, evaluate
 from synq_fast.models import load_teacher
 
 
@@ -107,6 +109,16 @@ def test_modes_are_restored_and_statistics_untouched():
 def test_progress_bar_is_quiet_about_the_result(capsys):
     result = evaluate(Logits(), as_dataset([[1, 0]], [0]), progress=True)
     assert result == EvaluationResult(100.0, 100.0, 1, pytest.approx(0.3132617))
+    captured = capsys.readouterr()  # no terminal
+    assert captured.out == captured.err == ""
+
+
+def test_progress_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    evaluate(Logits(), as_dataset([[1, 0]] * 7, [0] * 7), progress=True, batch_size=2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "evaluate" in captured.err and "7/7" in captured.err
 
 
 def test_small_integer_labels():
@@ -144,3 +156,113 @@ def test_a_model_without_logits():
 def test_bad_batch_size():
     with pytest.raises(ValueError, match="batch_size"):
         evaluate(Logits(), as_dataset([[1, 0]], [0]), batch_size=0)
+
+
+# Precision, workers, and what the host waits for
+
+
+class Watching(nn.Module):
+    """A layer that notes how it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        self.seen = set()
+
+    def forward(self, x):
+        y = self.fc(x)
+        self.seen.add((x.dtype, y.dtype, torch.backends.cudnn.allow_tf32))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tf32"),
+    [
+        ("float32", torch.float32, False),
+        ("tf32", torch.float32, True),
+        ("bf16", torch.bfloat16, False),
+    ],
+)
+def test_precision_of_the_network(precision, dtype, tf32):
+    torch.manual_seed(0)
+    model, before = Watching(), torch.backends.cudnn.allow_tf32
+    data = TensorDataset(torch.randn(50, 6), torch.randint(4, (50,)))
+    result = evaluate(model, data, precision=precision)
+    assert model.seen == {(torch.float32, dtype, tf32)}
+    assert torch.backends.cudnn.allow_tf32 == before
+    logits = model(data.tensors[0])
+    expected = torch.nn.functional.cross_entropy(logits, data.tensors[1]).item()
+    assert result.loss == pytest.approx(expected, rel=1e-2 if precision == "bf16" else 1e-5)
+    assert (result.loss == pytest.approx(expected, rel=1e-6)) == (precision != "bf16")
+
+
+def test_bf16_loss_is_computed_in_float32():
+    logits = torch.tensor([[0.0, 1 / 256, 0.5]]).bfloat16()
+    result = evaluate(Logits(), TensorDataset(logits, torch.tensor([1])))
+    expected = torch.nn.functional.cross_entropy(logits.float(), torch.tensor([1])).item()
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"precision": "fp8"}, "float32, tf32, bf16, got 'fp8'"), ({"workers": -1}, "workers")],
+)
+def test_options_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(Logits(), as_dataset([[1, 0]], [0]), **options)
+
+
+def test_workers_read_any_dataset():
+    data = as_dataset([[i, 5] for i in range(10)], [int(i < 5) for i in range(10)])
+    assert evaluate(Logits(), data, workers=2, batch_size=3) == evaluate(Logits(), data)
+
+
+def test_workers_decode_a_folder(tmp_path):
+    teacher = load_teacher("digits-resnet20")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        (tmp_path / str(i)).mkdir()
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(
+            tmp_path / f"{i}/x.png"
+        )
+    here = evaluate(teacher, tmp_path, workers=0, batch_size=4)
+    assert evaluate(teacher, tmp_path, workers=2, batch_size=4) == here
+    (tmp_path / "4" / "x.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"4/x\.png is not a readable image"):
+        evaluate(teacher, tmp_path, workers=2, batch_size=4)
+
+
+def test_sums_are_fetched_once(monkeypatch):
+    fetched = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: (fetched.append(t), original(t))[1])
+    evaluate(Logits(), as_dataset([[1, 0]] * 9, [0] * 9), batch_size=2)
+    assert [sums.shape for sums in fetched] == [(4,)]
+
+
+@pytest.mark.cuda
+def test_no_batch_waits_for_the_gpu(monkeypatch):
+    teacher = load_teacher("digits-resnet20").to("cuda")
+    digits = load_dataset("digits", teacher)
+    expected = evaluate(teacher, digits)
+    sums = _Tally.sums
+
+    def waits(tally):
+        torch.cuda.set_sync_debug_mode("default")
+        return sums(tally)
+
+    batches = digits.batches
+
+    def prepared(*args, **options):  # the mean and the deviation are sent before the first batch
+        made = batches(*args, **options)
+        first = next(made)
+        torch.cuda.set_sync_debug_mode("error")
+        yield first
+        yield from made
+
+    monkeypatch.setattr(_Tally, "sums", waits)
+    monkeypatch.setattr(digits, "batches", prepared)
+    try:
+        assert evaluate(teacher, digits, batch_size=64).top1 == expected.top1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -12,7 +12,8 @@ from torch import nn
 
 import synq_fast
 from synq_fast import engine as engine_module
-from synq_fast.errors import CheckpointError, DataError, RunFolderError
+from synq_fast.errors import CheckpointError, DataError, RunFolderError, SynqFastWarning
+from synq_fast.files import read_tensors
 from synq_fast.finetune import trainer as trainer_module
 from synq_fast.finetune.trainer import Trainer
 from synq_fast.quant import ActivationQuantizer
@@ -91,6 +92,7 @@ def test_run_folder_holds_the_run(tmp_path):
         "metrics.json",
         "model.safetensors",
         "checkpoint.safetensors",
+        "checkpoint.previous.safetensors",
         "bank/bank.json",
         "bank/shard-00000.safetensors",
         "bank/shard-00001.safetensors",
@@ -261,13 +263,30 @@ def test_corrupt_shard_is_named_and_mended_by_deleting_it(tmp_path):
     assert equal_states(run(output=tmp_path, resume=True).model, expected.model)
 
 
-def test_damaged_checkpoint_is_named_and_mended_by_deleting_it(tmp_path):
+def test_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path):
     expected = run(output=tmp_path)
     checkpoint = tmp_path / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors is damaged"):
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:-5])
+    with pytest.warns(SynqFastWarning, match=r"checkpoint\.safetensors .* is damaged"):
+        again = run(output=tmp_path, resume=True)
+    assert equal_states(again.model, expected.model)
+    assert again.history == expected.history
+    (tmp_path / "last.safetensors").write_bytes(content)
+    last, mended = read_tensors(tmp_path / "last.safetensors"), read_tensors(checkpoint)
+    assert mended[1] == last[1]
+    assert all(torch.equal(value, last[0][name]) for name, value in mended[0].items())
+
+
+def test_damaged_checkpoints_are_named_and_mended_by_deleting_them(tmp_path):
+    expected = run(output=tmp_path)
+    checkpoints = list(tmp_path.glob("checkpoint*"))
+    for checkpoint in checkpoints:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint .*delete them and resume"):
         run(output=tmp_path, resume=True)
-    checkpoint.unlink()
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
     assert equal_states(run(output=tmp_path, resume=True).model, expected.model)
 
 
@@ -276,7 +295,7 @@ def test_log_that_is_ahead_of_the_checkpoint(tmp_path, monkeypatch):
     expected = run(overrides=rare)
     with monkeypatch.context() as patch:
         patch.setattr(engine_module._Run, "finish", None)
-        patch.setattr(Trainer, "_save", lambda self: None)
+        patch.setattr(Trainer, "save", lambda self: None)
         with pytest.raises(TypeError):
             run(overrides=rare, output=tmp_path)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3

@@ -58,8 +58,9 @@ def randomize_statistics(module: nn.Module, seed: int = 0) -> nn.Module:
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.copy_(draw(norm.running_mean, -0.5, 0.5))
             norm.running_var.copy_(draw(norm.running_var, 0.5, 1.5))
-            norm.weight.data.copy_(draw(norm.weight, 0.5, 1.5))
-            norm.bias.data.copy_(draw(norm.bias, -0.3, 0.3))
+            if norm.affine:
+                norm.weight.data.copy_(draw(norm.weight, 0.5, 1.5))
+                norm.bias.data.copy_(draw(norm.bias, -0.3, 0.3))
     return module
 
 

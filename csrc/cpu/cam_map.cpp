@@ -11,76 +11,100 @@
 namespace synq::cpu {
 namespace {
 
-// Rows are padded to whole vectors.
+static_assert(kAxisPadding >= kLanes - 1);
+
+// Rows are padded to whole vectors; past each array there is room for one more.
 struct Scratch {
-  float* resized;  // (height, stride): the coarse map, resized along rows
-  float* pulled;   // (height, stride): the gradient of `resized`
-  float* other;    // (map_height, stride): a copy of the other map where it is not whole vectors of float
-  float* ties;     // (2, height, width): where the pixels at the minimum and at the maximum come from
+  float* resized;  // (positions, stride): the coarse map, resized along rows
+  float* steps;    // (stride,): from one resized row to the next
+  float* pulled;   // (positions, stride): the gradient of `resized`
+  float* other;    // (pixels, stride): a copy of the other map where it is not whole vectors of float
+  float* ties;     // (2, positions, positions): where the pixels at the minimum and at the maximum come from
   int64_t stride;
 };
 
-bool copies_other(const MapJob& job) { return job.dtype != DType::kFloat32 || job.map_width % kLanes != 0; }
+bool copies_other(const MapJob& job) {
+  return job.other != nullptr && (job.dtype != DType::kFloat32 || job.columns.pixels % kLanes != 0);
+}
+
+int64_t count_positions(const MapJob& job) { return job.rows.positions * job.columns.positions; }
+
+int64_t count_pixels(const MapJob& job) { return job.rows.pixels * job.columns.pixels; }
 
 int64_t scratch_size(const MapJob& job) {
-  const int64_t stride = padded(job.map_width);
-  return stride * (2 * job.height + (copies_other(job) ? job.map_height : 0)) + 2 * job.height * job.width;
+  const int64_t rows = 2 * job.rows.positions + 1 + (copies_other(job) ? job.rows.pixels : 0);
+  return padded(job.columns.pixels) * rows + 2 * count_positions(job) + kLanes;
 }
 
 Scratch make_scratch(const MapJob& job, float* memory) {
   Scratch scratch{};
-  scratch.stride = padded(job.map_width);
-  const int64_t size = scratch.stride * job.height;
+  scratch.stride = padded(job.columns.pixels);
+  const int64_t size = scratch.stride * job.rows.positions;
   scratch.resized = memory;
-  scratch.pulled = memory + size;
-  scratch.ties = memory + 2 * size;
-  scratch.other = scratch.ties + 2 * job.height * job.width;
+  scratch.steps = memory + size;
+  scratch.pulled = scratch.steps + scratch.stride;
+  scratch.other = scratch.pulled + size;
+  scratch.ties = scratch.other + (copies_other(job) ? scratch.stride * job.rows.pixels : 0);
   return scratch;
 }
 
-// Calls run(coarse row, first pixel row, end) for the pixel rows between the same two coarse rows.
+// Calls run(position, first pixel, end) for the pixels between each position and the next.
 template <typename Run>
-SYNQ_INLINE void for_each_interval(const MapJob& job, Run run) {
-  for (int64_t first = 0; first < job.map_height;) {
-    const int32_t index = job.rows[first].index;
-    int64_t end = first + 1;
-    while (end < job.map_height && job.rows[end].index == index) ++end;
-    run(index, first, end);
-    first = end;
+SYNQ_INLINE void for_each_interval(const Axis& axis, Run run) {
+  for (int64_t position = 0; position < axis.positions; ++position) {
+    const int64_t first = axis.starts[position];
+    const int64_t end = axis.starts[position + 1];
+    if (first < end) run(position, first, end);
   }
 }
 
-int64_t next_row(const MapJob& job, int64_t row) { return row + 1 < job.height ? row + 1 : row; }
+// The neighbour on the right or below: the last position is its own.
+int64_t next_position(const Axis& axis, int64_t position) {
+  return position + 1 < axis.positions ? position + 1 : position;
+}
+
+// The position that this pixel lies at or after.
+int64_t position_of(const Axis& axis, int64_t pixel) {
+  int64_t position = 0;
+  while (axis.starts[position + 1] <= pixel) ++position;
+  return position;
+}
 
 void resize_rows(const MapJob& job, const float* coarse, const Scratch& scratch) {
-  for (int64_t row = 0; row < job.height; ++row) {
-    const float* __restrict values = coarse + row * job.width;
-    float* __restrict resized = scratch.resized + row * scratch.stride;
-    for (int64_t i = 0; i < job.map_width; ++i) {
-      const Tap tap = job.columns[i];
-      const int64_t right = tap.index + 1 < job.width ? tap.index + 1 : tap.index;
-      resized[i] = interpolate(values[tap.index], values[right], tap.weight);
-    }
-    for (int64_t i = job.map_width; i < scratch.stride; ++i) resized[i] = resized[job.map_width - 1];
+  const Axis& columns = job.columns;
+  for (int64_t row = 0; row < job.rows.positions; ++row) {
+    const float* values = coarse + row * columns.positions;
+    float* resized = scratch.resized + row * scratch.stride;
+    for_each_interval(columns, [&](int64_t position, int64_t first, int64_t end) {
+      const float left = values[position];
+      const float step = values[next_position(columns, position)] - left;
+      // What is written past the end is overwritten next.
+      for (int64_t i = first; i < end; i += kLanes) store(left + read(columns.weights + i, Wide{}) * step, resized + i);
+    });
+    for (int64_t i = columns.pixels; i < scratch.stride; ++i) resized[i] = resized[columns.pixels - 1];
   }
 }
 
 SYNQ_INLINE void include(const Wide& value, Wide& low, Wide& peak, WideMask& nan) {
-  low = value < low ? value : low;
-  peak = value > peak ? value : peak;
-  nan |= value != value;
+  low = select(value < low, value, low);
+  peak = select(value > peak, value, peak);
+  nan = nan | (value != value);
+}
+
+void clear(float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = 0.0f;
 }
 
 // The extrema of the resized map. Between two coarse rows they are at the first or the last pixel row.
 Stretch find_stretch(const MapJob& job, const Scratch& scratch) {
-  Wide low = Wide{} + __builtin_inff();
-  Wide peak = Wide{} - __builtin_inff();
+  Wide low = all_lanes<Wide>(__builtin_inff());
+  Wide peak = all_lanes<Wide>(-__builtin_inff());
   WideMask nan{};
-  for_each_interval(job, [&](int64_t row, int64_t first, int64_t end) {
+  for_each_interval(job.rows, [&](int64_t row, int64_t first, int64_t end) {
     const float* upper = scratch.resized + row * scratch.stride;
-    const float* lower = scratch.resized + next_row(job, row) * scratch.stride;
-    const float near = job.rows[first].weight;
-    const float far = job.rows[end - 1].weight;
+    const float* lower = scratch.resized + next_position(job.rows, row) * scratch.stride;
+    const float near = job.rows.weights[first];
+    const float far = job.rows.weights[end - 1];
     for (int64_t i = 0; i < scratch.stride; i += kLanes) {
       Wide top, bottom;
       load(upper + i, top);
@@ -90,66 +114,70 @@ Stretch find_stretch(const MapJob& job, const Scratch& scratch) {
       include(top + far * difference, low, peak, nan);
     }
   });
-  float least = low[0];
-  float greatest = peak[0];
-  bool any_nan = false;
+  float lows[kLanes];
+  float peaks[kLanes];
+  store(low, lows);
+  store(peak, peaks);
+  float least = lows[0];
+  float greatest = peaks[0];
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    least = low[lane] < least ? low[lane] : least;
-    greatest = peak[lane] > greatest ? peak[lane] : greatest;
-    any_nan = any_nan || nan[lane] != 0;
+    least = lows[lane] < least ? lows[lane] : least;
+    greatest = peaks[lane] > greatest ? peaks[lane] : greatest;
   }
-  if (any_nan) least = greatest = __builtin_nanf("");
+  if (any(nan)) least = greatest = __builtin_nanf("");
   return make_stretch(least, greatest, job.eps);
 }
 
 // Multiplies the resized rows by the stretch's power of two; the padding becomes 0 in the stretched map.
 void lift_rows(const MapJob& job, const Scratch& scratch, const Stretch& stretch) {
-  for (int64_t row = 0; row < job.height; ++row) {
+  for (int64_t row = 0; row < job.rows.positions; ++row) {
     float* resized = scratch.resized + row * scratch.stride;
     if (stretch.lift != 1.0f) {
-      for (int64_t i = 0; i < job.map_width; ++i) resized[i] *= stretch.lift;
+      for (int64_t i = 0; i < job.columns.pixels; ++i) resized[i] *= stretch.lift;
     }
-    for (int64_t i = job.map_width; i < scratch.stride; ++i) resized[i] = stretch.low;
+    for (int64_t i = job.columns.pixels; i < scratch.stride; ++i) resized[i] = stretch.low;
   }
 }
 
 void map(const MapJob& job, int64_t image, float* memory) {
   const Scratch scratch = make_scratch(job, memory);
-  float* result = job.map + image * job.map_height * job.map_width;
-  resize_rows(job, job.coarse + image * job.height * job.width, scratch);
+  const int64_t width = job.columns.pixels;
+  float* result = job.map + image * count_pixels(job);
+  resize_rows(job, job.coarse + image * count_positions(job), scratch);
   const Stretch stretch = find_stretch(job, scratch);
-  if (stretch.flat) {
-    for (int64_t i = 0; i < job.map_height * job.map_width; ++i) result[i] = 0.0f;
-    return;
-  }
+  if (stretch.flat) return clear(result, count_pixels(job));
   lift_rows(job, scratch, stretch);
-  for (int64_t y = 0; y < job.map_height; ++y) {
-    const Tap tap = job.rows[y];
-    const float* __restrict upper = scratch.resized + tap.index * scratch.stride;
-    const float* __restrict lower = scratch.resized + next_row(job, tap.index) * scratch.stride;
-    float* __restrict row = result + y * job.map_width;
-    for (int64_t i = 0; i < job.map_width; ++i) {
-      row[i] = (interpolate(upper[i], lower[i], tap.weight) - stretch.low) * stretch.scale;
+  for_each_interval(job.rows, [&](int64_t row, int64_t first, int64_t end) {
+    const float* upper = scratch.resized + row * scratch.stride;
+    const float* lower = scratch.resized + next_position(job.rows, row) * scratch.stride;
+    const float* steps = scratch.steps;
+    write_floats(scratch.steps, scratch.stride,
+                 [=](int64_t i, auto type) { return read(lower + i, type) - read(upper + i, type); });
+    for (int64_t y = first; y < end; ++y) {
+      const float weight = job.rows.weights[y];
+      write_floats(result + y * width, width, [=](int64_t i, auto type) {
+        return (read(upper + i, type) + weight * read(steps + i, type) - stretch.low) * stretch.scale;
+      });
     }
-  }
+  });
 }
 
 // The other map in float, with rows `stride` apart.
 const float* read_other(const MapJob& job, int64_t image, const Scratch& scratch) {
-  const int64_t size = job.map_height * job.map_width;
+  const int64_t size = count_pixels(job);
   if (!copies_other(job)) return static_cast<const float*>(job.other) + image * size;
-  for (int64_t y = 0; y < job.map_height; ++y) {
+  for (int64_t y = 0; y < job.rows.pixels; ++y) {
     float* row = scratch.other + y * scratch.stride;
     with_type(job.dtype, [&](auto type) {
       using T = decltype(type);
-      const T* source = static_cast<const T*>(job.other) + image * size + y * job.map_width;
+      const T* source = static_cast<const T*>(job.other) + image * size + y * job.columns.pixels;
       if constexpr (std::is_same_v<T, float>) {
-        for (int64_t i = 0; i < job.map_width; ++i) row[i] = source[i];
+        for (int64_t i = 0; i < job.columns.pixels; ++i) row[i] = source[i];
       } else {
-        load(source, row, job.map_width);
+        load(source, row, job.columns.pixels);
       }
     });
-    for (int64_t i = job.map_width; i < scratch.stride; ++i) row[i] = 0.0f;
+    for (int64_t i = job.columns.pixels; i < scratch.stride; ++i) row[i] = 0.0f;
   }
   return scratch.other;
 }
@@ -163,33 +191,32 @@ struct Sums {
   double peak_ties = 0.0;
 };
 
-// Adds 1 for a pixel to the coarse positions it comes from, by their weights.
-void add_tie(const MapJob& job, int64_t y, int64_t x, float* ties) {
-  const Tap row = job.rows[y];
-  const Tap column = job.columns[x];
-  float* upper = ties + row.index * job.width + column.index;
-  upper[0] += (1.0f - row.weight) * (1.0f - column.weight);
-  if (column.weight != 0.0f) upper[1] += (1.0f - row.weight) * column.weight;
-  if (row.weight == 0.0f) return;
-  float* lower = upper + job.width;
-  lower[0] += row.weight * (1.0f - column.weight);
-  if (column.weight != 0.0f) lower[1] += row.weight * column.weight;
+// Adds 1 for a pixel below a coarse row to the coarse positions it comes from, by their weights.
+void add_tie(const MapJob& job, int64_t row, int64_t y, int64_t x, float* ties) {
+  const float down = job.rows.weights[y];
+  const float right = job.columns.weights[x];
+  float* upper = ties + row * job.columns.positions + position_of(job.columns, x);
+  upper[0] += (1.0f - down) * (1.0f - right);
+  if (right != 0.0f) upper[1] += (1.0f - down) * right;
+  if (down == 0.0f) return;
+  float* lower = upper + job.columns.positions;
+  lower[0] += down * (1.0f - right);
+  if (right != 0.0f) lower[1] += down * right;
 }
 
-void find_ties(const MapJob& job, const Scratch& scratch, int64_t first, int64_t end, int64_t x, float low, float peak,
-               Sums& sums) {
-  const Tap tap = job.rows[first];
-  const float* upper = scratch.resized + tap.index * scratch.stride;
-  const float* lower = scratch.resized + next_row(job, tap.index) * scratch.stride;
-  for (int64_t y = first; y < end; ++y) {
-    for (int64_t i = x; i < x + kLanes && i < job.map_width; ++i) {
-      const float value = interpolate(upper[i], lower[i], job.rows[y].weight);
+// Among the pixels below a coarse row, in the lanes from column x on.
+void find_ties(const MapJob& job, const Scratch& scratch, int64_t row, int64_t x, float low, float peak, Sums& sums) {
+  const float* upper = scratch.resized + row * scratch.stride;
+  const float* lower = scratch.resized + next_position(job.rows, row) * scratch.stride;
+  for (int64_t y = job.rows.starts[row]; y < job.rows.starts[row + 1]; ++y) {
+    for (int64_t i = x; i < x + kLanes && i < job.columns.pixels; ++i) {
+      const float value = interpolate(upper[i], lower[i], job.rows.weights[y]);
       if (value == low) {
-        add_tie(job, y, i, scratch.ties);
+        add_tie(job, row, y, i, scratch.ties);
         sums.low_ties += 1.0;
       }
       if (value == peak) {
-        add_tie(job, y, i, scratch.ties + job.height * job.width);
+        add_tie(job, row, y, i, scratch.ties + count_positions(job));
         sums.peak_ties += 1.0;
       }
     }
@@ -201,10 +228,12 @@ template <bool kLoss>
 Sums pass(const MapJob& job, const Scratch& scratch, const float* other, const Stretch& stretch, bool with_gradient) {
   Sums sums;
   // At a minimum of 0 the ReLU has cut off everything that the pixel comes from: no gradient gets through.
-  const float low = stretch.low == 0.0f ? __builtin_nanf("") : stretch.low;
-  for_each_interval(job, [&](int64_t row, int64_t first, int64_t end) {
+  const float least = stretch.low == 0.0f ? __builtin_nanf("") : stretch.low;
+  const Wide low = all_lanes<Wide>(least);
+  const Wide peak = all_lanes<Wide>(stretch.peak);
+  for_each_interval(job.rows, [&](int64_t row, int64_t first, int64_t end) {
     const float* upper = scratch.resized + row * scratch.stride;
-    const float* lower = scratch.resized + next_row(job, row) * scratch.stride;
+    const float* lower = scratch.resized + next_position(job.rows, row) * scratch.stride;
     Wide all_d{};
     Wide all_dn{};
     Wide all_squared{};
@@ -215,9 +244,8 @@ Sums pass(const MapJob& job, const Scratch& scratch, const float* other, const S
       const Wide difference = bottom - top;
       Wide sum{};
       Wide weighted{};
-      WideMask tie{};
       for (int64_t y = first; y < end; ++y) {
-        const float weight = job.rows[y].weight;
+        const float weight = job.rows.weights[y];
         const Wide value = top + weight * difference;
         const Wide n = (value - stretch.low) * stretch.scale;
         Wide d;
@@ -227,30 +255,27 @@ Sums pass(const MapJob& job, const Scratch& scratch, const float* other, const S
         weighted += weight * d;
         all_dn += d * n;
         if (kLoss) all_squared += d * d;
-        tie |= (value == low) | (value == stretch.peak);
       }
       all_d += sum;
       if (!with_gradient) continue;
       float* near = scratch.pulled + row * scratch.stride + i;
-      float* far = scratch.pulled + next_row(job, row) * scratch.stride + i;
+      float* far = scratch.pulled + next_position(job.rows, row) * scratch.stride + i;
       Wide pulled;
       load(near, pulled);
       store(pulled + (sum - weighted), near);
       load(far, pulled);
       store(pulled + weighted, far);
-      bool any = false;
-      for (int64_t lane = 0; lane < kLanes; ++lane) any = any || tie[lane] != 0;
-      if (any) find_ties(job, scratch, first, end, i, low, stretch.peak, sums);
+      // An extremum that is met anywhere between two coarse rows is met at the first or the last pixel.
+      const Wide start = top + job.rows.weights[first] * difference;
+      const Wide stop = top + job.rows.weights[end - 1] * difference;
+      const WideMask tie = (start == low) | (start == peak) | (stop == low) | (stop == peak);
+      if (any(tie & first_lanes(job.columns.pixels - i))) find_ties(job, scratch, row, i, least, stretch.peak, sums);
     }
     sums.d += sum_lanes_double(all_d);
     sums.dn += sum_lanes_double(all_dn);
     sums.squared += sum_lanes_double(all_squared);
   });
   return sums;
-}
-
-void clear(float* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = 0.0f;
 }
 
 // With n = (v - min) / D and D = max - min + eps, the gradient d of n is that of v, divided by D; the minimum gets
@@ -261,19 +286,22 @@ void finish_slope(const MapJob& job, const Scratch& scratch, const Stretch& stre
   const double low_share = sums.low_ties > 0 ? (sums.dn - sums.d) / sums.low_ties : 0.0;
   const double peak_share = sums.peak_ties > 0 ? -sums.dn / sums.peak_ties : 0.0;
   const float* low_ties = scratch.ties;
-  const float* peak_ties = scratch.ties + job.height * job.width;
-  for (int64_t row = 0; row < job.height; ++row) {
+  const float* peak_ties = scratch.ties + count_positions(job);
+  for (int64_t row = 0; row < job.rows.positions; ++row) {
     const float* pulled = scratch.pulled + row * scratch.stride;
     double carried = 0.0;  // from the interval on the left
-    int64_t x = 0;
-    for (int64_t column = 0; column < job.width; ++column) {
-      double sum = 0.0;
-      double weighted = 0.0;
-      for (; x < job.map_width && job.columns[x].index == column; ++x) {
-        sum += pulled[x];
-        weighted += static_cast<double>(job.columns[x].weight) * pulled[x];
+    for (int64_t column = 0; column < job.columns.positions; ++column) {
+      Wide sums_by_lane{};
+      Wide weighted_by_lane{};
+      const int64_t end = job.columns.starts[column + 1];
+      for (int64_t x = job.columns.starts[column]; x < end; x += kLanes) {
+        const Wide pixels = select(first_lanes(end - x), read(pulled + x, Wide{}), Wide{});
+        sums_by_lane += pixels;
+        weighted_by_lane += read(job.columns.weights + x, Wide{}) * pixels;
       }
-      const int64_t i = row * job.width + column;
+      const double sum = sum_lanes(sums_by_lane);
+      const double weighted = sum_lanes(weighted_by_lane);
+      const int64_t i = row * job.columns.positions + column;
       const double total = carried + (sum - weighted) + low_share * low_ties[i] + peak_share * peak_ties[i];
       slope[i] = coarse[i] <= 0.0f ? 0.0f : static_cast<float>(scale * total);
       carried = weighted;
@@ -284,7 +312,7 @@ void finish_slope(const MapJob& job, const Scratch& scratch, const Stretch& stre
 template <bool kLoss>
 double run(const MapJob& job, int64_t image, float* memory) {
   const Scratch scratch = make_scratch(job, memory);
-  const int64_t positions = job.height * job.width;
+  const int64_t positions = count_positions(job);
   const float* coarse = job.coarse + image * positions;
   float* slope = job.slope == nullptr ? nullptr : job.slope + image * positions;
   const float* other = read_other(job, image, scratch);
@@ -294,14 +322,14 @@ double run(const MapJob& job, int64_t image, float* memory) {
     if (slope != nullptr) clear(slope, positions);
     if (!kLoss) return 0.0;
     // The map is 0 everywhere.
-    clear(scratch.resized, job.height * scratch.stride);
+    clear(scratch.resized, job.rows.positions * scratch.stride);
     stretch.low = 0.0f;
   } else {
     lift_rows(job, scratch, stretch);
   }
   const bool with_gradient = slope != nullptr && !stretch.flat;
   if (with_gradient) {
-    clear(scratch.pulled, job.height * scratch.stride);
+    clear(scratch.pulled, job.rows.positions * scratch.stride);
     clear(scratch.ties, 2 * positions);
   }
   const Sums sums = pass<kLoss>(job, scratch, other, stretch, with_gradient);

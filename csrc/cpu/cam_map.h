@@ -3,26 +3,22 @@
 
 #include <stdint.h>
 
-#include "cam.h"
+#include "cpu/axis.h"
 #include "cpu/dispatch.h"
 #include "dtype.h"
 
 namespace synq::cpu {
 
 struct MapJob {
-  const float* coarse;  // (images, height, width)
-  int64_t height;
-  int64_t width;
-  int64_t map_height;
-  int64_t map_width;
-  const Tap* rows;     // (map_height,)
-  const Tap* columns;  // (map_width,)
+  const float* coarse;  // (images, positions of rows, positions of columns)
+  Axis rows;
+  Axis columns;
   float eps;
-  float* map;         // (images, map_height, map_width)
+  float* map;         // (images, pixels of rows, pixels of columns)
   const void* other;  // like map, in `dtype`: the target, or the gradient of the map
   DType dtype;
   double factor;  // loss: what the squared differences are multiplied by
-  float* slope;   // (images, height, width): gradient of the coarse map; may be null for the loss
+  float* slope;   // like coarse: its gradient; may be null for the loss
 };
 
 struct CamMapKernels {

@@ -32,6 +32,35 @@ void for_each_block(const T* x, int64_t count, Body body) {
   }
 }
 
+// At most kBlock elements as float32: where they lie, or for 16-bit types in a buffer.
+template <typename T>
+struct Reader {
+  float buffer[kBlock];
+  const float* read(const T* source, int64_t size) {
+    load(source, buffer, size);
+    return buffer;
+  }
+};
+
+template <>
+struct Reader<float> {
+  const float* read(const float* source, int64_t) { return source; }
+};
+
+// Room for at most kBlock results in float32, stored by close().
+template <typename T>
+struct Writer {
+  float buffer[kBlock];
+  float* open(T*) { return buffer; }
+  void close(T* target, int64_t size) { store(buffer, target, size); }
+};
+
+template <>
+struct Writer<float> {
+  float* open(float* target) { return target; }
+  void close(float*, int64_t) {}
+};
+
 // Calls call(a value of the element type).
 template <typename Call>
 void with_type(DType dtype, Call call) {

@@ -2,49 +2,15 @@
 // Nothing here may instantiate shared inline code (the standard library, torch): see fake_quantize.cpp.
 #include "cpu/grad_cam.h"
 
-#include "cpu/elements.h"
-#include "cpu/wide.h"
+#include "cpu/row_sums.h"
 
 namespace synq::cpu {
 namespace {
 
-constexpr int kGroup = 8;  // rows that are added up side by side
-
-// The values as float: the memory itself, or a converted copy in `buffer`.
-template <typename T>
-SYNQ_INLINE const float* as_floats(const T* x, int64_t count, float* buffer) {
-  if constexpr (std::is_same_v<T, float>) {
-    return x;
-  } else {
-    load(x, buffer, count);
-    return buffer;
-  }
-}
-
-// Adds term(i, a value of the vector's type) over all elements to the lanes of `sum`. The last vector overlaps the one
-// before it where the elements do not fill it.
-template <typename Term>
-SYNQ_INLINE void add_terms(int64_t count, Wide& sum, Term term) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) sum += term(i, Wide{});
-  if (i == count) return;
-  if (count >= kLanes) {
-    sum += last_lanes(count - i) ? term(count - kLanes, Wide{}) : Wide{};
-  } else {
-    for (int64_t lane = 0; i < count; ++i, ++lane) sum[lane] += term(i, 0.0f);
-  }
-}
-
-SYNQ_INLINE Wide read(const float* x, const Wide&) {
-  Wide value;
-  load(x, value);
-  return value;
-}
-SYNQ_INLINE float read(const float* x, float) { return *x; }
-
 template <typename V>
 SYNQ_INLINE V no_less(const V& value, float least) {
-  return value < V{} + least ? V{} + least : value;
+  const V limit = all_lanes<V>(least);
+  return select(value < limit, limit, value);
 }
 
 // The least weight of one activation: HiResCAM has none.
@@ -61,85 +27,58 @@ SYNQ_INLINE V plus_plus_term(const V& gradient, const V& third, float factor, fl
   const V zero{};
   const V squared = gradient * gradient;
   const V sum = squared * 2.0f + third + eps;
-  const V denominator = sum == zero ? zero + 1.0f : sum;
+  const V denominator = select(sum == zero, all_lanes<V>(1.0f), sum);
   const V slope = gradient * factor;
-  return squared / denominator * (slope < zero ? zero : slope);
-}
-
-template <typename T>
-float plus_plus_weight(const T* activations, const T* gradients, int64_t count, float factor, float eps) {
-  float a_buffer[kBlock];
-  float g_buffer[kBlock];
-  Wide third{};
-  for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t size = count - start < kBlock ? count - start : kBlock;
-    const float* a = as_floats(activations + start, size, a_buffer);
-    const float* g = as_floats(gradients + start, size, g_buffer);
-    add_terms(size, third, [&](int64_t i, auto type) { return third_power(read(a + i, type), read(g + i, type)); });
-  }
-  const float total = sum_lanes(third);
-  Wide weight{};
-  for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t size = count - start < kBlock ? count - start : kBlock;
-    const float* g = as_floats(gradients + start, size, g_buffer);
-    add_terms(size, weight, [&](int64_t i, auto type) {
-      return plus_plus_term(read(g + i, type), decltype(type){} + total, factor, eps);
-    });
-  }
-  return sum_lanes(weight);
-}
-
-template <typename T>
-float mean_weight(const T* gradients, int64_t count, float clamp) {
-  float buffer[kBlock];
-  Wide sum{};
-  for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t size = count - start < kBlock ? count - start : kBlock;
-    const float* g = as_floats(gradients + start, size, buffer);
-    add_terms(size, sum, [&](int64_t i, auto type) { return read(g + i, type); });
-  }
-  return at_least(sum_lanes(sum) / static_cast<float>(count), clamp);
-}
-
-template <int kRows, typename V, typename Term>
-SYNQ_INLINE V sum_rows(int64_t i, const V& type, Term term) {
-  if constexpr (kRows == kGroup) {
-    return ((term(0, i, type) + term(1, i, type)) + (term(2, i, type) + term(3, i, type))) +
-           ((term(4, i, type) + term(5, i, type)) + (term(6, i, type) + term(7, i, type)));
-  } else {
-    return term(0, i, type);
-  }
-}
-
-// total[i] += the sum over rows of term(row, i, a value of the vector's type), as a tree.
-template <int kRows, typename Term>
-SYNQ_INLINE void add_rows(float* total, int64_t count, Term term) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    store(read(total + i, Wide{}) + sum_rows<kRows>(i, Wide{}, term), total + i);
-  }
-  if (i == count) return;
-  if (count >= kLanes) {
-    const int64_t last = count - kLanes;
-    const Wide before = read(total + last, Wide{});
-    store(last_lanes(count - i) ? before + sum_rows<kRows>(last, Wide{}, term) : before, total + last);
-  } else {
-    for (; i < count; ++i) total[i] += sum_rows<kRows>(i, 0.0f, term);
-  }
-}
-
-// Runs body(first row, a constant: how many rows) over all rows, in groups as far as they go.
-template <typename Body>
-SYNQ_INLINE void for_each_group(int64_t rows, Body body) {
-  int64_t row = 0;
-  for (; row + kGroup <= rows; row += kGroup) body(row, std::integral_constant<int, kGroup>());
-  for (; row < rows; ++row) body(row, std::integral_constant<int, 1>());
+  return squared / denominator * select(slope < zero, zero, slope);
 }
 
 template <int kRows, typename T>
-SYNQ_INLINE void read_rows(const T* x, int64_t stride, int64_t count, float (&buffer)[kRows][kBlock],
-                           const float* (&rows)[kRows]) {
-  for (int row = 0; row < kRows; ++row) rows[row] = as_floats(x + row * stride, count, buffer[row]);
+void mean_weights(const T* gradients, int64_t count, float clamp, float (&weights)[kRows]) {
+  total_rows(
+      gradients, gradients, count, weights, [](int, const auto& g, const auto&) { return g; },
+      [=](const Quad& sums) { return no_less(sums / static_cast<float>(count), clamp); });
+}
+
+template <int kRows, typename T>
+void plus_plus_weights(const T* activations, const T* gradients, int64_t count, float factor, float eps,
+                       float (&weights)[kRows]) {
+  float third[kRows];
+  const auto as_it_is = [](const Quad& sums) { return sums; };
+  total_rows(
+      activations, gradients, count, third, [](int, const auto& a, const auto& g) { return third_power(a, g); },
+      as_it_is);
+  total_rows(
+      gradients, gradients, count, weights,
+      [&](int row, const auto& g, const auto&) {
+        return plus_plus_term(g, all_lanes<std::decay_t<decltype(g)>>(third[row]), factor, eps);
+      },
+      as_it_is);
+}
+
+// coarse += the sum over rows of weight times activation.
+template <int kRows, typename T>
+void add_weighted_rows(const T* activations, const float (&weights)[kRows], int64_t count, float* coarse) {
+  float buffer[kRows][kBlock];
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int64_t size = count - start < kBlock ? count - start : kBlock;
+    const Rows a = read_rows(activations + start, count, size, buffer);
+    add_rows<kRows>(coarse + start, size,
+                    [&](int row, int64_t i, auto type) { return weights[row] * a.get(row, i, type); });
+  }
+}
+
+template <int kRows, typename T>
+void add_products(const T* activations, const T* gradients, float least, int64_t count, float* coarse) {
+  float a_buffer[kRows][kBlock];
+  float g_buffer[kRows][kBlock];
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int64_t size = count - start < kBlock ? count - start : kBlock;
+    const Rows a = read_rows(activations + start, count, size, a_buffer);
+    const Rows g = read_rows(gradients + start, count, size, g_buffer);
+    add_rows<kRows>(coarse + start, size, [&](int row, int64_t i, auto type) {
+      return no_less(g.get(row, i, type), least) * a.get(row, i, type);
+    });
+  }
 }
 
 // Memory as (channels, positions).
@@ -151,32 +90,15 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
     constexpr int kRows = decltype(group)::value;
     const T* a = activations + channel * positions;
     const T* g = gradients + channel * positions;
-    float weights[kRows] = {};
-    if (!by_element(job.kind)) {
-      for (int row = 0; row < kRows; ++row) {
-        weights[row] = job.kind == CamKind::kGradCam ? mean_weight(g + row * positions, positions, job.clamp)
-                                                     : plus_plus_weight(a + row * positions, g + row * positions,
-                                                                        positions, job.factor[image], job.eps);
-        job.weights[image * job.channels + channel + row] = weights[row];
-      }
+    if (by_element(job.kind)) return add_products<kRows>(a, g, least, positions, coarse);
+    float weights[kRows];
+    if (job.kind == CamKind::kGradCam) {
+      mean_weights(g, positions, job.clamp, weights);
+    } else {
+      plus_plus_weights(a, g, positions, job.factor[image], job.eps, weights);
     }
-    for (int64_t start = 0; start < positions; start += kBlock) {
-      const int64_t size = positions - start < kBlock ? positions - start : kBlock;
-      float a_buffer[kRows][kBlock];
-      const float* a_rows[kRows];
-      read_rows(a + start, positions, size, a_buffer, a_rows);
-      if (by_element(job.kind)) {
-        float g_buffer[kRows][kBlock];
-        const float* g_rows[kRows];
-        read_rows(g + start, positions, size, g_buffer, g_rows);
-        add_rows<kRows>(coarse + start, size, [&](int row, int64_t i, auto type) {
-          return no_less(read(g_rows[row] + i, type), least) * read(a_rows[row] + i, type);
-        });
-      } else {
-        add_rows<kRows>(coarse + start, size,
-                        [&](int row, int64_t i, auto type) { return weights[row] * read(a_rows[row] + i, type); });
-      }
-    }
+    __builtin_memcpy(job.weights + image * job.channels + channel, weights, sizeof weights);
+    add_weighted_rows(a, weights, positions, coarse);
   });
 }
 
@@ -189,9 +111,8 @@ void column_weights(const CoarseJob& job, const T* activations, const T* gradien
     for_each_group(job.positions, [&](int64_t position, auto group) {
       constexpr int kRows = decltype(group)::value;
       float buffer[kRows][kBlock];
-      const float* rows[kRows];
-      read_rows(gradients + position * job.channels, job.channels, count, buffer, rows);
-      add_rows<kRows>(weights, count, [&](int row, int64_t i, auto type) { return read(rows[row] + i, type); });
+      const Rows g = read_rows(gradients + position * job.channels, job.channels, count, buffer);
+      add_rows<kRows>(weights, count, [&](int row, int64_t i, auto type) { return g.get(row, i, type); });
     });
     const float positions = static_cast<float>(job.positions);
     for (int64_t i = 0; i < count; ++i) weights[i] = at_least(weights[i] / positions, job.clamp);
@@ -253,18 +174,6 @@ void coarse(const CoarseJob& job, int64_t image) {
     }
   });
   for (int64_t i = 0; i < job.positions; ++i) result[i] = at_least(result[i], 0.0f);
-}
-
-template <typename Value>
-SYNQ_INLINE void write_floats(float* row, int64_t count, Value value) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(value(i, Wide{}), row + i);
-  if (i == count) return;
-  if (count >= kLanes) {
-    store(value(count - kLanes, Wide{}), row + count - kLanes);
-  } else {
-    for (; i < count; ++i) row[i] = value(i, 0.0f);
-  }
 }
 
 // Writes row[i...] = value(i, a value of the vector's type) in any element type.

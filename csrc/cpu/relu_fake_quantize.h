@@ -7,16 +7,20 @@
 namespace synq::cpu {
 
 // Memory and intervals as in Job. Without an affine map, scale and zero_point have one value per channel; with one,
-// they have one value in all.
+// they have one value in all. Where channels are innermost, the map may be repeated so that rows are long: `channels`
+// is then its length, a multiple of `sums`.
 struct ReluJob {
   const void* x;
   const void* gradient;  // backward only
+  const void* residual;  // like x, or null; with an affine map only
   void* y;
+  void* of_residual;    // like x: the gradient of the residual, or null; backward only
   const float* weight;  // (channels,) or null
   const float* bias;    // (channels,) or null
   const float* scale;
   const float* zero_point;
   int64_t channels;
+  int64_t sums;  // how many channels have sums
   int64_t inner;
   float upper;  // NaN: no upper bound
   int32_t bits;

@@ -9,13 +9,14 @@
 
 #include "../affine.h"
 #include "memory.cuh"
+#include "residual.cuh"
 
 namespace synq {
 
 // An Operation names the types Input, Output and Factors, tells with kReadsGradient whether it has a gradient, is made
 // from its Arguments, and has
 //   Factors factors(int64_t channel) const;
-//   Output apply(float x, Input gradient, const Factors& factors) const;
+//   Output apply(float x, Input gradient, const Factors& factors) const;  // with a residual: see residual.cuh
 //   void prepare(int64_t thread, int64_t threads) const;  // done once by the grid's threads together
 template <typename Operation>
 struct MapArguments {
@@ -74,6 +75,18 @@ __device__ __forceinline__ void load_factors(const Operation& operation, typenam
   }
 }
 
+template <typename Operation, int kCount>
+__device__ __forceinline__ typename Operation::Output apply(const Operation& operation, float x,
+                                                            typename Operation::Input gradient,
+                                                            const typename Operation::Factors& factors,
+                                                            ResidualPack<Operation, kCount>& beside, int i) {
+  if constexpr (kHasResidual<Operation>) {
+    return operation.apply(x, gradient, to_float(beside.values.values[i]), factors, beside.gradients.values[i]);
+  } else {
+    return operation.apply(x, gradient, factors);
+  }
+}
+
 template <typename Operation, int kCount, bool kPerChannel>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(const MapArguments<Operation> arguments) {
   using Input = typename Operation::Input;
@@ -94,12 +107,15 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
     const Pack<Input, kCount> x = load_pack<kCount>(arguments.x + first);
     Pack<Input, kCount> gradient = x;
     if (Operation::kReadsGradient) gradient = load_pack<kCount>(arguments.gradient + first);
+    ResidualPack<Operation, kCount> beside(operation, first);
     Pack<Output, kCount> y;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      y.values[i] = operation.apply(to_float(x.values[i]), gradient.values[i], factors[kPerChannel ? i : 0]);
+      y.values[i] =
+          apply(operation, to_float(x.values[i]), gradient.values[i], factors[kPerChannel ? i : 0], beside, i);
     }
     store_pack<kCount>(arguments.y + first, y);
+    beside.store(operation, first);
   }
 
   const int64_t packed = arguments.packs * kCount;
@@ -107,7 +123,10 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
     const int64_t element = thread < arguments.head ? thread : thread + packed;
     const int64_t channel = kPerChannel ? channel_of(element, arguments.channels, arguments.inner) : 0;
     const Input gradient = Operation::kReadsGradient ? arguments.gradient[element] : arguments.x[element];
-    arguments.y[element] = operation.apply(to_float(arguments.x[element]), gradient, operation.factors(channel));
+    ResidualPack<Operation, 1> beside(operation, element);
+    arguments.y[element] =
+        apply(operation, to_float(arguments.x[element]), gradient, operation.factors(channel), beside, 0);
+    beside.store(operation, element);
   }
 }
 
@@ -145,7 +164,8 @@ int launch_affine_map(const Params& params, const typename Operation::Arguments&
 
   const int64_t head = std::min(elements_to_boundary(arguments.x), arguments.elements);
   const bool packed = is_aligned(arguments.y + head, sizeof(Output) * kCount) &&
-                      (!Operation::kReadsGradient || is_aligned(arguments.gradient + head, kPackBytes));
+                      (!Operation::kReadsGradient || is_aligned(arguments.gradient + head, kPackBytes)) &&
+                      is_residual_aligned<Operation>(operation, head);
   if (!packed) return launch_packs<Operation, 1>(arguments, stream);
   arguments.head = head;
   return launch_packs<Operation, kCount>(arguments, stream);

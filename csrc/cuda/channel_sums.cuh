@@ -6,6 +6,7 @@
 
 #include "../affine.h"
 #include "channel_parts.cuh"
+#include "residual.cuh"
 
 namespace synq {
 
@@ -18,7 +19,7 @@ struct Sums {
 //   Factors factors(int64_t channel) const;
 //   float apply(float x, float gradient, const Factors& factors, float& first, float& second) const;
 //   void finish(int64_t channel, Sums sums) const;
-// apply returns the gradient of x and gives the element's two terms.
+// apply returns the gradient of x and gives the element's two terms. With a residual, see residual.cuh.
 template <typename Operation>
 struct SumArguments {
   const typename Operation::Input* x;
@@ -53,15 +54,33 @@ struct ThreadSums {
   float first = 0.0f;
   float second = 0.0f;
 
-  template <typename Operation>
+  // Element i of a pack.
+  template <typename Operation, int kCount>
   __device__ __forceinline__ typename Operation::Input include(const Operation& operation, float x, float gradient,
-                                                               const typename Operation::Factors& factors) {
+                                                               const typename Operation::Factors& factors,
+                                                               ResidualPack<Operation, kCount>& beside, int i) {
     float one;
     float other;
-    const float result = operation.apply(x, gradient, factors, one, other);
+    float result;
+    if constexpr (kHasResidual<Operation>) {
+      const float residual = to_float(beside.values.values[i]);
+      result = operation.apply(x, gradient, residual, factors, one, other, beside.gradients.values[i]);
+    } else {
+      result = operation.apply(x, gradient, factors, one, other);
+    }
     first = add(first, one);
     second = add(second, other);
     return from_float<typename Operation::Input>(result);
+  }
+
+  // The element at a place in memory.
+  template <typename Operation>
+  __device__ __forceinline__ void include(const SumArguments<Operation>& arguments, const Operation& operation,
+                                          const typename Operation::Factors& factors, int64_t place) {
+    ResidualPack<Operation, 1> beside(operation, place);
+    arguments.y[place] =
+        include(operation, to_float(arguments.x[place]), to_float(arguments.gradient[place]), factors, beside, 0);
+    beside.store(operation, place);
   }
 };
 
@@ -85,17 +104,18 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
       const int64_t place = layout.offset(channel, arguments.head + index * kCount);
       const Pack<T, kCount> x = load_pack<kCount>(arguments.x + place);
       const Pack<T, kCount> gradient = load_pack<kCount>(arguments.gradient + place);
+      ResidualPack<Operation, kCount> beside(operation, place);
       Pack<T, kCount> y;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        y.values[i] = sums.include(operation, to_float(x.values[i]), to_float(gradient.values[i]), factors);
+        y.values[i] = sums.include(operation, to_float(x.values[i]), to_float(gradient.values[i]), factors, beside, i);
       }
       store_pack<kCount>(arguments.y + place, y);
+      beside.store(operation, place);
     }
     if (start < length - packed) {
       const int64_t place = layout.offset(channel, start < arguments.head ? start : start + packed);
-      arguments.y[place] =
-          sums.include(operation, to_float(arguments.x[place]), to_float(arguments.gradient[place]), factors);
+      sums.include(arguments, operation, factors, place);
     }
     const Sums total = add_block<1>({sums.first, sums.second});
     if (threadIdx.x == 0) arguments.partials[item] = total;
@@ -119,9 +139,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
       const typename Operation::Factors factors = operation.factors(column / layout.inner);
       const int64_t first = split * kRows + threadIdx.x / kColumns;
       for (int64_t row = first; row < layout.outer; row += arguments.splits * kRows) {
-        const int64_t place = row * columns + column;
-        arguments.y[place] =
-            sums.include(operation, to_float(arguments.x[place]), to_float(arguments.gradient[place]), factors);
+        sums.include(arguments, operation, factors, row * columns + column);
       }
     }
     const Sums total = add_block<kColumns>({sums.first, sums.second});
@@ -184,7 +202,8 @@ int launch_channel_sums(const Params& params, const typename Operation::Argument
     const bool single = layout.channels == 1;
     const int64_t head = single ? std::min(elements_to_boundary(arguments.x), layout.inner) : 0;
     const bool packed = (single || layout.inner % kCount == 0) && is_aligned(arguments.x + head, kPackBytes) &&
-                        is_aligned(arguments.gradient + head, kPackBytes) && is_aligned(arguments.y + head, kPackBytes);
+                        is_aligned(arguments.gradient + head, kPackBytes) &&
+                        is_aligned(arguments.y + head, kPackBytes) && is_residual_aligned<Operation>(operation, head);
     if (packed) {
       arguments.head = head;
       error = launch(channel_sums_kernel<Operation, kCount>, blocks, kThreads, 0, stream, arguments);

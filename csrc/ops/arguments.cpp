@@ -65,6 +65,17 @@ at::Tensor match_layout(const char* op, const at::Tensor& gradient, const at::Te
   return at::empty_like(x).copy_(gradient);
 }
 
+at::Tensor check_residual(const char* op, const std::optional<at::Tensor>& residual, const at::Tensor& x) {
+  if (!residual || !residual->defined()) return {};
+  TORCH_CHECK_TYPE(residual->scalar_type() == x.scalar_type(), op, ": residual must be of the type of x, ",
+                   x.scalar_type(), ", got ", residual->scalar_type());
+  TORCH_CHECK_VALUE(residual->sizes() == x.sizes(), op, ": residual must have the shape of x, ", x.sizes(), ", got ",
+                    residual->sizes());
+  TORCH_CHECK_VALUE(residual->device() == x.device(), op, ": residual is on ", residual->device(), " but x is on ",
+                    x.device(), "; move it with .to(x.device)");
+  return residual->strides() == x.strides() ? *residual : at::empty_like(x).copy_(*residual);
+}
+
 float check_upper(const char* op, std::optional<double> upper) {
   if (!upper) return std::numeric_limits<float>::quiet_NaN();
   TORCH_CHECK_VALUE(*upper > 0 && *upper < std::numeric_limits<double>::infinity(), op,

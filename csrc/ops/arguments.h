@@ -41,6 +41,10 @@ at::Tensor check_range(const char* op, const char* name, const at::Tensor& range
 // The gradient in the memory layout of x.
 at::Tensor match_layout(const char* op, const at::Tensor& gradient, const at::Tensor& x);
 
+// A summand of x in the memory layout of x; undefined where none was given. Raises unless shape, type and device are
+// those of x.
+at::Tensor check_residual(const char* op, const std::optional<at::Tensor>& residual, const at::Tensor& x);
+
 // NaN for no upper bound; raises ValueError unless a bound is positive and finite.
 float check_upper(const char* op, std::optional<double> upper);
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <string>
 
 namespace synq {
@@ -23,5 +24,9 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 }
 
 inline bool needs_node(const at::Tensor& input) { return at::GradMode::is_enabled() && input.requires_grad(); }
+
+inline bool needs_node(const std::optional<at::Tensor>& input) {
+  return input && input->defined() && needs_node(*input);
+}
 
 }  // namespace synq

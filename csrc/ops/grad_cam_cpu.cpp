@@ -7,8 +7,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
+#include <new>
 #include <tuple>
 
 #include "cpu/cam_map.h"
@@ -22,6 +24,12 @@ using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
+constexpr std::align_val_t kAlignment{64};
+struct Deleter {
+  void operator()(float* memory) const { ::operator delete(memory, kAlignment); }
+};
+using Scratch = std::unique_ptr<float, Deleter>;
+
 const cpu::GradCamKernels& coarse_kernels() {
   using namespace cpu;
   return SYNQ_SELECT(grad_cam_kernels);
@@ -32,41 +40,46 @@ const cpu::CamMapKernels& map_kernels() {
   return SYNQ_SELECT(cam_map_kernels);
 }
 
-using Taps = c10::SmallVector<Tap, 512>;
+// An axis together with the memory it points to.
+struct OwnedAxis {
+  c10::SmallVector<float, 512> weights;
+  c10::SmallVector<int64_t, 64> starts;
+  cpu::Axis axis;
 
-Taps make_taps(int64_t small, int64_t large) {
-  Taps taps(large);
-  for (int64_t i = 0; i < large; ++i) taps[i] = make_tap(i, small, large);
-  return taps;
-}
+  OwnedAxis(int64_t positions, int64_t pixels)
+      : weights(pixels + cpu::kAxisPadding),
+        starts(positions + 1),
+        axis{positions, pixels, weights.data(), starts.data()} {
+    cpu::fill_axis(positions, pixels, weights.data(), starts.data());
+  }
+  OwnedAxis(const OwnedAxis&) = delete;
+};
 
-// A job on maps together with the taps it points to.
+// A job on maps together with its axes.
 struct Resizing {
-  Taps rows;
-  Taps columns;
+  OwnedAxis rows;
+  OwnedAxis columns;
   cpu::MapJob job;
 
   Resizing(const Tensor& coarse, int64_t height, int64_t width, double eps)
-      : rows(make_taps(coarse.size(2), height)), columns(make_taps(coarse.size(3), width)), job{} {
+      : rows(coarse.size(2), height), columns(coarse.size(3), width), job{} {
     job.coarse = coarse.const_data_ptr<float>();
-    job.height = coarse.size(2);
-    job.width = coarse.size(3);
-    job.map_height = height;
-    job.map_width = width;
-    job.rows = rows.data();
-    job.columns = columns.data();
+    job.rows = rows.axis;
+    job.columns = columns.axis;
     job.eps = static_cast<float>(eps);
   }
-  Resizing(const Resizing&) = delete;
 };
 
-// Calls body(image, scratch memory) for every image.
+// Calls body(image, scratch memory) for every image. Threads take image after image, so that one that wakes late or is
+// disturbed leaves more to the others.
 template <typename Body>
 void for_each_image(int64_t images, int64_t weight, const cpu::MapJob& job, const Body& body) {
-  const int64_t size = map_kernels().scratch(job);
-  for_each_part(images, weight, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[size]);
-    for (int64_t image = begin; image < end; ++image) body(image, scratch.get());
+  std::atomic<int64_t> next{0};
+  for_each_part(images, weight, [&](int64_t, int64_t) {
+    int64_t image = next++;
+    if (image >= images) return;
+    const Scratch scratch(static_cast<float*>(::operator new(sizeof(float) * map_kernels().scratch(job), kAlignment)));
+    for (; image < images; image = next++) body(image, scratch.get());
   });
 }
 

@@ -11,7 +11,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Axis = std::optional<int64_t>;
 using Upper = std::optional<double>;
-using Triple = std::tuple<Tensor, Tensor, Tensor>;
+using Optional = std::optional<Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of x, weight, bias and the residual
 
 Tensor call_relu(const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits, Axis axis,
                  Upper upper, bool clip) {
@@ -30,22 +31,21 @@ Tensor call_relu_backward(const Tensor& gradient, const Tensor& x, const Tensor&
   return op.call(gradient, x, range_min, range_max, bits, axis, upper, clip);
 }
 
-Tensor call_affine(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& range_min,
-                   const Tensor& range_max, int64_t bits, Upper upper, bool clip) {
-  static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, Upper, bool)>(
-          "synq_fast::affine_relu_fake_quantize");
+Tensor call_affine(const Tensor& x, const Tensor& weight, const Tensor& bias, const Optional& residual,
+                   const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper upper, bool clip) {
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Optional&, const Tensor&,
+                                        const Tensor&, int64_t, Upper, bool)>("synq_fast::affine_relu_fake_quantize");
   at::AutoDispatchBelowADInplaceOrView below;
-  return op.call(x, weight, bias, range_min, range_max, bits, upper, clip);
+  return op.call(x, weight, bias, residual, range_min, range_max, bits, upper, clip);
 }
 
-Triple call_affine_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                            const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper upper, bool clip,
-                            bool parameters) {
-  static const auto op =
-      find_op<Triple(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t,
-                     Upper, bool, bool)>("synq_fast::affine_relu_fake_quantize_backward");
-  return op.call(gradient, x, weight, bias, range_min, range_max, bits, upper, clip, parameters);
+Gradients call_affine_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                               const Optional& residual, const Tensor& range_min, const Tensor& range_max, int64_t bits,
+                               Upper upper, bool clip, bool parameters, bool of_residual) {
+  static const auto op = find_op<Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&,
+                                           const Tensor&, const Tensor&, int64_t, Upper, bool, bool, bool)>(
+      "synq_fast::affine_relu_fake_quantize_backward");
+  return op.call(gradient, x, weight, bias, residual, range_min, range_max, bits, upper, clip, parameters, of_residual);
 }
 
 void save_relu(AutogradContext* ctx, const Tensor& x, const Tensor& range_min, const Tensor& range_max, int64_t bits,
@@ -97,33 +97,38 @@ struct AffineReluFakeQuantize : torch::autograd::Function<AffineReluFakeQuantize
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                        const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper upper, bool clip) {
-    ctx->save_for_backward({x, weight, bias, range_min, range_max});
+                        const Optional& residual, const Tensor& range_min, const Tensor& range_max, int64_t bits,
+                        Upper upper, bool clip) {
+    ctx->save_for_backward({x, weight, bias, residual.value_or(Tensor()), range_min, range_max});
     ctx->saved_data["bits"] = bits;
     ctx->saved_data["upper"] = upper;
     ctx->saved_data["clip"] = clip;
-    return call_affine(x, weight, bias, range_min, range_max, bits, upper, clip);
+    return call_affine(x, weight, bias, residual, range_min, range_max, bits, upper, clip);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const bool parameters = ctx->needs_input_grad(1) || ctx->needs_input_grad(2);
-    auto [of_x, of_weight, of_bias] =
-        call_affine_backward(gradients[0], saved[0], saved[1], saved[2], saved[3], saved[4], data["bits"].toInt(),
-                             data["upper"].toOptional<double>(), data["clip"].toBool(), parameters);
+    const Optional residual = saved[3].defined() ? Optional(saved[3]) : std::nullopt;
+    const bool of_residual = residual && ctx->needs_input_grad(3);
+    auto [of_x, of_weight, of_bias, of_summand] = call_affine_backward(
+        gradients[0], saved[0], saved[1], saved[2], residual, saved[4], saved[5], data["bits"].toInt(),
+        data["upper"].toOptional<double>(), data["clip"].toBool(), parameters, of_residual);
     if (!parameters) of_weight = of_bias = Tensor();
-    return {of_x, of_weight, of_bias, {}, {}, {}, {}, {}};
+    if (!of_residual) of_summand = Tensor();
+    return {of_x, of_weight, of_bias, of_summand, {}, {}, {}, {}, {}};
   }
 };
 
 struct AffineReluFakeQuantizeBackward : torch::autograd::Function<AffineReluFakeQuantizeBackward> {
   static variable_list forward(AutogradContext* /*ctx*/, const Tensor& gradient, const Tensor& x, const Tensor& weight,
-                               const Tensor& bias, const Tensor& range_min, const Tensor& range_max, int64_t bits,
-                               Upper upper, bool clip, bool parameters) {
+                               const Tensor& bias, const Optional& residual, const Tensor& range_min,
+                               const Tensor& range_max, int64_t bits, Upper upper, bool clip, bool parameters,
+                               bool of_residual) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [of_x, of_weight, of_bias] =
-        call_affine_backward(gradient, x, weight, bias, range_min, range_max, bits, upper, clip, parameters);
-    return {of_x, of_weight, of_bias};
+    const auto [of_x, of_weight, of_bias, of_summand] = call_affine_backward(
+        gradient, x, weight, bias, residual, range_min, range_max, bits, upper, clip, parameters, of_residual);
+    return {of_x, of_weight, of_bias, of_summand};
   }
   static variable_list backward(AutogradContext* /*ctx*/, const variable_list& /*gradients*/) {
     refuse_second_derivative("affine_relu_fake_quantize");
@@ -145,24 +150,27 @@ Tensor relu_fake_quantize_backward(const Tensor& gradient, const Tensor& x, cons
   return call_relu_backward(gradient, x, range_min, range_max, bits, axis, upper, clip);
 }
 
-Tensor affine_relu_fake_quantize(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& range_min,
-                                 const Tensor& range_max, int64_t bits, Upper upper, bool clip) {
-  if (needs_node(x) || needs_node(weight) || needs_node(bias)) {
-    return AffineReluFakeQuantize::apply(x, weight, bias, range_min, range_max, bits, upper, clip);
+Tensor affine_relu_fake_quantize(const Tensor& x, const Tensor& weight, const Tensor& bias, const Optional& residual,
+                                 const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper upper,
+                                 bool clip) {
+  if (needs_node(x) || needs_node(weight) || needs_node(bias) || needs_node(residual)) {
+    return AffineReluFakeQuantize::apply(x, weight, bias, residual, range_min, range_max, bits, upper, clip);
   }
-  return call_affine(x, weight, bias, range_min, range_max, bits, upper, clip);
+  return call_affine(x, weight, bias, residual, range_min, range_max, bits, upper, clip);
 }
 
-Triple affine_relu_fake_quantize_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight,
-                                          const Tensor& bias, const Tensor& range_min, const Tensor& range_max,
-                                          int64_t bits, Upper upper, bool clip, bool parameters) {
-  if (needs_node(gradient) || needs_node(x) || needs_node(weight) || needs_node(bias)) {
-    const variable_list result = AffineReluFakeQuantizeBackward::apply(gradient, x, weight, bias, range_min, range_max,
-                                                                       bits, upper, clip, parameters);
-    return {result[0], result[1], result[2]};
+Gradients affine_relu_fake_quantize_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight,
+                                             const Tensor& bias, const Optional& residual, const Tensor& range_min,
+                                             const Tensor& range_max, int64_t bits, Upper upper, bool clip,
+                                             bool parameters, bool of_residual) {
+  if (needs_node(gradient) || needs_node(x) || needs_node(weight) || needs_node(bias) || needs_node(residual)) {
+    const variable_list result = AffineReluFakeQuantizeBackward::apply(
+        gradient, x, weight, bias, residual, range_min, range_max, bits, upper, clip, parameters, of_residual);
+    return {result[0], result[1], result[2], result[3]};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_affine_backward(gradient, x, weight, bias, range_min, range_max, bits, upper, clip, parameters);
+  return call_affine_backward(gradient, x, weight, bias, residual, range_min, range_max, bits, upper, clip, parameters,
+                              of_residual);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "cpu/relu_fake_quantize.h"
 #include "ops/affine_table.h"
@@ -18,6 +19,7 @@ namespace {
 
 using at::Tensor;
 using Axis = std::optional<int64_t>;
+using Optional = std::optional<Tensor>;
 using Upper = std::optional<double>;
 
 const cpu::ReluFakeQuantizeKernels& kernels() {
@@ -59,19 +61,49 @@ Tensor relu_backward_cpu(const Tensor& gradient, const Tensor& x, const Tensor& 
   return result;
 }
 
+// The affine map, repeated where channels are innermost and few: rows are then long enough for vectors.
+class MapTable {
+ public:
+  MapTable(const char* op, const Tensor& weight, const Tensor& bias, const Input& input)
+      : weight_(check_range(op, "weight", weight, input)),
+        bias_(check_range(op, "bias", bias, input)),
+        columns_(input.channels) {
+    const bool short_rows = input.inner == 1 && columns_ > 1 && columns_ <= kColumns / 2;
+    if (!short_rows || input.elements() < 4 * kColumns) return;
+    columns_ = kColumns / columns_ * columns_;
+    values_.resize(2 * columns_);
+    for (int64_t i = 0; i < columns_; i += input.channels) {
+      std::copy_n(weight_.const_data_ptr<float>(), input.channels, values_.data() + i);
+      std::copy_n(bias_.const_data_ptr<float>(), input.channels, values_.data() + columns_ + i);
+    }
+  }
+
+  int64_t columns() const { return columns_; }
+  const float* weight() const { return values_.empty() ? weight_.const_data_ptr<float>() : values_.data(); }
+  const float* bias() const { return values_.empty() ? bias_.const_data_ptr<float>() : values_.data() + columns_; }
+
+ private:
+  static constexpr int64_t kColumns = 512;
+
+  Tensor weight_;
+  Tensor bias_;
+  int64_t columns_;
+  std::vector<float> values_;
+};
+
 // The checked arguments of the ops with an affine map: x by its channels, and one range for all of them.
 struct AffineArguments {
   Input input;
-  Tensor weight;
-  Tensor bias;
+  MapTable map;
+  Tensor residual;  // undefined: none
   AffineTable table;
   float upper;
 
-  AffineArguments(const char* op, const Tensor& x, const Tensor& given_weight, const Tensor& given_bias,
+  AffineArguments(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, const Optional& given,
                   const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper bound)
       : input(check_channels(op, x, bits)),
-        weight(check_range(op, "weight", given_weight, input)),
-        bias(check_range(op, "bias", given_bias, input)),
+        map(op, weight, bias, input),
+        residual(check_residual(op, given, input.x)),
         table(op, range_min, range_max, whole(input), bits),
         upper(check_upper(op, bound)) {}
 
@@ -80,33 +112,42 @@ struct AffineArguments {
     result.scale = table.scale();
     result.zero_point = table.zero_point();
     result.upper = upper;
-    result.weight = weight.const_data_ptr<float>();
-    result.bias = bias.const_data_ptr<float>();
+    result.weight = map.weight();
+    result.bias = map.bias();
+    result.channels = map.columns();
+    result.sums = input.channels;
+    if (residual.defined()) result.residual = residual.const_data_ptr();
     return result;
   }
 };
 
-Tensor affine_relu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& range_min,
-                       const Tensor& range_max, int64_t bits, Upper upper, bool /*clip*/) {
-  const AffineArguments arguments("affine_relu_fake_quantize", x, weight, bias, range_min, range_max, bits, upper);
+Tensor affine_relu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Optional& residual,
+                       const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper upper, bool /*clip*/) {
+  const AffineArguments arguments("affine_relu_fake_quantize", x, weight, bias, residual, range_min, range_max, bits,
+                                  upper);
   Tensor y = at::empty_like(arguments.input.x);
   run(kernels().affine_relu, arguments.job(bits, y), x.numel());
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> affine_relu_backward_cpu(const Tensor& gradient, const Tensor& x,
-                                                            const Tensor& weight, const Tensor& bias,
-                                                            const Tensor& range_min, const Tensor& range_max,
-                                                            int64_t bits, Upper upper, bool clip, bool parameters) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> affine_relu_backward_cpu(const Tensor& gradient, const Tensor& x,
+                                                                    const Tensor& weight, const Tensor& bias,
+                                                                    const Optional& residual, const Tensor& range_min,
+                                                                    const Tensor& range_max, int64_t bits, Upper upper,
+                                                                    bool clip, bool parameters, bool of_residual) {
   const char* op = "affine_relu_fake_quantize_backward";
-  const AffineArguments arguments(op, x, weight, bias, range_min, range_max, bits, upper);
+  const AffineArguments arguments(op, x, weight, bias, residual, range_min, range_max, bits, upper);
   const Input& input = arguments.input;
+  TORCH_CHECK_VALUE(!of_residual || arguments.residual.defined(), op,
+                    ": of_residual asks for the gradient of a residual, but there is none");
   const Tensor incoming = match_layout(op, gradient, input.x);
   Tensor grad_x = at::empty_like(input.x);
   Tensor grad_weight = at::empty({parameters ? input.channels : 0}, weight.options());
   Tensor grad_bias = at::empty_like(grad_weight);
+  Tensor grad_residual = of_residual ? at::empty_like(input.x) : at::empty({0}, input.x.options());
   cpu::ReluJob job = arguments.job(bits, grad_x);
   job.gradient = incoming.const_data_ptr();
+  if (of_residual) job.of_residual = grad_residual.mutable_data_ptr();
   job.clip = clip;
   if (parameters) {
     const ChannelSums sums = sum_over_parts(input, [&](int64_t begin, int64_t end, double* first, double* second) {
@@ -119,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_relu_backward_cpu(const Tensor& gradie
       kernels().affine_relu_backward(job, begin, end, nullptr, nullptr);
     });
   }
-  return {grad_x, grad_weight, grad_bias};
+  return {grad_x, grad_weight, grad_bias, grad_residual};
 }
 
 }  // namespace

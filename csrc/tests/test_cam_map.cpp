@@ -21,25 +21,29 @@ constexpr Size kSizes[] = {{1, 1, 1, 1},   {1, 1, 5, 7},    {2, 3, 2, 3},   {7, 
 constexpr int64_t kImages = 2;
 constexpr float kEps = 1e-10f;
 
-std::vector<Tap> make_taps(int64_t small, int64_t large) {
-  std::vector<Tap> taps;
-  for (int64_t i = 0; i < large; ++i) taps.push_back(make_tap(i, small, large));
-  return taps;
-}
+struct OwnedAxis {
+  Buffer<float> weights;
+  Buffer<int64_t> starts;
+  cpu::Axis axis;
+
+  OwnedAxis(int64_t positions, int64_t pixels, Place place)
+      : weights(pixels + cpu::kAxisPadding, place),
+        starts(positions + 1, place),
+        axis{positions, pixels, weights.data(), starts.data()} {
+    cpu::fill_axis(positions, pixels, weights.data(), starts.data());
+  }
+};
 
 struct Case {
   Size size;
-  Buffer<Tap> rows, columns;
+  OwnedAxis rows, columns;
   Buffer<float> coarse;
 
   Case(const Size& size, Place place)
       : size(size),
-        rows(size.map_height, place),
-        columns(size.map_width, place),
+        rows(size.height, size.map_height, place),
+        columns(size.width, size.map_width, place),
         coarse(random_values<float>(kImages * size.height * size.width, 3), place) {
-    const auto row_taps = make_taps(size.height, size.map_height), column_taps = make_taps(size.width, size.map_width);
-    std::copy(row_taps.begin(), row_taps.end(), rows.data());
-    std::copy(column_taps.begin(), column_taps.end(), columns.data());
     // As after a ReLU.
     for (int64_t i = 0; i < coarse.count(); ++i) coarse[i] = std::max(coarse[i] + 0.5f, 0.0f);
   }
@@ -49,12 +53,8 @@ struct Case {
   cpu::MapJob job() const {
     cpu::MapJob job{};
     job.coarse = coarse.data();
-    job.height = size.height;
-    job.width = size.width;
-    job.map_height = size.map_height;
-    job.map_width = size.map_width;
-    job.rows = rows.data();
-    job.columns = columns.data();
+    job.rows = rows.axis;
+    job.columns = columns.axis;
     job.eps = kEps;
     job.factor = 0.125;
     return job;
@@ -119,6 +119,25 @@ TEST(taps_interpolate_linear_functions) {
         CHECK(first <= pixel && make_tap(first, small, large).index == tap.index);
         CHECK(first == 0 || make_tap(first - 1, small, large).index < tap.index);
       }
+    }
+  }
+}
+
+TEST(axes_are_taps_by_position) {
+  for (int64_t positions = 1; positions <= 20; ++positions) {
+    for (int64_t pixels = 1; pixels <= 70; ++pixels) {
+      const OwnedAxis axis(positions, pixels, Place::kEnd);
+      WHERE(positions, "to", pixels);
+      CHECK_EQUAL(axis.starts[0], 0);
+      CHECK_EQUAL(axis.starts[positions], pixels);
+      for (int64_t position = 0; position < positions; ++position) {
+        for (int64_t pixel = axis.starts[position]; pixel < axis.starts[position + 1]; ++pixel) {
+          const Tap tap = make_tap(pixel, positions, pixels);
+          CHECK_EQUAL(tap.index, position);
+          CHECK_EQUAL(axis.weights[pixel], tap.weight);
+        }
+      }
+      for (int64_t i = pixels; i < axis.weights.count(); ++i) CHECK_EQUAL(axis.weights[i], 0.0f);
     }
   }
 }

@@ -12,12 +12,14 @@ using namespace synq::test;
 // What precedes the quantizer in these tests. With an affine map there is one quantizer for all channels.
 struct Before {
   bool mapped;
+  bool residual;
   float upper;
   bool clip;
 };
 
 constexpr Before kBefore[] = {
-    {false, kNan, false}, {false, 1.25f, true}, {true, kNan, true}, {true, 1.25f, false}, {true, kNan, false},
+    {false, false, kNan, false}, {false, false, 1.25f, true}, {true, false, kNan, true},
+    {true, true, 1.25f, false},  {true, false, kNan, false},  {true, true, kNan, true},
 };
 
 template <typename T>
@@ -25,20 +27,25 @@ struct ReluInputs {
   const Inputs<T>& in;
   Buffer<float> weight;
   Buffer<float> bias;
+  Buffer<T> residual;
 
   ReluInputs(const Case& c, const Inputs<T>& in)
       : in(in),
         weight(random_values<float>(c.shape.channels, 5), c.place),
-        bias(random_values<float>(c.shape.channels, 6), c.place) {}
+        bias(random_values<float>(c.shape.channels, 6), c.place),
+        residual(random_values<T>(c.count(), 7), c.place) {}
 
-  cpu::ReluJob job(const Case& c, const Before& before, DType dtype, void* y) const {
+  cpu::ReluJob job(const Case& c, const Before& before, DType dtype, void* y, void* of_residual = nullptr) const {
     return {in.x.data(),
             in.gradient.data(),
+            before.residual ? residual.data() : nullptr,
             y,
+            of_residual,
             before.mapped ? weight.data() : nullptr,
             before.mapped ? bias.data() : nullptr,
             in.scale.data(),
             in.zero_point.data(),
+            c.shape.channels,
             c.shape.channels,
             c.shape.inner,
             before.upper,
@@ -50,7 +57,9 @@ struct ReluInputs {
   float mapped(const Case& c, const Before& before, int64_t i) const {
     const int64_t channel = i / c.shape.inner % c.shape.channels;
     const float x = to_float(in.x[i]);
-    return before.mapped ? rounded(double(rounded(double(x) * weight[channel])) + bias[channel]) : x;
+    if (!before.mapped) return x;
+    const float value = rounded(double(rounded(double(x) * weight[channel])) + bias[channel]);
+    return before.residual ? rounded(double(value) + double(to_float(residual[i]))) : value;
   }
   // The gradient before the ReLU.
   float gradient(const Case& c, const Before& before, int64_t i) const {
@@ -113,6 +122,74 @@ TEST(gradients_of_x) {
   });
 }
 
+TEST(gradients_of_the_residual) {
+  size_t turn = 0;
+  for_each_case(SYNQ_TABLES(cpu::relu_fake_quantize_kernels),
+                [&turn](const auto& kernels, const Case& c, const auto& in, DType dtype) {
+                  using T = decltype(element_type(in));
+                  const ReluInputs<T> inputs(c, in);
+                  Buffer<double> of_weight(c.shape.channels, c.place), of_bias(c.shape.channels, c.place);
+                  Buffer<T> y(c.count(), c.place);
+                  const Before before{true, true, turn % 2 == 0 ? kNan : 1.25f, turn++ % 3 == 0};
+                  WHERE("upper", before.upper, "clip", before.clip);
+                  check_elements<T>(
+                      c, [&](const Model&, int64_t i) { return from_float<T>(inputs.gradient(c, before, i)); },
+                      [&](T* of_residual, int64_t begin, int64_t end) {
+                        const cpu::ReluJob job = inputs.job(c, before, dtype, y.data(), of_residual);
+                        if (begin % 2 == 0) return kernels.affine_relu_backward(job, begin, end, nullptr, nullptr);
+                        kernels.affine_relu_backward(job, begin, end, of_weight.data(), of_bias.data());
+                      });
+                });
+}
+
+// A map repeated along a row gives what the map itself gives.
+TEST(repeated_map) {
+  const Shape shape{301, 5, 1};
+  const Case c{shape, 4, Place::kShifted, std::vector<Model>(5, make_model(-1.0f, 1.5f, 4))};
+  constexpr int64_t kColumns = 20;
+  for (const auto& set : SYNQ_TABLES(cpu::relu_fake_quantize_kernels)) {
+    for (const DType dtype : kDTypes) {
+      WHERE(set.isa, name_of(dtype));
+      cpu::with_type(dtype, [&](auto tag) {
+        using T = decltype(tag);
+        const Inputs<T> in(c);
+        const ReluInputs<T> inputs(c, in);
+        Buffer<float> weight(kColumns, c.place), bias(kColumns, c.place);
+        for (int64_t i = 0; i < kColumns; ++i) {
+          weight[i] = inputs.weight[i % 5];
+          bias[i] = inputs.bias[i % 5];
+        }
+        const auto repeated = [&](T* y) {
+          cpu::ReluJob job = inputs.job(c, kBefore[3], dtype, y);
+          job.weight = weight.data();
+          job.bias = bias.data();
+          job.channels = kColumns;
+          return job;
+        };
+        check_splits(in_one_part<T>(c.count(), c.place,
+                                    [&](T* y, int64_t begin, int64_t end) {
+                                      set.table.affine_relu(inputs.job(c, kBefore[3], dtype, y), begin, end);
+                                    }),
+                     c.place,
+                     [&](T* y, int64_t begin, int64_t end) { set.table.affine_relu(repeated(y), begin, end); });
+        double expected[2][5] = {}, sums[2][5] = {};
+        Buffer<T> y(c.count(), c.place);
+        const Inputs<T> plain(c, 0);
+        const ReluInputs<T> finite(c, plain);
+        cpu::ReluJob job = finite.job(c, kBefore[3], dtype, y.data());
+        set.table.affine_relu_backward(job, 7, c.count(), expected[0], expected[1]);
+        job.weight = weight.data();
+        job.bias = bias.data();
+        job.channels = kColumns;
+        set.table.affine_relu_backward(job, 7, c.count(), sums[0], sums[1]);
+        for (int kind = 0; kind < 2; ++kind) {
+          for (int i = 0; i < 5; ++i) CHECK(std::abs(sums[kind][i] - expected[kind][i]) < 1e-4);
+        }
+      });
+    }
+  }
+}
+
 TEST(sums_over_channels) {
   for (const auto& set : SYNQ_TABLES(cpu::relu_fake_quantize_kernels)) {
     for (const DType dtype : kDTypes) {
@@ -124,14 +201,15 @@ TEST(sums_over_channels) {
           using T = decltype(tag);
           const Inputs<T> in(c, 0);
           const ReluInputs<T> inputs(c, in);
-          const Before before{true, 1.25f, false};
+          const Before before{true, true, 1.25f, false};
           const size_t channels = static_cast<size_t>(shape.channels);
-          std::vector<double> weight(channels), bias(channels);
+          std::vector<double> weight(channels), bias(channels), sizes(channels);
           for (int64_t i = 0; i < c.count(); ++i) {
             const size_t channel = static_cast<size_t>(i / shape.inner) % channels;
             const double gradient = inputs.gradient(c, before, i);
             weight[channel] += rounded(gradient * to_float(in.x[i]));
             bias[channel] += gradient;
+            sizes[channel] += std::abs(gradient) * (1.0 + std::abs(to_float(in.x[i])));
           }
           Buffer<T> y(c.count(), c.place);
           Buffer<double> of_weight(shape.channels, c.place), of_bias(shape.channels, c.place);
@@ -143,8 +221,10 @@ TEST(sums_over_channels) {
                                              of_bias.data());
             }
             for (size_t i = 0; i < channels; ++i) {
-              CHECK(std::abs(of_weight[static_cast<int64_t>(i)] - weight[i]) < 1e-9);
-              CHECK(std::abs(of_bias[static_cast<int64_t>(i)] - bias[i]) < 1e-9);
+              // At most 32 terms are added up in float32.
+              const double allowed = 32 * 0x1p-24 * sizes[i];
+              CHECK(std::abs(of_weight[static_cast<int64_t>(i)] - weight[i]) <= allowed);
+              CHECK(std::abs(of_bias[static_cast<int64_t>(i)] - bias[i]) <= allowed);
             }
           }
         });

@@ -1,4 +1,4 @@
-"""Labelled images, normalised batch by batch."""
+"""Labelled images, normalised batch by batch on the device that wants them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class EvaluationSet(Dataset[tuple[Tensor, Tensor]], ABC):
     def __init__(self, name: str, labels: Any, teacher: Teacher) -> None:
         self.name = name
         self.labels = _checked_labels(name, labels, teacher.num_classes)
-        self._normalize = teacher.normalize
+        self._teacher = teacher
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -42,17 +42,40 @@ class EvaluationSet(Dataset[tuple[Tensor, Tensor]], ABC):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         index %= len(self)
-        return self._normalize(self.pixels([index]))[0], self.labels[index]
+        return self._teacher.normalize(self.pixels([index]))[0], self.labels[index]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (B, C, H, W) float32, labels (B,) int64), in order."""
-        for start in range(0, len(self), batch_size):
-            indices = range(start, min(start + batch_size, len(self)))
-            yield self._normalize(self.pixels(indices)), self.labels[start : indices.stop]
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (B, C, H, W) float32, labels (B,) int64), in order.
 
-    @abstractmethod
+        Args:
+            batch_size: images in each but the last.
+            device: where the images are normalised and given; labels stay on the CPU.
+            workers: processes that decode image files ahead; 0 decodes here, None chooses by the
+                machine. Arrays need none.
+        """
+        device = torch.device(device)
+        normalize = self._teacher.normalizer(device)
+        stored = self.stored(batch_size, workers=workers, pinned=device.type == "cuda")
+        for images, labels in zip(stored, self.labels.split(batch_size), strict=True):
+            yield normalize(_unit_scale(images.to(device, non_blocking=True))), labels
+
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Return images (B, C, H, W) float32 on a 0..1 scale."""
+        return _unit_scale(self.stored_at(indices))
+
+    @abstractmethod
+    def stored_at(self, indices: Sequence[int]) -> Tensor:
+        """Return images (B, C, H, W) as they are stored: uint8, or floats on a 0..1 scale."""
+
+    @abstractmethod
+    def stored(self, batch_size: int, *, workers: int | None, pinned: bool) -> Iterator[Tensor]:
+        """Yield all images as they are stored, batch by batch, in pinned memory if asked."""
 
 
 class ArraySet(EvaluationSet):
@@ -77,10 +100,18 @@ class ArraySet(EvaluationSet):
             raise DataError(f"{name}: {len(array)} images but {len(self.labels)} labels")
         self._images = torch.from_numpy(_channels_first(name, array, teacher.input_shape))
 
-    def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return images (B, C, H, W) float32 on a 0..1 scale."""
-        images = self._images[torch.as_tensor(indices)]
-        return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    def stored_at(self, indices: Sequence[int]) -> Tensor:
+        """Return images (B, C, H, W) as they are stored: uint8, or floats on a 0..1 scale."""
+        return self._images[torch.as_tensor(indices)]
+
+    def stored(self, batch_size: int, *, workers: int | None, pinned: bool) -> Iterator[Tensor]:
+        """Yield all images as they are stored, batch by batch, in pinned memory if asked."""
+        for images in self._images.split(batch_size):
+            yield images.pin_memory() if pinned else images
+
+
+def _unit_scale(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _checked_labels(name: str, labels: Any, num_classes: int) -> Tensor:

@@ -1,21 +1,19 @@
 """Image files in folders, decoded when they are needed."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synq_fast.data.decoding import ImageFiles, decoded_batches, default_workers
 from synq_fast.data.evaluation_set import EvaluationSet
 from synq_fast.errors import DataError
 from synq_fast.models.teacher import Teacher
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
-
-# The usual evaluation crop: a 224 window of an image whose shorter side is 256.
-_RESIZE_RATIO = 256 / 224
 
 
 class FolderSet(EvaluationSet):
@@ -44,28 +42,17 @@ class FolderSet(EvaluationSet):
                 f"{name}: image files have 1 or 3 channels, the model takes "
                 f"{teacher.input_shape[0]}"
             )
-        self._files = list(files)
-        self._shape = teacher.input_shape
+        self._files = ImageFiles(name, list(files), teacher.input_shape)
 
-    def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return images (B, C, H, W) float32 on a 0..1 scale."""
-        return torch.stack([self._decode(self._files[i]) for i in indices])
+    def stored_at(self, indices: Sequence[int]) -> Tensor:
+        """Return images (B, C, H, W) uint8."""
+        return torch.stack([self._files.decode(i) for i in indices])
 
-    def _decode(self, path: Path) -> Tensor:
-        from PIL import Image
-        from torchvision.transforms.v2 import functional as tv
-
-        channels, height, width = self._shape
-        try:
-            with Image.open(path) as file:
-                image = file.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError) as error:
-            raise DataError(f"{self.name}: {path} is not a readable image ({error})") from error
-        if (image.height, image.width) != (height, width):
-            image = tv.resize(image, [round(max(height, width) * _RESIZE_RATIO)], antialias=True)
-            image = tv.center_crop(image, [height, width])
-        pixels: Tensor = tv.pil_to_tensor(image)
-        return pixels.float() / 255
+    def stored(self, batch_size: int, *, workers: int | None, pinned: bool) -> Iterator[Tensor]:
+        """Yield all images (B, C, H, W) uint8, decoded in worker processes."""
+        if workers is None:
+            workers = default_workers(self._files, batch_size)
+        return decoded_batches(self._files, batch_size, workers=workers, pinned=pinned)
 
 
 def folder_set(path: Path, teacher: Teacher, name: str) -> FolderSet:

@@ -2,61 +2,78 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from synq_fast.checkpoint_file import CheckpointFile
 from synq_fast.errors import CheckpointError
-from synq_fast.files import read_tensors, write_tensors
+from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
 
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+_MODEL, _WINDOW = "model.", "window"
+
+
+@dataclass
+class Position:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps done."""
+    micro_batch: int = 0
+    """Images per pass, smaller than a batch once memory ran out; 0 while all fit."""
+    window: list[Tensor] = field(default_factory=list)
+    """The terms (terms,) of each step since the last record."""
 
 
 def save_checkpoint(
-    path: Path, student: nn.Module, optimizer: torch.optim.Optimizer, step: int, fingerprint: str
+    file: CheckpointFile,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    fingerprint: str,
 ) -> None:
-    """Write model, ranges, optimizer state and step; the old file stays until the new is whole.
+    """Write model, ranges, optimizer state and position.
 
     Random states are not needed: every step seeds its own generators from its number.
+
+    Raises:
+        StorageError: it cannot be written; the last checkpoints stay.
     """
     tensors = {_MODEL + name: value for name, value in student.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"{_OPTIMIZER}{index}.{name}": value
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        }
-    write_tensors(path, tensors, {"step": str(step), "fingerprint": fingerprint})
+    tensors |= optimizer_tensors(optimizer)
+    if position.window:
+        tensors[_WINDOW] = torch.stack(position.window)
+    numbers = {"step": str(position.step), "micro_batch": str(position.micro_batch)}
+    file.write(tensors, {**numbers, "fingerprint": fingerprint})
 
 
 def load_checkpoint(
-    path: Path, student: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> int:
-    """Restore what ``save_checkpoint`` wrote and return the number of steps done.
+    file: CheckpointFile, student: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
+) -> Position | None:
+    """Restore what ``save_checkpoint`` wrote; None, and nothing changed, where there is none.
 
     Raises:
-        CheckpointError: the file is damaged, or was written by another run.
+        CheckpointError: all checkpoints are damaged, or they were written by another run.
     """
     try:
-        tensors, metadata = read_tensors(path)
-    except OSError as error:
+        found = file.read()
+    except CheckpointError as error:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged ({error}); delete it and resume to fine-tune again "
-            f"from the calibrated model"
+            f"{error}; delete them and resume to calibrate and fine-tune again from the images, "
+            f"which are kept"
         ) from error
+    if found is None:
+        return None
+    tensors, metadata = found
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(
-            f"the checkpoint {path} belongs to another model, recipe, bit width or seed; resume "
-            f"with what the run was started with, or choose another run folder"
+            f"the checkpoint {file.path} belongs to another model, recipe, bit width or seed; "
+            f"resume with what the run was started with, or choose another run folder"
         )
     student.load_state_dict(
         {name.removeprefix(_MODEL): v for name, v in tensors.items() if name.startswith(_MODEL)}
     )
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith(_OPTIMIZER):
-            index, key = name.removeprefix(_OPTIMIZER).split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(metadata["step"])
+    restore_optimizer(optimizer, tensors)
+    window = list(tensors[_WINDOW]) if _WINDOW in tensors else []
+    return Position(int(metadata["step"]), int(metadata["micro_batch"]), window)

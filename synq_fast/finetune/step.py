@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from synq_fast.errors import ModelError
 from synq_fast.finetune.precision import tensor_float32
 from synq_fast.finetune.terms import Batch, any_needs, build_terms
-from synq_fast.quant import Tapped, TapPoints, View, held_weights
+from synq_fast.quant import Tapped, TapPoints, View, energy_name, folded, fused, held_weights
 from synq_fast.recipes.schema import Finetune
 
 
@@ -34,7 +34,6 @@ class SynqStep:
         """
         self.recipe = recipe
         self.terms = build_terms(recipe)
-        self.student_module = student
         self.parameters = [p for p in student.parameters() if p.requires_grad]
         cam = points.last_spatial_convolution if any_needs(self.terms, "needs_cam") else None
         if cam is None and any_needs(self.terms, "needs_cam"):
@@ -43,8 +42,12 @@ class SynqStep:
                 "with more than one output pixel; set finetune.cam.weight = 0"
             )
         features = points.residual_bodies if any_needs(self.terms, "needs_features") else ()
-        self.teacher = Tapped(teacher, features, cam)
-        self.student = Tapped(student, features, cam)
+        keep = {cam} if cam else set()
+        energies = [energy_name(name) for name in features]
+        self.student_module = fused(student, keep, features)
+        frozen = folded(teacher, {*keep, *features}, features)
+        self.student = Tapped(self.student_module, energies, cam, compile=recipe.compile)
+        self.teacher = Tapped(frozen, energies, cam, compile=recipe.compile)
 
     @property
     def term_names(self) -> list[str]:
@@ -66,12 +69,13 @@ class SynqStep:
         """
         tf32 = tensor_float32(self.recipe.precision == "tf32")
         with tf32, held_weights(self.student_module):
-            losses = self._losses(images.detach(), labels)
+            losses = self.losses(images.detach(), labels)
             total = torch.stack(list(losses.values())).sum()
             total.backward(inputs=self.parameters)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The weighted terms (0-d) of detached images, before the joint backward."""
         perturbation = self.recipe.perturbation
         if perturbation.weight:
             images = images.requires_grad_()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from synq_fast import ops
@@ -107,32 +106,10 @@ class FeatureTerm:
     def __call__(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         """Sum over layers of the mean squared distance between normalised energies (B, C)."""
         losses = [
-            functional.mse_loss(channel_energy(q), channel_energy(t))
+            functional.mse_loss(functional.normalize(q), functional.normalize(t))
             for q, t in zip(student.features, teacher.features, strict=True)
         ]
         return {"features": self.recipe.weight * torch.stack(losses).sum()}
-
-
-class _MeanSquare(torch.autograd.Function):
-    """Mean over H and W of the squares, with a backward that writes one tensor instead of four."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        energy: Tensor = x.square().mean((2, 3))
-        return energy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x: Tensor = ctx.saved_tensors[0]
-        return x * (grad * (2 / (x.shape[2] * x.shape[3])))[:, :, None, None]
-
-
-def channel_energy(features: Tensor) -> Tensor:
-    """Mean square of each channel of (B, C, H, W), normalised to unit length over C: (B, C)."""
-    energy: Tensor = _MeanSquare.apply(features.float())
-    return functional.normalize(energy, dim=1)
 
 
 class CamTerm:

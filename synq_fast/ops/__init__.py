@@ -10,6 +10,7 @@ from synq_fast.ops.affine_relu_fake_quantize import affine_relu_fake_quantize
 from synq_fast.ops.bn_statistics_loss import bn_statistics_loss
 from synq_fast.ops.bn_statistics_losses import bn_statistics_losses
 from synq_fast.ops.cam_alignment_loss import cam_alignment_loss
+from synq_fast.ops.channel_moments import channel_moments
 from synq_fast.ops.distillation_loss import distillation_loss
 from synq_fast.ops.fake_quantize import fake_quantize
 from synq_fast.ops.fake_quantize_dynamic import fake_quantize_dynamic
@@ -33,6 +34,7 @@ __all__ = [
     "bn_statistics_loss",
     "bn_statistics_losses",
     "cam_alignment_loss",
+    "channel_moments",
     "current_backend",
     "distillation_loss",
     "fake_quantize",

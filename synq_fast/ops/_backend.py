@@ -19,6 +19,7 @@ KERNELS: dict[str, frozenset[str]] = {
     "bn_statistics_loss": _EVERYWHERE,
     "bn_statistics_losses": _EVERYWHERE,
     "cam_alignment_loss": _EVERYWHERE,
+    "channel_moments": _EVERYWHERE,
     "distillation_loss": _EVERYWHERE,
     "fake_quantize": _EVERYWHERE,
     "fake_quantize_dynamic": _EVERYWHERE,

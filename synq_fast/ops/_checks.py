@@ -174,3 +174,21 @@ def check_per_channel(name: str, value: object, x: torch.Tensor) -> torch.Tensor
         )
     check_range(name, value, x, 1)
     return value
+
+
+def check_residual(residual: object, x: torch.Tensor) -> None:
+    """Raises unless `residual` is None or a tensor with the type, shape and device of `x`."""
+    if residual is None:
+        return
+    if not isinstance(residual, torch.Tensor):
+        raise TypeError(f"residual must be a torch.Tensor or None, got {type(residual).__name__}")
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must be of the type of x, {x.dtype}, got {residual.dtype}")
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
+    if residual.device != x.device:
+        raise ValueError(
+            f"residual is on {residual.device} but x is on {x.device}; move it with .to(x.device)"
+        )

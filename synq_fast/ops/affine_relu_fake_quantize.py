@@ -1,4 +1,4 @@
-"""A folded BatchNorm, ReLU and fake quantization in one pass."""
+"""A folded BatchNorm, a residual, ReLU and fake quantization in one pass."""
 
 import torch
 
@@ -10,6 +10,7 @@ from synq_fast.ops._checks import (
     check_input,
     check_order,
     check_per_channel,
+    check_residual,
     check_ste,
     check_upper,
     to_ranges,
@@ -27,14 +28,15 @@ def affine_relu_fake_quantize(
     range_max: torch.Tensor | float,
     bits: int,
     *,
+    residual: torch.Tensor | None = None,
     upper: float | None = None,
     ste: str = "identity",
 ) -> torch.Tensor:
-    """`fake_quantize(relu(x * weight + bias))` in one read and one write.
+    """`fake_quantize(relu(x * weight + bias + residual))` in one read of each and one write.
 
     In evaluation mode a BatchNorm is such an affine map, with `weight = gamma / sqrt(running_var +
-    eps)` and `bias = beta - running_mean * weight`. The product and the sum are each rounded to
-    float32, so every backend gives the bits of the ops in a row. NaN gives NaN.
+    eps)` and `bias = beta - running_mean * weight`. The product and each sum are rounded to float32
+    one after the other, so every backend gives the bits of the ops in a row. NaN gives NaN.
 
     Args:
         x: `(N, C, ...)`; float32, float16 or bfloat16.
@@ -44,9 +46,12 @@ def affine_relu_fake_quantize(
             receives no gradient.
         range_max: Upper bound, like `range_min`.
         bits: Width of the codes, from 2 to 16.
+        residual: What is added before the activation, as at the end of a residual block, with the
+            shape, type and device of `x`, or None. It is copied if its layout is another than that
+            of `x`.
         upper: Clamps the activation from above, 6 for ReLU6; None for a plain ReLU.
         ste: Straight-through gradient of the quantizer, as in `fake_quantize`. The gradient is zero
-            where the affine map gives a value that is at most 0 or at least `upper`, and with
+            where the ReLU receives a value that is at most 0 or at least `upper`, and with
             "clip" where the quantizer clamps. The sums for `weight` and `bias` are accumulated in
             float32 or better in a fixed order.
 
@@ -55,10 +60,11 @@ def affine_relu_fake_quantize(
         derivative.
 
     Raises:
-        TypeError: `x`, a factor, a range, `bits` or `upper` is of another type than said above.
+        TypeError: `x`, a factor, the residual, a range, `bits` or `upper` is of another type than
+            said above.
         ValueError: `x` has no dimension 1, `bits` or `ste` is none of the allowed values, `upper`
-            is not positive and finite, a factor or range has the wrong length or device, or
-            `range_min > range_max` (for tensors on a GPU the values are not read).
+            is not positive and finite, a factor, the residual or a range has the wrong shape or
+            device, or `range_min > range_max` (for tensors on a GPU the values are not read).
         BackendUnavailableError: The backend asked for cannot run here.
 
     Source: Batch Normalization (Ioffe and Szegedy, ICML 2015), inference with the statistics
@@ -70,13 +76,14 @@ def affine_relu_fake_quantize(
     check_input(x, None)
     check_per_channel("weight", weight, x)
     check_per_channel("bias", bias, x)
+    check_residual(residual, x)
     low, high = to_ranges(x, range_min, range_max, None)
     backend = select("affine_relu_fake_quantize", x.device)
     if backend == "reference":
         check_order(low, high)
         return reference.affine_relu_fake_quantize(
-            x, weight, bias, low, high, bits, upper=upper, ste=ste
+            x, weight, bias, low, high, bits, residual=residual, upper=upper, ste=ste
         )
     op = _triton if backend == "triton" else _default
-    result: torch.Tensor = op(x, weight, bias, low, high, bits, upper, clip)
+    result: torch.Tensor = op(x, weight, bias, residual, low, high, bits, upper, clip)
     return result

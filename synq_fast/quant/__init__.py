@@ -2,7 +2,9 @@
 
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
-from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear, held_weights
+from synq_fast.quant.fusion import energy_name, folded, fused
+from synq_fast.quant.held import Held, held_weights
+from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear
 from synq_fast.quant.placement import PLACEMENTS, quantized_copy
 from synq_fast.quant.taps import Tapped, TapPoints, View, find_tap_points
 from synq_fast.quant.tracing import trace
@@ -11,12 +13,16 @@ __all__ = [
     "PLACEMENTS",
     "ActivationQuantizer",
     "BitWidths",
+    "Held",
     "QuantizedConv2d",
     "QuantizedLinear",
     "TapPoints",
     "Tapped",
     "View",
+    "energy_name",
     "find_tap_points",
+    "folded",
+    "fused",
     "held_weights",
     "observing",
     "quantized_copy",

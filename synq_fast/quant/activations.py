@@ -97,8 +97,8 @@ class _GainedRange(torch.autograd.Function):
 
     With LSQ's straight-through estimate (arXiv 1902.08153, eq. 3), gain times the derivative is
     ``y - x`` inside the range and ``y`` outside; it is scaled by
-    ``1 / sqrt(n * (2^bits - 1))`` over n elements, so that a step moves gains and weights alike
-    (its section 2.2).
+    ``1 / sqrt(n * (2^bits - 1))`` for n elements per image, so that a step moves gains and weights
+    alike (its section 2.2), whatever part of a batch is seen at once.
     """
 
     @staticmethod
@@ -115,6 +115,7 @@ class _GainedRange(torch.autograd.Function):
         inside = (x >= low) & (x <= high)
         slope = None
         if ctx.needs_input_grad[3]:
+            features = math.prod(x.shape[1:])
             moved = (grad * torch.where(inside, y - x, y)).sum(dtype=torch.float32)
-            slope = moved / (gain * math.sqrt(max(1, x.numel()) * (2**ctx.bits - 1)))
+            slope = moved / (gain * math.sqrt(max(1, features) * (2**ctx.bits - 1)))
         return grad * inside, None, None, slope, None

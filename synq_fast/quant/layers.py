@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 from synq_fast import ops
+from synq_fast.quant.held import Held
 
 
-class WeightQuantized:
+class WeightQuantized(Held):
     """Mixin: the layer's ``weight`` seen through its own asymmetric per-channel quantizer.
 
     The range of output channel c is the exact minimum and maximum of ``weight[c]``, recomputed
@@ -20,13 +20,15 @@ class WeightQuantized:
 
     weight: Tensor
     weight_bits: int
-    _held: Tensor | None
+
+    def derive(self) -> Tensor:
+        """The fake-quantized weight, same shape and type as ``weight``."""
+        weight, _, _ = ops.fake_quantize_dynamic(self.weight, self.weight_bits, axis=0)
+        return weight
 
     def quantized_weight(self) -> Tensor:
-        """The fake-quantized weight, same shape and type as ``weight``."""
-        if self._held is not None:
-            return self._held
-        weight, _, _ = ops.fake_quantize_dynamic(self.weight, self.weight_bits, axis=0)
+        """The weight that the layer computes with."""
+        weight: Tensor = self.value()
         return weight
 
 
@@ -69,23 +71,6 @@ def quantize_layers(modules: Iterable[nn.Module], bits: int) -> int:
         if quantized is not None:
             layer.__class__ = quantized
             # nn.Module's stubs take every attribute for a tensor or a module.
-            layer.weight_bits, layer._held = bits, None  # type: ignore[assignment]
+            layer.weight_bits = bits  # type: ignore[assignment]
             count += 1
     return count
-
-
-@contextmanager
-def held_weights(module: nn.Module) -> Iterator[None]:
-    """Quantize every weight once and use it for all forward passes inside the block.
-
-    With gradients enabled the held weights are part of the graph, so one backward at the end
-    reaches the parameters from every pass.
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, WeightQuantized)]
-    try:
-        for layer in layers:
-            layer._held = layer.quantized_weight()
-        yield
-    finally:
-        for layer in layers:
-            layer._held = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import is_not
@@ -17,22 +18,27 @@ from synq_fast.quant.layers import WeightQuantized, quantize_layers
 from synq_fast.quant.tracing import called_module
 
 IMAGE_BITS = 8
-_RELU_MODULES = (nn.ReLU, nn.ReLU6)
-_RELU_FUNCTIONS = {torch.relu, functional.relu, functional.relu6}
+_RELU_FUNCTIONS: dict[object, float] = {
+    torch.relu: math.inf,
+    functional.relu: math.inf,
+    functional.relu6: 6.0,
+}
 QuantizerFactory = Callable[[int], ActivationQuantizer]
 
 
-def _is_relu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    return (
-        isinstance(called_module(graph_module, node), _RELU_MODULES)
-        or (node.op == "call_function" and node.target in _RELU_FUNCTIONS)
-        or (node.op == "call_method" and node.target == "relu")
-    )
+def relu_bound(graph_module: fx.GraphModule, node: fx.Node) -> float | None:
+    """Where a ReLU's output ends: 6 for ReLU6, infinity for ReLU; None if it is no ReLU."""
+    module = called_module(graph_module, node)
+    if isinstance(module, nn.ReLU | nn.ReLU6):
+        return 6.0 if isinstance(module, nn.ReLU6) else math.inf
+    if node.op == "call_method" and node.target == "relu":
+        return math.inf
+    return _RELU_FUNCTIONS.get(node.target) if node.op == "call_function" else None
 
 
 def after_relu(graph_module: fx.GraphModule) -> list[fx.Node]:
     """The outputs of every ReLU and ReLU6 call (the published placement of SynQ and GDFQ)."""
-    return [node for node in graph_module.graph.nodes if _is_relu(graph_module, node)]
+    return [n for n in graph_module.graph.nodes if relu_bound(graph_module, n) is not None]
 
 
 def all_inputs(graph_module: fx.GraphModule) -> list[fx.Node]:

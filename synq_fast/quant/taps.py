@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
+from synq_fast.quant.compiling import compiled
 from synq_fast.quant.tracing import called_module
 
 _ADDITIONS = {torch.add, torch.ops.aten.add.Tensor}
@@ -26,7 +28,8 @@ class TapPoints:
     """The last convolution whose output is larger than 1 x 1: where the CAM is read."""
 
 
-def _is_addition(node: fx.Node) -> bool:
+def is_addition(node: fx.Node) -> bool:
+    """Whether a node adds two values."""
     name = getattr(node.target, "__name__", node.target)
     return node.op in ("call_function", "call_method") and (
         name == "add" or node.target in _ADDITIONS
@@ -54,7 +57,7 @@ def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
             norms.append(node.name)
         if is_convolution and node.name in spatial.names:
             convolutions.append(node.name)
-        if _is_addition(node) and len(operands) == 2:
+        if is_addition(node) and len(operands) == 2:
             # The body is the branch with more convolutions behind it than the shortcut.
             body = max(operands, key=depth.__getitem__)
             if isinstance(called_module(graph_module, body), nn.BatchNorm2d | nn.Conv2d):
@@ -90,7 +93,7 @@ class View:
     logits: Tensor
     """(B, classes)"""
     features: tuple[Tensor, ...] = ()
-    """Residual bodies, each (B, C, H, W)."""
+    """The values that were asked for: channel energies (B, C), or activations (B, C, H, W)."""
     cam_activation: Tensor | None = None
     """Output of the last spatial convolution (B, C, H, W), part of the logits' graph."""
 
@@ -99,9 +102,17 @@ class Tapped:
     """A traced model that returns its logits together with named intermediate tensors."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, features: Sequence[str] = (), cam: str | None = None
+        self,
+        graph_module: fx.GraphModule,
+        features: Sequence[str] = (),
+        cam: str | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
-        """Tap the outputs of the named nodes; parameters stay shared with ``graph_module``."""
+        """Tap the outputs of the named nodes; parameters stay shared with ``graph_module``.
+
+        With ``compile`` the passes run through ``torch.compile``.
+        """
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         output = graph.graph_copy(graph_module.graph, copies)
@@ -118,8 +129,11 @@ class Tapped:
         graph.output((output, [by_name[n] for n in features], by_name[cam] if cam else None))
         self.module = fx.GraphModule(graph_module, graph)
         self.module.train(graph_module.training)
+        self._forward: Callable[..., Any] = self.module
+        if compile:
+            self._forward = compiled(self.module, by_name[cam].name if cam else None)
 
     def __call__(self, images: Tensor) -> View:
         """Run the model on images (B, C, H, W)."""
-        logits, features, cam_activation = self.module(images)
+        logits, features, cam_activation = self._forward(images)
         return View(logits, tuple(features), cam_activation)

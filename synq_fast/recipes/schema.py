@@ -47,6 +47,8 @@ class Synthesis:
     augment_probability: float = _number(0.0, 0, 1)
     """Share of steps that see every image randomly cropped and mirrored."""
     augment_scale: tuple[float, float] = field(default=(0.4, 1.0), metadata={"low": 0, "high": 1})
+    cuda_graph: bool = True
+    """On a GPU, record an iteration once and replay it."""
     centers: Centers = field(default_factory=Centers)
 
 
@@ -143,7 +145,15 @@ class Finetune:
     """Share of the area kept by the random crops; (1, 1) only mirrors."""
     precision: str = _choice("float32", "float32", "tf32", "bf16")
     """Arithmetic of the two networks; quantizers and losses stay in float32."""
+    bank: str = _choice("auto", "auto", "memory", "stream")
+    """Where the images are: "stream" reads each batch from the shards, "auto" does where the images
+    would take more than half of the free memory. The batches are the same."""
+    cuda_graph: bool = True
+    """On a GPU, record the step once and replay it."""
+    compile: bool = False
+    """Run both networks through ``torch.compile``."""
     checkpoint_seconds: float = _number(30.0, 0)
+    """What a killed run may lose, in synthesis and calibration as well; 0 saves at every step."""
     distillation: Distillation = field(default_factory=Distillation)
     features: Features = field(default_factory=Features)
     perturbation: Perturbation = field(default_factory=Perturbation)

@@ -4,6 +4,7 @@ from synq_fast.reference.affine_relu_fake_quantize import affine_relu_fake_quant
 from synq_fast.reference.bn_statistics_loss import bn_statistics_loss
 from synq_fast.reference.bn_statistics_losses import bn_statistics_losses
 from synq_fast.reference.cam_alignment_loss import cam_alignment_loss
+from synq_fast.reference.channel_moments import channel_moments
 from synq_fast.reference.distillation_loss import distillation_loss
 from synq_fast.reference.fake_quantize import fake_quantize
 from synq_fast.reference.fake_quantize_dynamic import fake_quantize_dynamic
@@ -24,6 +25,7 @@ __all__ = [
     "bn_statistics_loss",
     "bn_statistics_losses",
     "cam_alignment_loss",
+    "channel_moments",
     "distillation_loss",
     "fake_quantize",
     "fake_quantize_dynamic",

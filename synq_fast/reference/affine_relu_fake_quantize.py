@@ -15,9 +15,12 @@ def affine_relu_fake_quantize(
     range_max: torch.Tensor | float,
     bits: int,
     *,
+    residual: torch.Tensor | None = None,
     upper: float | None = None,
     ste: str = "identity",
 ) -> torch.Tensor:
-    """Fake quantization of `relu(x * weight + bias)`; see `synq_fast.ops`."""
+    """Fake quantization of `relu(x * weight + bias + residual)`; see `synq_fast.ops`."""
     value = x.float() * along_axis(weight, x, 1) + along_axis(bias, x, 1)
+    if residual is not None:
+        value = value + residual.float()
     return fake_quantize(relu(value, upper), range_min, range_max, bits, ste=ste).to(x.dtype)

@@ -5,12 +5,44 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from synq_fast.errors import DataError, RunFolderError
-from synq_fast.files import read_tensors, write_tensors, write_text
+from synq_fast.files import (
+    read_tensors,
+    remove_leftovers,
+    storage_errors,
+    write_tensors,
+    write_text,
+)
+from synq_fast.memory import send
+
+_CHECKED_AT_ONCE = 64
+
+
+class Bank(Protocol):
+    """Labelled images to draw from, wherever they are kept."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, on the device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ``take`` puts images and labels."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether ``take`` reads files, so that reading ahead pays."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) float32 and labels (B,) of the numbers ``chosen`` (B,) int64."""
 
 
 @dataclass
@@ -19,6 +51,8 @@ class ImageBank:
 
     images: Tensor
     labels: Tensor
+
+    streamed = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -32,13 +66,32 @@ class ImageBank:
         """
         if len(self.images) != len(self.labels):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
-        finite = self.images.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = (~finite).nonzero().flatten().tolist()
+        bad = _not_finite(self.images)
+        if bad:
             raise DataError(
                 f"{len(bad)} of {len(self.images)} synthetic images hold NaN or infinity (first: "
                 f"number {bad[0]}); synthesize them again"
             )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) of the numbers ``chosen`` (B,) int64."""
+        chosen = send(chosen, self.device)
+        return self.images[chosen], self.labels[chosen]
+
+
+def _not_finite(images: Tensor) -> list[int]:
+    """Numbers of the images that hold NaN or infinity, without a mask as large as the bank."""
+    # NaN and infinity survive a sum, which costs a tenth of looking at every pixel.
+    if images.sum().isfinite():
+        return []
+    finite = [part.isfinite().flatten(1).all(1) for part in images.split(_CHECKED_AT_ONCE)]
+    numbers: list[int] = (~torch.cat(finite)).nonzero().flatten().tolist()
+    return numbers
 
 
 class BankFolder:
@@ -56,7 +109,9 @@ class BankFolder:
             DataError: the folder's manifest is damaged.
         """
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         manifest = folder / "bank.json"
         if manifest.exists():
             try:
@@ -77,6 +132,9 @@ class BankFolder:
     def read(self, index: int) -> ImageBank | None:
         """The shard of an index, or None where it is not written yet.
 
+        Its tensors are maps of the file: they take no memory of their own, and only the images
+        that are used are read.
+
         Raises:
             DataError: the file is there but damaged.
         """
@@ -92,14 +150,9 @@ class BankFolder:
                 f"its images are made again"
             ) from error
 
-    def write(self, index: int, shard: ImageBank) -> None:
-        """Write a shard; a kill at any moment leaves it absent or whole."""
+    def write(self, index: int, shard: ImageBank) -> ImageBank:
+        """Write a shard and read it back; a kill at any moment leaves it absent or whole."""
         write_tensors(self._path(index), {"images": shard.images, "labels": shard.labels})
-
-
-def concatenate(shards: list[ImageBank], device: torch.device) -> ImageBank:
-    """One bank on ``device`` from its shards, in order."""
-    return ImageBank(
-        torch.cat([shard.images for shard in shards]).to(device),
-        torch.cat([shard.labels for shard in shards]).to(device),
-    )
+        written = self.read(index)
+        assert written is not None
+        return written

@@ -44,10 +44,3 @@ def crop(images: Tensor, crops: Tensor) -> Tensor:
     """
     grid = functional.affine_grid(crops, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def random_resized_crop_flip(
-    images: Tensor, scale: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """Crop, resize back and mirror every image (B, C, H, W) on its own, as ``random_crops``."""
-    return crop(images, random_crops(len(images), scale, generator).to(images.device))

@@ -30,8 +30,8 @@ class ReluParams(ctypes.Structure):
     """ReluFakeQuantizeParams of csrc/relu_fake_quantize.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "gradient", "y", "weight", "bias")),
-        *((name, ctypes.c_void_p) for name in ("range_min", "range_max")),
+        *((name, ctypes.c_void_p) for name in ("x", "gradient", "residual", "y", "grad_residual")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "range_min", "range_max")),
         *((name, ctypes.c_void_p) for name in ("grad_weight", "grad_bias", "workspace")),
         *SIZES,
         ("upper", ctypes.c_float),

@@ -13,7 +13,6 @@ from synq_fast.finetune.terms import (
     DistillationTerm,
     FeatureTerm,
     build_terms,
-    channel_energy,
 )
 from synq_fast.quant import Tapped, View
 from synq_fast.recipes.schema import Cam, Distillation, Features
@@ -118,7 +117,8 @@ def _by_hand(passes: Passes, images, labels, through_teacher: bool = False):
     s, t = student(x), teacher(x if through_teacher else images)
     d, factor = recipe.distillation, recipe.features.weight
     p = t.logits.detach().softmax(1).gather(1, labels[:, None]).squeeze(1)
-    mask = (1 - p < d.difficulty_threshold).float()
+    trusted = (1 - p < d.difficulty_threshold) | (not d.soft_labels_only_if_difficult)
+    mask = trusted.float()
 
     def logit_losses(s, t):
         log_t, log_s = ((v / d.temperature).log_softmax(1) for v in (t.logits, s.logits))
@@ -140,15 +140,18 @@ def _by_hand(passes: Passes, images, labels, through_teacher: bool = False):
         return reference.grad_cam(view.cam_activation, slope, (8, 8))
 
     losses = dict(zip(["kl", "ce"], logit_losses(s, t), strict=True))
-    losses["features"] = feature_loss(s, t)
+    if factor:
+        losses["features"] = feature_loss(s, t)
     slope = torch.autograd.grad(sum(losses.values()), x, retain_graph=True)[0]
     moved = images + recipe.perturbation.epsilon * slope.sign()
-    losses["cam"] = recipe.cam.weight * (cam_map(s) - cam_map(t).detach()).square().mean()
-    s2, t2 = student(moved), teacher(moved)
-    w = recipe.perturbation.weight
-    kl, ce = logit_losses(s2, t2)
-    losses |= {"perturbed_kl": w * kl, "perturbed_ce": w * ce}
-    losses["perturbed_features"] = w * feature_loss(s2, t2)
+    if recipe.cam.weight:
+        losses["cam"] = recipe.cam.weight * (cam_map(s) - cam_map(t).detach()).square().mean()
+    if w := recipe.perturbation.weight:
+        s2, t2 = student(moved), teacher(moved)
+        kl, ce = logit_losses(s2, t2)
+        losses |= {"perturbed_kl": w * kl, "perturbed_ce": w * ce}
+        if factor and recipe.features.in_perturbed_pass:
+            losses["perturbed_features"] = w * feature_loss(s2, t2)
     gradients = torch.autograd.grad(sum(losses.values()), list(passes.student.parameters()))
     return {k: v.detach() for k, v in losses.items()}, gradients, moved
 
@@ -171,6 +174,10 @@ def test_terms_and_gradients_are_those_of_the_formulas(through_teacher, epsilon,
     losses = passes.step(images, labels)
     assert torch.equal(passes.seen["student"][1], moved)
     assert torch.equal(passes.seen["teacher"][1], moved)
+    _compare(passes, losses, expected, gradients)
+
+
+def _compare(passes: Passes, losses, expected, gradients) -> None:
     assert set(losses) == set(expected)
     # One rounding of a log-probability, times alpha T^2 = 8000.
     slack = {"kl": 1e-3, "perturbed_kl": 1e-3}
@@ -180,6 +187,25 @@ def test_terms_and_gradients_are_those_of_the_formulas(through_teacher, epsilon,
     # The step's gradient is that of the sum of the terms that it reports.
     for parameter, gradient in zip(passes.student.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("perturbation", [0.0, 0.7])
+@pytest.mark.parametrize("features", ["none", "clean", "both"])
+@pytest.mark.parametrize("cam", [0.0, 50.0])
+@pytest.mark.parametrize("all_labels", [False, True])
+def test_every_combination_of_terms(perturbation, features, cam, all_labels):
+    passes = Passes(
+        finetune__perturbation__weight=perturbation,
+        finetune__features__weight=0.0 if features == "none" else 1000.0,
+        finetune__features__in_perturbed_pass=features == "both",
+        finetune__cam__weight=cam,
+        finetune__distillation__soft_labels_only_if_difficult=not all_labels,
+        finetune__distillation__difficulty_threshold=0.7,
+        finetune__distillation__label_weight=0.5,
+    )
+    images, labels = tiny_images(6, 5), tiny_labels(6, 5)
+    expected, gradients, _ = _by_hand(passes, images, labels)
+    _compare(passes, passes.step(images, labels), expected, gradients)
 
 
 def test_direction_through_the_teacher_is_another_one():
@@ -246,11 +272,14 @@ def test_every_label_counts_where_the_switch_is_off(judged):
     assert ce.item() == pytest.approx(functional.cross_entropy(student, labels).item(), rel=1e-5)
 
 
-def test_channel_energy_by_hand():
-    features = torch.tensor([[[[1.0, 3.0]], [[0.0, 0.0]], [[2.0, 2.0]]]])  # squares 5, 0, 4
-    expected = torch.tensor([[5.0, 0.0, 4.0]]) / 41**0.5
-    assert torch.allclose(channel_energy(features), expected)
-    assert torch.equal(channel_energy(torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2))
+def test_feature_term_compares_directions():
+    student, teacher = torch.tensor([[5.0, 0.0, 4.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    term = FeatureTerm(Features(weight=2.0))
+    views = [View(torch.zeros(1, 2), (energies,)) for energies in (student, 7 * student, teacher)]
+    batch = Batch(torch.zeros(1, dtype=torch.int64), (8, 8))
+    assert term(views[0], views[1], batch)["features"].item() == pytest.approx(0, abs=1e-12)
+    # Two directions at a right angle are sqrt(2) apart: 2 over 3 channels.
+    assert term(views[0], views[2], batch)["features"].item() == pytest.approx(2 * 2 / 3)
 
 
 def test_cam_gradient_needs_only_the_head():

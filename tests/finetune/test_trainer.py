@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from synq_fast.errors import CheckpointError, NonFiniteLossError
+from synq_fast.checkpoint_file import CheckpointFile
+from synq_fast.errors import CheckpointError, NonFiniteLossError, StorageError, SynqFastWarning
 from synq_fast.finetune import trainer as trainer_module
 from synq_fast.finetune.batches import BatchSource, filtered
 from synq_fast.finetune.checkpoint import load_checkpoint
@@ -13,6 +14,7 @@ from synq_fast.finetune.trainer import Trainer, build_optimizer, rate_factor
 from synq_fast.recipes.schema import Filter, Finetune
 from synq_fast.reference import low_pass
 from synq_fast.synthesis.bank import ImageBank
+from tests.faults.disk import full_disk
 from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 
@@ -200,32 +202,49 @@ def test_gradient_norm_limit(limit):
         assert norms[0] > 1
 
 
+def stopped(run: Trainer, at: int) -> list[dict[str, float]]:
+    """Run until step ``at`` begins; returns the records until then."""
+    advance = run.advance
+
+    def until_stop():
+        if run.done == at:
+            raise KeyboardInterrupt
+        return advance()
+
+    run.advance = until_stop
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run.run(kept.append)
+    return kept
+
+
 @pytest.mark.parametrize("learn", [False, True], ids=["static", "learned ranges"])
-@pytest.mark.parametrize("stop", [1, 2, 5, 11])
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 11])
 def test_resume_is_bit_exact(tmp_path, stop, learn):
+    """Also in the middle of a record's window."""
     options = {"finetune__steps": 12, "quantization__learn_ranges": learn}
     straight = make_trainer(**options)
     whole = straight.run()
 
     path = tmp_path / "checkpoint.safetensors"
-    killed = make_trainer(path, **options)
-    advance = killed.advance
-
-    def until_stop():
-        if killed.done == stop:
-            raise KeyboardInterrupt
-        return advance()
-
-    killed.advance = until_stop
-    kept = []
-    with pytest.raises(KeyboardInterrupt):
-        killed.run(kept.append)
+    kept = stopped(make_trainer(path, **options), stop)
     resumed = make_trainer(path, **options)
-    assert resumed.resume() == (stop >= 2)
-    assert resumed.done == stop // 2 * 2
+    assert resumed.resume() == (stop > 0)
+    assert resumed.done == stop
     rest = resumed.run()
     assert equal_states(resumed.student, straight.student)
-    assert [r for r in kept if r["step"] <= stop] + rest == whole
+    assert kept + rest == whole
+
+
+def test_checkpoint_before_the_first_step(tmp_path):
+    path = tmp_path / "c.safetensors"
+    first = make_trainer(path)
+    with torch.no_grad():
+        first.student.quantize_relu.range_max.fill_(7)
+    first.save()
+    second = make_trainer(path)
+    assert second.resume() and second.done == 0
+    assert equal_states(first.student, second.student)
 
 
 def test_finished_run_has_nothing_left_to_do(tmp_path):
@@ -244,7 +263,8 @@ def test_checkpoint_round_trip(tmp_path):
     first.run()
     second = make_trainer(quantization__learn_ranges=True)
     assert not equal_states(first.student, second.student)
-    assert load_checkpoint(path, second.student, second.optimizer, "print") == 6
+    position = load_checkpoint(CheckpointFile(path, 0), second.student, second.optimizer, "print")
+    assert (position.step, position.micro_batch, position.window) == (6, 0, [])
     assert equal_states(first.student, second.student)
     for a, b in zip(first.step.parameters, second.step.parameters, strict=True):
         momentum = first.optimizer.state[a]["momentum_buffer"]
@@ -252,12 +272,18 @@ def test_checkpoint_round_trip(tmp_path):
         assert momentum.abs().sum() > 0
 
 
-def test_checkpoints_come_when_due(tmp_path):
-    run = make_trainer(tmp_path / "c.safetensors", finetune__checkpoint_seconds=1e6)
-    saved = []
-    run._save = lambda: saved.append(run.done)
+@pytest.mark.parametrize(("seconds", "saved"), [(1e6, [6]), (10.0, [1, 4, 6]), (0.0, range(1, 7))])
+def test_checkpoints_come_when_due(tmp_path, monkeypatch, seconds, saved):
+    """Whatever the records' rhythm; the last step is always saved."""
+    clock = iter([0.0, 12.0, 12.0, 13.0, 14.0, 30.0, 30.0, 31.0, 32.0])
+    if seconds == 10.0:
+        monkeypatch.setattr("synq_fast.checkpoint_file.time.monotonic", lambda: next(clock))
+    run = make_trainer(tmp_path / "c.safetensors", finetune__checkpoint_seconds=seconds)
+    seen = []
+    save = run.save
+    run.save = lambda: (seen.append(run.done), save())
     run.run()
-    assert saved == [6]  # only the last step's
+    assert seen == list(saved)
 
 
 def test_checkpoint_of_another_run(tmp_path):
@@ -269,13 +295,58 @@ def test_checkpoint_of_another_run(tmp_path):
         make_trainer(path, "two").resume()
 
 
-@pytest.mark.parametrize("keep", [0, 10, -30], ids=["empty", "header", "tail missing"])
-def test_damaged_checkpoint_says_what_to_do(tmp_path, keep):
+DAMAGE = {
+    "empty": lambda content: b"",
+    "header cut": lambda content: content[:10],
+    "tail missing": lambda content: content[:-30],
+    "a bit of a weight": lambda content: content[:-7] + bytes([content[-7] ^ 4]) + content[-6:],
+    "step": lambda content: content.replace(b'"step":"6"', b'"step":"8"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, damage):
+    path = tmp_path / "c.safetensors"
+    straight = make_trainer(path)
+    history = straight.run()
+    content = path.read_bytes()
+    assert damage(content) != content
+    path.write_bytes(damage(content))
+    again = make_trainer(path)
+    with pytest.warns(SynqFastWarning, match=r"c\.safetensors .*damaged; going on from .*previous"):
+        assert again.resume()
+    assert again.done == 5
+    assert again.run() == history[-1:]
+    assert equal_states(again.student, straight.student)
+    # The damaged file has not become the previous one: that may be needed once more.
+    assert CheckpointFile(tmp_path / "c.previous.safetensors", 0).read()[1]["step"] == "5"
+
+
+def test_two_damaged_checkpoints_say_what_to_do(tmp_path):
     path = tmp_path / "c.safetensors"
     make_trainer(path).run()
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"c\.safetensors is damaged .*delete it and resume"):
+    for each in tmp_path.iterdir():
+        each.write_bytes(each.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"c\.safetensors .*previous.*delete them and"):
         make_trainer(path).resume()
+
+
+def test_checkpoint_that_cannot_be_written_stops_the_run_and_keeps_the_last(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    straight = make_trainer()
+    whole = straight.run()
+    run = make_trainer(path)
+    kept = []
+    with monkeypatch.context() as patch:
+        full_disk(patch, after=6)  # a file and its folder, three times
+        with pytest.raises(StorageError, match=r"cannot write .*c\.safetensors: No space left"):
+            run.run(kept.append)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.previous.safetensors", "c.safetensors"]
+    again = make_trainer(path)
+    assert again.resume() and again.done == 3
+    rest = again.run()
+    assert [r for r in kept if r["step"] <= 3] + rest == whole
+    assert equal_states(again.student, straight.student)
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
@@ -306,7 +377,7 @@ def test_non_finite_loss_names_term_and_step_and_keeps_the_checkpoint(tmp_path, 
     with pytest.raises(NonFiniteLossError, match=f'step 5: the term "features" is {value}'):
         run.run()
     again = make_trainer(path, finetune__steps=12)
-    assert again.resume() and again.done == 4
+    assert again.resume() and again.done == 5
     assert all(p.isfinite().all() for p in again.student.parameters())
 
 
@@ -325,7 +396,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"weights .*step 4"):
         run.run()
     again = make_trainer(path, finetune__steps=4)
-    assert again.resume() and again.done == 2
+    assert again.resume() and again.done == 3
     assert all(p.isfinite().all() for p in again.student.parameters())
 
 
@@ -333,7 +404,10 @@ def test_checkpoint_holds_no_pickle(tmp_path):
     path = tmp_path / "c.safetensors"
     make_trainer(path).run()
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"step": "6", "fingerprint": "print"}
+        texts = file.metadata()
+        checksum = texts.pop("crc32")
+        assert texts == {"step": "6", "micro_batch": "0", "fingerprint": "print"}
+        assert len(bytes.fromhex(checksum)) == 4
         names = set(file.keys())
     assert {"model.conv1.weight", "model.quantize_relu.range_max"} <= names
     assert any(name.startswith("optimizer.") for name in names)

@@ -105,24 +105,32 @@ def test_relu(kernels, shape, axis, dtype: torch.dtype) -> None:
 def test_affine_relu(kernels, shape, dtype: torch.dtype) -> None:
     x = torch.randn(shape).to(dtype)
     gradient = torch.randn(shape).to(dtype)
+    residual = torch.randn(shape[::-1]).to(dtype).permute(*reversed(range(x.ndim)))
     factors = torch.randn(2, shape[1]).unbind()
     bounds = torch.tensor(0.0), torch.tensor(2.0)
-    for upper, clip in ((None, False), (1.25, True)):
-        y, *expected = gradients(
-            lambda *leaves, upper=upper, clip=clip: reference.affine_relu_fake_quantize(
-                *leaves, *bounds, 4, upper=upper, ste="clip" if clip else "identity"
-            ),
-            (x, *factors),
-            gradient,
-        )
-        arguments = *factors, *bounds, 4, upper
-        assert_same_bits(kernels.affine_relu_fake_quantize(x, *arguments), y, f"{upper}")
+    for upper, clip, added in ((None, False, False), (1.25, True, True), (None, False, True)):
+        summands = (residual,) if added else ()
+
+        def function(*leaves, upper=upper, clip=clip, added=added):
+            options = {"upper": upper, "ste": "clip" if clip else "identity"}
+            if added:
+                *leaves, options["residual"] = leaves
+            return reference.affine_relu_fake_quantize(*leaves, *bounds, 4, **options)
+
+        y, *expected = gradients(function, (x, *factors, *summands), gradient)
+        arguments = *factors, residual if added else None, *bounds, 4, upper
+        case = f"{upper}, {clip}, {added}"
+        assert_same_bits(kernels.affine_relu_fake_quantize(x, *arguments), y, case)
         for parameters in (True, False):
-            actual = kernels.affine_relu_fake_quantize_backward(
-                gradient, x, *arguments, clip, parameters
+            of_x, *sums, of_residual = kernels.affine_relu_fake_quantize_backward(
+                gradient, x, *arguments, clip, parameters, added
             )
-            assert_same_bits(actual[0], expected[0], f"gradient, {upper}, {clip}, {parameters}")
-            for mine, theirs in zip(actual[1:], expected[1:], strict=True):
+            assert_same_bits(of_x, expected[0], f"gradient, {case}, {parameters}")
+            if added:
+                assert_same_bits(of_residual, expected[3], f"residual, {case}, {parameters}")
+            else:
+                assert of_residual.shape == (0,)
+            for mine, theirs in zip(sums, expected[1:3], strict=True):
                 if parameters:
                     count = x.numel() / shape[1]
                     assert_close(mine, theirs, "affine_gradient", factor=8 * count)
@@ -142,8 +150,13 @@ def test_relu_special_values(kernels, dtype: torch.dtype) -> None:
             actual = kernels.relu_fake_quantize(x, low, high, 4, None, upper)
             assert_same_bits(actual, expected, f"relu, {upper}")
             expected = reference.affine_relu_fake_quantize(x, *factors, low, high, 4, upper=upper)
-            actual = kernels.affine_relu_fake_quantize(x, *factors, low, high, 4, upper)
+            actual = kernels.affine_relu_fake_quantize(x, *factors, None, low, high, 4, upper)
             assert_same_bits(actual, expected, f"affine, {upper}")
+            expected = reference.affine_relu_fake_quantize(
+                x, *factors, low, high, 4, residual=x.flip(0), upper=upper
+            )
+            actual = kernels.affine_relu_fake_quantize(x, *factors, x.flip(0), low, high, 4, upper)
+            assert_same_bits(actual, expected, f"residual, {upper}")
             _, expected = gradients(
                 lambda leaf, low=low, high=high, upper=upper: reference.relu_fake_quantize(
                     leaf, low, high, 4, upper=upper, ste="clip"
@@ -189,6 +202,8 @@ def test_empty(kernels) -> None:
     results = kernels.fake_quantize_learned_backward(x, x, *pair, 4, 1, 1.0)
     assert results[1].tolist() == results[2].tolist() == [0, 0, 0]
     bounds = torch.zeros(()), torch.ones(())
-    assert kernels.affine_relu_fake_quantize(x, *pair, *bounds, 4, None).shape == (0, 3)
-    results = kernels.affine_relu_fake_quantize_backward(x, x, *pair, *bounds, 4, None, False, True)
+    arguments = x, *pair, x, *bounds, 4, None
+    assert kernels.affine_relu_fake_quantize(*arguments).shape == (0, 3)
+    results = kernels.affine_relu_fake_quantize_backward(x, *arguments, False, True, True)
+    assert results[3].shape == (0, 3)
     assert results[1].tolist() == results[2].tolist() == [0, 0, 0]

@@ -34,6 +34,11 @@ def compare(x: torch.Tensor, axis: int | None) -> None:
                     leaf, low, high, 0.0, 2.5, 4, ste="clip"
                 )
             )
+            calls.append(
+                lambda leaf, module=module: module.affine_relu_fake_quantize(
+                    x, low, high, 0.0, 2.5, 4, residual=leaf, ste="clip"
+                )
+            )
         for call in calls:
             leaf = x.detach().clone().requires_grad_()
             y = call(leaf)

@@ -43,7 +43,9 @@ def arguments(name, x, low, high, axis):
     if name == "fake_quantize_learned" and x.requires_grad:
         scale, zero = scale.requires_grad_(), zero.requires_grad_()
     weight, bias = torch.ones(2, x.shape[1]).unbind()
-    affine = weight, bias, LOW, HIGH, 4
+    affine = weight, bias, None, LOW, HIGH, 4
+    residual = saved.flip(0)
+    summand = residual.clone().requires_grad_(x.requires_grad)
     return {
         "fake_quantize": [(x, low, high, 4, *grouped, clip) for clip in (False, True)],
         "fake_quantize_backward": [(grad, saved, low, high, 4, *grouped)],
@@ -56,9 +58,16 @@ def arguments(name, x, low, high, axis):
             (x, low, high, 4, axis, 6.0, True),
         ],
         "relu_fake_quantize_backward": [(grad, saved, low, high, 4, axis, 6.0, True)],
-        "affine_relu_fake_quantize": [(x, *affine, None, False), (x, *affine, 6.0, True)],
+        "affine_relu_fake_quantize": [
+            (x, *affine, None, False),
+            (x, weight, bias, summand, LOW, HIGH, 4, 6.0, True),
+        ],
         "affine_relu_fake_quantize_backward": [
-            (grad, saved, *affine, None, False, parameters) for parameters in (False, True)
+            (grad, saved, *affine, None, False, parameters, False) for parameters in (False, True)
+        ]
+        + [
+            (grad, saved, weight, bias, residual, LOW, HIGH, 4, None, True, True, wanted)
+            for wanted in (False, True)
         ],
     }[name]
 
@@ -92,6 +101,7 @@ def model(x, low, high):
     y = ops.fake_quantize_learned(y, 2.5, 0.2, 4, gradient_scale=0.5) - 0.1
     y = y + ops.relu_fake_quantize(y, low, high, 4, upper=0.9, ste="clip")
     y = y + ops.affine_relu_fake_quantize(y, y.detach().amax((0, 2, 3)), HIGHS, 0.0, 2.0, 8)
+    y = ops.affine_relu_fake_quantize(y, HIGHS, LOWS, 0.0, 2.0, 8, residual=y + 0.3)
     z, first, last = ops.fake_quantize_dynamic(y, 4, axis=1)
     codes, scale, zero_point = ops.quantize_codes(z, first, last, 4, axis=1)
     return z.sum() + ((codes + zero_point[:, None, None]) / scale[:, None, None]).sum(), z

@@ -138,26 +138,29 @@ def test_learned_range_starts_at_the_observed_one():
 
 @pytest.mark.parametrize("gain", [1.0, 0.5])
 def test_gain_gradient_is_lsq_by_hand(gain):
-    """Per element: (y - x) / gain inside, y / gain outside, over sqrt(n * (2^bits - 1))."""
+    """Per element: (y - x) / gain inside, y / gain outside, over sqrt(n * (2^bits - 1)).
+
+    n counts the elements of one image."""
     bits = 2
     quantizer = observed("minmax", [torch.tensor([-1.0, 2.0])], bits, learn=True)
     with torch.no_grad():
         quantizer.gain.fill_(gain)
-    x = torch.tensor([-9.0, 0.3 * gain, 1.2 * gain, 9.0], requires_grad=True)
-    weight = torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    x = torch.tensor([[-9.0, 0.3 * gain], [1.2 * gain, 9.0]], requires_grad=True)
+    weight = torch.tensor([[1.0, 10.0], [100.0, 1000.0]])
     (quantizer(x) * weight).sum().backward()
     # The levels of 2 bits on [-1, 2] are -1, 0, 1, 2, times the gain.
     slopes = [-1.0, (0.0 - 0.3), (1.0 - 1.2), 2.0]
-    expected = sum(w * s for w, s in zip(weight.tolist(), slopes, strict=True)) / math.sqrt(4 * 3)
+    weights = weight.flatten().tolist()
+    expected = sum(w * s for w, s in zip(weights, slopes, strict=True)) / math.sqrt(2 * 3)
     assert quantizer.gain.grad.item() == pytest.approx(expected, rel=1e-5)
-    assert x.grad.tolist() == [0, 10, 100, 0]
+    assert x.grad.tolist() == [[0, 10], [100, 0]]
 
 
 def test_gain_gradient_is_the_slope_of_the_output_where_all_is_clipped():
     # On [-1, 2] the zero point of 2 bits needs no rounding, so the output is smooth in the gain.
     quantizer = observed("minmax", [torch.tensor([-1.0, 2.0])], 2, learn=True)
-    x = torch.tensor([-5.0, 5.0, 7.0])
-    weight = torch.tensor([1.0, 2.0, 5.0])
+    x = torch.tensor([[-5.0, 5.0, 7.0]])
+    weight = torch.tensor([[1.0, 2.0, 5.0]])
     (quantizer(x) * weight).sum().backward()
 
     def value(gain: float) -> float:

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from synq_fast import files
 from synq_fast.errors import DataError, RunFolderError
-from synq_fast.synthesis.bank import BankFolder, ImageBank, concatenate
+from synq_fast.synthesis.bank import BankFolder, ImageBank
 from tests.tiny import tiny_images, tiny_labels
 
 
@@ -26,10 +26,30 @@ def test_shard_comes_back_bit_for_bit(tmp_path):
     assert folder.read(1) is None
 
 
-def test_concatenation_keeps_the_order():
-    joined = concatenate([shard(1, 3), shard(2, 2)], torch.device("cpu"))
-    assert torch.equal(joined.images[3:], tiny_images(2, 2))
-    assert torch.equal(joined.labels, torch.cat([tiny_labels(3, 1), tiny_labels(2, 2)]))
+def test_written_shard_is_given_back_as_it_was_written(tmp_path):
+    folder = BankFolder(tmp_path, "print")
+    written = folder.write(0, shard())
+    assert torch.equal(written.images, shard().images)
+    assert written.images.data_ptr() != shard().images.data_ptr()
+    images = tiny_images(4).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(folder.write(1, ImageBank(images, tiny_labels(4))).images, images)
+
+
+def test_take_gives_images_and_labels_of_the_numbers():
+    bank = shard(count=5)
+    chosen = torch.tensor([4, 0, 4])
+    images, labels = bank.take(chosen)
+    assert torch.equal(images, bank.images[[4, 0, 4]])
+    assert torch.equal(labels, bank.labels[[4, 0, 4]])
+    assert bank.device == torch.device("cpu") and not bank.streamed
+
+
+def test_large_finite_values_are_no_infinity():
+    images = torch.full((70, 1, 2, 2), 3e38)  # their sum is one
+    assert len(ImageBank(images, torch.zeros(70).long())) == 70
+    images[66, 0, 1, 1] = torch.inf
+    with pytest.raises(DataError, match=r"1 of 70 .*number 66"):
+        ImageBank(images, torch.zeros(70).long())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -101,12 +121,11 @@ def test_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     files.write_tensors(path, {"x": torch.zeros(3)})
     before = path.read_bytes()
 
-    def killed(*args, **kwargs):
-        temporary = args[1]
-        temporary.write_bytes(b"half")
+    def killed(descriptor):
+        os.ftruncate(descriptor, 10)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "save_file", killed)
+    monkeypatch.setattr(files.os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         files.write_tensors(path, {"x": torch.ones(3)})
     assert path.read_bytes() == before

@@ -6,6 +6,7 @@ import torch
 from synq_fast.errors import NonFiniteLossError
 from synq_fast.quant import find_tap_points, trace
 from synq_fast.recipes.schema import Centers, Synthesis
+from synq_fast.synthesis import pixel_optimization
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
 from tests.tiny import CLASSES, SHAPE, tiny_images, tiny_net
@@ -77,13 +78,11 @@ def test_global_random_state_plays_no_part():
 
 
 def test_augmentation_changes_the_images_and_none_means_none(monkeypatch):
-    from synq_fast.synthesis import pixels
-
     calls = []
-    original = pixels.random_resized_crop_flip
+    original = pixel_optimization.random_crops
     monkeypatch.setattr(
-        pixels,
-        "random_resized_crop_flip",
+        pixel_optimization,
+        "random_crops",
         lambda *args: (calls.append(args[1]), original(*args))[1],
     )
     synthesizer(dataclasses.replace(RECIPE, augment_probability=0.0)).batch(0, 6)

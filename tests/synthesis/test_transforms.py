@@ -4,7 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synq_fast.synthesis.transforms import random_resized_crop_flip
+from synq_fast.synthesis.transforms import crop, random_crops
+
+
+def random_resized_crop_flip(images, scale, generator):
+    return crop(images, random_crops(len(images), scale, generator))
 
 
 def generator(seed: int = 0) -> torch.Generator:

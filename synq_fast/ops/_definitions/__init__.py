@@ -3,6 +3,7 @@
 from synq_fast.ops._definitions import (
     bn_statistics_loss,
     cam_alignment_loss,
+    channel_moments,
     distillation_loss,
     fake_quantize,
     fake_quantize_learned,
@@ -17,6 +18,7 @@ from synq_fast.ops._op import Op
 _FAMILIES = (
     bn_statistics_loss,
     cam_alignment_loss,
+    channel_moments,
     distillation_loss,
     fake_quantize,
     fake_quantize_learned,

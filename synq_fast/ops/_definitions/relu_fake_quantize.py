@@ -12,6 +12,7 @@ from synq_fast.ops._checks import (
     check_order,
     check_per_channel,
     check_range,
+    check_residual,
     check_upper,
 )
 from synq_fast.ops._op import Op, check_gradient, differentiable_once, like
@@ -19,7 +20,8 @@ from synq_fast.reference._affine import along_axis, as_range, clipped
 from synq_fast.reference.relu_fake_quantize import relu
 
 Tensor = torch.Tensor
-Triple = tuple[Tensor, Tensor, Tensor]
+# Of x, weight, bias and the residual.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _before_relu(
@@ -114,6 +116,7 @@ def _fake_affine(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None,
     range_min: Tensor,
     range_max: Tensor,
     bits: int,
@@ -125,34 +128,38 @@ def _fake_affine(
     check_input(x, None)
     check_per_channel("weight", weight, x)
     check_per_channel("bias", bias, x)
+    check_residual(residual, x)
     check_range("range_min", range_min, x, None)
     check_range("range_max", range_max, x, None)
     return torch.empty_like(x)
 
 
-def _fake_affine_backward(grad: Tensor, x: Tensor, *arguments: Any) -> Triple:
+def _fake_affine_backward(grad: Tensor, x: Tensor, *arguments: Any) -> Gradients:
     check_gradient(grad, x)
-    *forward_arguments, parameters = arguments
+    *forward_arguments, parameters, of_residual = arguments
     result = _fake_affine(x, *forward_arguments)
+    if of_residual and arguments[2] is None:
+        raise ValueError("of_residual asks for the gradient of a residual, but there is none")
     count = x.shape[1] if parameters else 0
     of_weight, of_bias = (x.new_empty(count, dtype=torch.float32) for _ in range(2))
-    return result, of_weight, of_bias
+    return result, of_weight, of_bias, torch.empty_like(x) if of_residual else x.new_empty(0)
 
 
 def _reference_affine(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None,
     range_min: Tensor,
     range_max: Tensor,
     bits: int,
     upper: float | None,
     clip: bool,
 ) -> Tensor:
-    _fake_affine(x, weight, bias, range_min, range_max, bits, upper, clip)
+    _fake_affine(x, weight, bias, residual, range_min, range_max, bits, upper, clip)
     check_order(range_min, range_max)
     y = reference.affine_relu_fake_quantize(
-        x, weight, bias, range_min, range_max, bits, upper=upper
+        x, weight, bias, range_min, range_max, bits, residual=residual, upper=upper
     )
     return like(y, x)
 
@@ -162,38 +169,46 @@ def _reference_affine_backward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None,
     range_min: Tensor,
     range_max: Tensor,
     bits: int,
     upper: float | None,
     clip: bool,
     parameters: bool,
-) -> Triple:
-    _fake_affine_backward(
-        grad, x, weight, bias, range_min, range_max, bits, upper, clip, parameters
-    )
+    of_residual: bool,
+) -> Gradients:
+    arguments = weight, bias, residual, range_min, range_max, bits, upper, clip
+    _fake_affine_backward(grad, x, *arguments, parameters, of_residual)
     factor = along_axis(weight, x, 1)
     value = x.float() * factor + along_axis(bias, x, 1)
+    if residual is not None:
+        value = value + residual.float()
     gradient = _before_relu(grad.float(), value, range_min, range_max, bits, None, upper, clip)
-    of_x = (gradient * factor).to(x.dtype)
+    of_x = like((gradient * factor).to(x.dtype), x)
+    of_summand = like(gradient.to(x.dtype), x) if of_residual else x.new_empty(0)
     if not parameters:
-        return like(of_x, x), weight.new_empty(0), bias.new_empty(0)
+        return of_x, weight.new_empty(0), bias.new_empty(0), of_summand
     of_weight, of_bias = (
         terms.sum_to_size(factor.shape).reshape(-1) for terms in (gradient * x.float(), gradient)
     )
-    return like(of_x, x), of_weight.clone(), of_bias.clone()
+    return of_x, of_weight.clone(), of_bias.clone(), of_summand
 
 
 def _autograd_affine(suffix: str) -> tuple[Callable[..., None], Callable[..., Any]]:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:5])
-        ctx.arguments = inputs[5:]
+        ctx.save_for_backward(*inputs[:6])
+        ctx.arguments = inputs[6:]
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         op = getattr(torch.ops.synq_fast.affine_relu_fake_quantize_backward, suffix)
         parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        of_x, *rest = op(gradient, *ctx.saved_tensors, *ctx.arguments, parameters)
-        return of_x, *(rest if parameters else (None, None)), None, None, None, None, None
+        of_residual = ctx.needs_input_grad[3]
+        of_x, of_weight, of_bias, of_summand = op(
+            gradient, *ctx.saved_tensors, *ctx.arguments, parameters, of_residual
+        )
+        of_parameters = (of_weight, of_bias) if parameters else (None, None)
+        return of_x, *of_parameters, of_summand if of_residual else None, *[None] * 5
 
     return setup, backward
 
@@ -216,20 +231,22 @@ OPS = {
         triton_arguments=8,
     ),
     "affine_relu_fake_quantize": Op(
-        "(Tensor x, Tensor weight, Tensor bias, Tensor range_min, Tensor range_max, int bits, "
-        "float? upper, bool clip) -> Tensor",
+        "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor range_min, "
+        "Tensor range_max, int bits, float? upper, bool clip) -> Tensor",
         _fake_affine,
         _reference_affine,
         _autograd_affine,
-        triton_arguments=7,
+        triton_arguments=8,
     ),
-    # The gradients of weight and bias are empty tensors unless `parameters` is true.
+    # The gradients of weight and bias are empty tensors unless `parameters` is true, that of the
+    # residual unless `of_residual` is.
     "affine_relu_fake_quantize_backward": Op(
-        "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor range_min, Tensor range_max, "
-        "int bits, float? upper, bool clip, bool parameters) -> (Tensor, Tensor, Tensor)",
+        "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor range_min, "
+        "Tensor range_max, int bits, float? upper, bool clip, bool parameters, bool of_residual) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
         _fake_affine_backward,
         _reference_affine_backward,
         differentiable_once("affine_relu_fake_quantize"),
-        triton_arguments=10,
+        triton_arguments=12,
     ),
 }

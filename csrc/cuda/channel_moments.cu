@@ -1,0 +1,226 @@
+// Mean and mean square of every channel of every image, and their gradient.
+//
+// Threads sum in float32, blocks in double. Every part of a sum has its place, so every run gives the same bits.
+#include "../channel_moments.h"
+
+#include "../affine.h"
+#include "channel_sums.cuh"
+
+namespace synq {
+namespace {
+
+struct MomentsArguments {
+  const void* x;
+  Sums* partials;  // (groups, splits); null: one part, and the means are written
+  float* mean;
+  float* mean_square;
+  int64_t samples;
+  int64_t channels;
+  int64_t positions;
+  int64_t splits;
+};
+
+__device__ __forceinline__ void store_means(const MomentsArguments& arguments, int64_t group, Sums sums) {
+  const double count = static_cast<double>(arguments.positions);
+  arguments.mean[group] = static_cast<float>(sums.first / count);
+  arguments.mean_square[group] = static_cast<float>(sums.second / count);
+}
+
+__device__ __forceinline__ void store_part(const MomentsArguments& arguments, int64_t group, int64_t split, Sums sums) {
+  if (arguments.partials == nullptr) {
+    store_means(arguments, group, sums);
+  } else {
+    arguments.partials[group * arguments.splits + split] = sums;
+  }
+}
+
+struct SquareSums {
+  float first = 0.0f;
+  float second = 0.0f;
+
+  __device__ __forceinline__ void include(float x) {
+    first = add(first, x);
+    second = fmaf(x, x, second);
+  }
+};
+
+// Block (group, split) handles one part of one channel of one sample.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) run_moments_kernel(const MomentsArguments arguments) {
+  const int64_t packs = arguments.positions / kCount;
+  const int64_t groups = arguments.samples * arguments.channels;
+  for (int64_t item = blockIdx.x; item < groups * arguments.splits; item += gridDim.x) {
+    const int64_t group = item / arguments.splits;
+    const int64_t split = item - group * arguments.splits;
+    const T* x = static_cast<const T*>(arguments.x) + group * arguments.positions;
+    SquareSums sums;
+    for (int64_t pack = split * blockDim.x + threadIdx.x; pack < packs; pack += arguments.splits * blockDim.x) {
+      const Pack<T, kCount> values = load_pack<kCount>(x + pack * kCount);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sums.include(to_float(values.values[i]));
+    }
+    const Sums total = add_block<1>({sums.first, sums.second});
+    if (threadIdx.x == 0) store_part(arguments, group, split, total);
+  }
+}
+
+// Block (sample, split, group of columns) handles the rows of one split, where channels are innermost.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) column_moments_kernel(const MomentsArguments arguments) {
+  constexpr int kRows = kThreads / kColumns;
+  const int64_t channels = arguments.channels;
+  const int64_t tiles = (channels + kColumns - 1) / kColumns;
+  for (int64_t item = blockIdx.x; item < arguments.samples * arguments.splits * tiles; item += gridDim.x) {
+    const int64_t part = item / tiles;
+    const int64_t sample = part / arguments.splits;
+    const int64_t split = part - sample * arguments.splits;
+    const int64_t column = (item - part * tiles) * kColumns + threadIdx.x % kColumns;
+    SquareSums sums;
+    if (column < channels) {
+      const T* x = static_cast<const T*>(arguments.x) + sample * arguments.positions * channels + column;
+      const int64_t first = split * kRows + threadIdx.x / kColumns;
+      for (int64_t row = first; row < arguments.positions; row += arguments.splits * kRows) {
+        sums.include(to_float(x[row * channels]));
+      }
+    }
+    const Sums total = add_block<kColumns>({sums.first, sums.second});
+    if (threadIdx.x < kColumns && column < channels) {
+      store_part(arguments, sample * channels + column, split, total);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) finish_moments_kernel(const MomentsArguments arguments) {
+  const int64_t groups = arguments.samples * arguments.channels;
+  for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
+    Sums sums = {0.0, 0.0};
+    for (int64_t i = threadIdx.x; i < arguments.splits; i += blockDim.x) {
+      const Sums part = arguments.partials[group * arguments.splits + i];
+      sums.first += part.first;
+      sums.second += part.second;
+    }
+    sums = add_block<1>(sums);
+    if (threadIdx.x == 0) store_means(arguments, group, sums);
+  }
+}
+
+struct GradientArguments {
+  const void* x;
+  const float* of_mean;
+  const float* of_square;
+  void* y;
+  int64_t packs;
+  int64_t channels;
+  int64_t positions;
+};
+
+// Index is as wide as the number of elements needs: its divisions weigh. A pack lies in one run, or, with channels
+// innermost, in one row.
+template <typename T, int kCount, bool kInnermost, typename Index>
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks) moments_gradient_kernel(const GradientArguments arguments) {
+  const Index channels = static_cast<Index>(arguments.channels);
+  const Index positions = static_cast<Index>(arguments.positions);
+  const float count = static_cast<float>(arguments.positions);
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t pack = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; pack < arguments.packs;
+       pack += threads) {
+    const int64_t place = pack * kCount;
+    const Index element = static_cast<Index>(place);
+    Index group = element / positions;
+    if (kInnermost) {
+      const Index row = element / channels;
+      group = row / positions * channels + (element - row * channels);
+    }
+    const Pack<T, kCount> x = load_pack<kCount>(static_cast<const T*>(arguments.x) + place);
+    Pack<T, kCount> y;
+    float offset = 0.0f;
+    float slope = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (kInnermost || i == 0) {
+        const Index of = group + (kInnermost ? i : 0);
+        offset = arguments.of_mean == nullptr ? 0.0f : divide(arguments.of_mean[of], count);
+        slope = divide(mul(2.0f, arguments.of_square[of]), count);
+      }
+      y.values[i] = from_float<T>(fmaf(to_float(x.values[i]), slope, offset));
+    }
+    store_pack<kCount>(static_cast<T*>(arguments.y) + place, y);
+  }
+}
+
+template <typename T>
+bool is_packed(const ChannelMomentsParams& params) {
+  const int64_t length = params.innermost ? params.channels : params.positions;
+  return length % pack_size<T>() == 0 && is_aligned(params.x, kPackBytes) &&
+         (params.y == nullptr || is_aligned(params.y, kPackBytes));
+}
+
+// Parts that each sum is divided into so that all together fill the device. Depends on sizes and device alone.
+int64_t splits_of(const ChannelMomentsParams& params) {
+  const bool wide = params.dtype == DType::kFloat32;
+  const int64_t pack = wide ? pack_size<float>() : pack_size<__half>();
+  const int64_t work = params.innermost ? params.samples * ceil_divide(params.channels, kColumns) : params.groups();
+  const int64_t share = params.innermost ? 4 * kThreads / kColumns : 4 * kThreads * pack;
+  const int64_t useful = ceil_divide(params.positions, share);
+  return std::min({useful, ceil_divide(resident_blocks(), work), kMaximumSplits});
+}
+
+template <typename T>
+int launch_moments(const ChannelMomentsParams& params, const MomentsArguments& arguments, void* stream) {
+  if (params.innermost) {
+    const int64_t items = params.samples * arguments.splits * ceil_divide(params.channels, kColumns);
+    return launch(column_moments_kernel<T>, std::min(items, resident_blocks()), kThreads, 0, stream, arguments);
+  }
+  const bool packed = is_packed<T>(params);
+  const int64_t packs = params.positions / (packed ? pack_size<T>() : 1);
+  const int threads = threads_for(ceil_divide(packs, arguments.splits));
+  // Small blocks leave room for more of them.
+  const int64_t blocks = std::min(params.groups() * arguments.splits, resident_blocks() * (kThreads / threads));
+  if (packed) return launch(run_moments_kernel<T, pack_size<T>()>, blocks, threads, 0, stream, arguments);
+  return launch(run_moments_kernel<T, 1>, blocks, threads, 0, stream, arguments);
+}
+
+template <typename T, int kCount, bool kInnermost>
+int launch_gradient(const ChannelMomentsParams& params, void* stream) {
+  const GradientArguments arguments = {
+      params.x,        params.of_mean,  params.of_square, params.y, params.elements() / kCount,
+      params.channels, params.positions};
+  const int64_t blocks = std::min(ceil_divide(arguments.packs, kThreads), resident_blocks());
+  if (params.elements() <= INT32_MAX) {
+    return launch(moments_gradient_kernel<T, kCount, kInnermost, uint32_t>, blocks, kThreads, 0, stream, arguments);
+  }
+  return launch(moments_gradient_kernel<T, kCount, kInnermost, int64_t>, blocks, kThreads, 0, stream, arguments);
+}
+
+}  // namespace
+
+int64_t channel_moments_workspace_cuda(const ChannelMomentsParams& params) {
+  const int64_t splits = splits_of(params);
+  return splits == 1 ? 0 : 2 * params.groups() * splits;
+}
+
+int channel_moments_cuda(const ChannelMomentsParams& params, void* stream) {
+  const int64_t splits = splits_of(params);
+  Sums* partials = splits == 1 ? nullptr : reinterpret_cast<Sums*>(params.workspace);
+  const MomentsArguments arguments = {params.x,       partials,        params.mean,      params.mean_square,
+                                      params.samples, params.channels, params.positions, splits};
+  const int error = with_element_type(
+      params.dtype, [&](auto tag) { return launch_moments<typename decltype(tag)::Type>(params, arguments, stream); });
+  if (error != cudaSuccess || splits == 1) return error;
+  return launch(finish_moments_kernel, std::min(params.groups(), resident_blocks()), threads_for(splits), 0, stream,
+                arguments);
+}
+
+int channel_moments_backward_cuda(const ChannelMomentsParams& params, void* stream) {
+  return with_element_type(params.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    if (is_packed<T>(params)) {
+      if (params.innermost) return launch_gradient<T, pack_size<T>(), true>(params, stream);
+      return launch_gradient<T, pack_size<T>(), false>(params, stream);
+    }
+    if (params.innermost) return launch_gradient<T, 1, true>(params, stream);
+    return launch_gradient<T, 1, false>(params, stream);
+  });
+}
+
+}  // namespace synq

@@ -1,0 +1,138 @@
+// The CPU implementations behind synq_fast::channel_moments.
+#include "cpu/channel_moments.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "ops/channel_moments_arguments.h"
+#include "ops/parallel.h"
+
+namespace synq {
+namespace {
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+
+const cpu::MomentsKernels& kernels() {
+  using namespace cpu;
+  return SYNQ_SELECT(channel_moments_kernels);
+}
+
+cpu::MomentsJob make_job(const MomentsInput& input) {
+  cpu::MomentsJob job{};
+  job.x = input.x.const_data_ptr();
+  job.channels = input.channels;
+  job.positions = input.positions;
+  job.dtype = input.dtype;
+  return job;
+}
+
+// Sums of every channel of every sample, and of their squares.
+struct Sums {
+  std::vector<double> values;
+  std::vector<double> squares;
+};
+
+// Samples are cut into parts where they are few; the cuts depend on the sizes alone.
+void add_columns(const cpu::MomentsJob& job, const MomentsInput& input, Sums& sums) {
+  constexpr int64_t kItems = 16;
+  const int64_t channels = input.channels;
+  const int64_t size = input.positions * channels;
+  const int64_t wanted = (kItems + input.samples - 1) / input.samples;
+  const int64_t parts = std::max<int64_t>(1, std::min(wanted, size / std::max(kGrain, 8 * channels)));
+  std::vector<double> others(2 * (parts - 1) * input.groups());
+  const auto of_part = [&](int64_t sample, int64_t part) {
+    return others.data() + 2 * ((part - 1) * input.samples + sample) * channels;
+  };
+  for_each_part(input.samples * parts, size / parts, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t sample = item / parts;
+      const int64_t part = item % parts;
+      double* values = part == 0 ? sums.values.data() + sample * channels : of_part(sample, part);
+      double* squares = part == 0 ? sums.squares.data() + sample * channels : values + channels;
+      kernels().columns(job, sample, part * size / parts, (part + 1) * size / parts, values, squares);
+    }
+  });
+  for (int64_t part = 1; part < parts; ++part) {
+    for (int64_t sample = 0; sample < input.samples; ++sample) {
+      const double* added = of_part(sample, part);
+      for (int64_t c = 0; c < channels; ++c) {
+        sums.values[sample * channels + c] += added[c];
+        sums.squares[sample * channels + c] += added[channels + c];
+      }
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x) {
+  const MomentsInput input = check_moments_input("channel_moments", x);
+  const auto options = input.x.options().dtype(at::kFloat).memory_format(std::nullopt);
+  Tensor mean = at::empty({input.samples, input.channels}, options);
+  Tensor square = at::empty_like(mean);
+  const int64_t groups = input.groups();
+  Sums sums{std::vector<double>(groups), std::vector<double>(groups)};
+  if (input.x.numel() > 0) {
+    const cpu::MomentsJob job = make_job(input);
+    if (input.innermost) {
+      add_columns(job, input, sums);
+    } else {
+      for_each_part(groups, input.positions, [&](int64_t begin, int64_t end) {
+        kernels().runs(job, begin, end, sums.values.data(), sums.squares.data());
+      });
+    }
+  }
+  float* means = mean.mutable_data_ptr<float>();
+  float* squares = square.mutable_data_ptr<float>();
+  const double count = static_cast<double>(input.positions);
+  for (int64_t i = 0; i < groups; ++i) {
+    means[i] = static_cast<float>(sums.values[i] / count);
+    squares[i] = static_cast<float>(sums.squares[i] / count);
+  }
+  return {mean, square};
+}
+
+Tensor moments_backward_cpu(const Optional& of_mean, const Optional& of_square, const Tensor& x) {
+  const char* op = "channel_moments_backward";
+  const MomentsInput input = check_moments_input(op, x);
+  const Tensor mean_gradient = check_moments_gradient(op, "of_mean", of_mean, input);
+  const Tensor square_gradient = check_moments_gradient(op, "of_square", of_square, input);
+  Tensor result = at::empty_like(x);
+  if (x.numel() == 0) return result;
+  // An infinite x times a slope of zero would be NaN.
+  if (!square_gradient.defined()) return spread_gradient(mean_gradient, input, result);
+  std::vector<float> factors(2 * input.groups());
+  float* offset = factors.data();
+  float* slope = offset + input.groups();
+  const float count = static_cast<float>(input.positions);
+  const auto scaled = [&](const Tensor& gradient, float factor, float* target) {
+    if (!gradient.defined()) return;
+    const float* source = gradient.const_data_ptr<float>();
+    for (int64_t i = 0; i < input.groups(); ++i) target[i] = source[i] * factor / count;
+  };
+  scaled(mean_gradient, 1.0f, offset);
+  scaled(square_gradient, 2.0f, slope);
+  cpu::MomentsJob job = make_job(input);
+  job.offset = offset;
+  job.slope = slope;
+  Tensor dense = input.x.strides() == result.strides() ? result : at::empty_like(input.x);
+  job.y = dense.mutable_data_ptr();
+  const auto kernel = input.innermost ? kernels().columns_backward : kernels().runs_backward;
+  for_each_part(x.numel(), 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  return dense.is_same(result) ? result : result.copy_(dense);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(synq_fast, CPU, m) {
+  m.impl("channel_moments", &moments_cpu);
+  m.impl("channel_moments_backward", &moments_backward_cpu);
+}
+
+}  // namespace synq

@@ -1,0 +1,87 @@
+"""Fine-tuning on several ranks: each works on its part of the batch, all take the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from synq_fast.distributed import Ranks
+from synq_fast.errors import DistributedError
+from synq_fast.finetune.trainer import Trainer
+from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
+
+
+def part_of_batch(ranks: Ranks, batch_size: int) -> slice:
+    """Which images of a batch of ``batch_size`` this rank works on.
+
+    Raises:
+        DistributedError: there are more ranks than images.
+    """
+    if ranks.size > batch_size:
+        raise DistributedError(
+            f"finetune.batch_size = {batch_size} is the batch of all {ranks.size} processes "
+            f"together, so some would have no image; start at most {batch_size}, or raise it"
+        )
+    return ranks.slice_of(batch_size)
+
+
+class BatchMean:
+    """Turns means over each rank's part of the batch into means over the whole batch.
+
+    One reduction of one flat buffer, after the step has finished: a rank whose step took several
+    goes at it, or replayed a captured graph, still takes part in exactly one. The losses travel
+    with the gradients, so that a loss that is not finite stops all ranks at the same step.
+    """
+
+    def __init__(self, ranks: Ranks, parameters: Sequence[nn.Parameter], share: float) -> None:
+        """Prepare.
+
+        Args:
+            ranks: who takes part.
+            parameters: those whose gradients are averaged, in the same order on every rank.
+            share: this rank's part of the whole batch, 0 to 1.
+        """
+        self.ranks, self.parameters, self.share = ranks, parameters, share
+
+    @torch.no_grad()
+    def __call__(self, terms: Tensor) -> Tensor:
+        """Average the gradients in place; returns the averaged terms (terms,)."""
+        own = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([*(grad.flatten() for grad in own), terms.float()]).mul_(self.share)
+        self.ranks.add(flat)
+        *parts, terms = flat.split([*(grad.numel() for grad in own), len(terms)])
+        for grad, part in zip(own, parts, strict=True):
+            grad.copy_(part.view(grad.shape))
+        return terms
+
+
+def resume_together(trainer: Trainer, ranks: Ranks) -> bool:
+    """Continue all ranks from rank 0's checkpoint, which the others need not see.
+
+    Returns:
+        Whether there was one.
+    """
+    if ranks.size == 1:
+        return trainer.resume()
+
+    def state() -> tuple[int, list[Tensor], dict[str, Tensor], dict[str, Tensor]] | None:
+        if not trainer.resume():
+            return None
+        window = [terms.cpu() for terms in trainer.window]
+        weights, moments = trainer.student.state_dict(), optimizer_tensors(trainer.optimizer)
+        return trainer.done, window, _on_cpu(weights), _on_cpu(moments)
+
+    found = ranks.from_first(state)
+    if found is not None and not ranks.is_first:
+        trainer.done, window, weights, moments = found
+        device = next(trainer.student.parameters()).device
+        trainer.window = [terms.to(device) for terms in window]
+        trainer.student.load_state_dict(weights)
+        restore_optimizer(trainer.optimizer, moments)
+    return found is not None
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in tensors.items()}

@@ -1,0 +1,239 @@
+"""Networks in the form that training runs: evaluation BatchNorms folded away or fused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from synq_fast import ops
+from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.held import Held
+from synq_fast.quant.placement import relu_bound
+from synq_fast.quant.taps import is_addition
+from synq_fast.quant.tracing import called_module
+
+
+def energy_name(node: str) -> str:
+    """The name of the node that gives the channel energies of another node's value."""
+    return f"energy_{node}"
+
+
+def folded(
+    teacher: fx.GraphModule, keep: Collection[str] = (), energies_of: Sequence[str] = ()
+) -> fx.GraphModule:
+    """A frozen network with its BatchNorms folded into the convolutions before them.
+
+    The node of a folded pair has the BatchNorm's name; its weights are copies. ReLUs work in
+    place where nobody else reads what they overwrite.
+
+    Args:
+        teacher: traced model in evaluation mode; stays as it is.
+        keep: names of nodes whose values are read elsewhere, so that they must stay.
+        energies_of: names of nodes (B, C, H, W); each gets an ``energy_name`` node (B, C).
+    """
+    result = _copy(teacher)
+    for node in list(result.graph.nodes):
+        norm = called_module(result, node)
+        if not _is_frozen_norm(norm):
+            continue
+        (source,) = node.all_input_nodes
+        convolution = called_module(result, source)
+        if isinstance(convolution, nn.Conv2d) and _only_reader(source, keep):
+            name = f"folded_{node.name}"
+            result.add_submodule(name, fuse_conv_bn_eval(convolution, norm))
+            node.target, node.args, node.kwargs = name, source.args, source.kwargs
+            result.graph.erase_node(source)
+    _add_energies(result, energies_of, {})
+    for node in result.graph.nodes:
+        bound = relu_bound(result, node)
+        source = node.all_input_nodes[0] if bound is not None else None
+        if source is not None and _only_reader(source, keep) and _is_fresh(result, source):
+            in_place = functional.relu if bound == math.inf else functional.relu6
+            node.op, node.target = "call_function", in_place
+            node.args, node.kwargs = (source,), {"inplace": True}
+    return _compiled(result, teacher)
+
+
+def fused(
+    student: fx.GraphModule, keep: Collection[str] = (), energies_of: Sequence[str] = ()
+) -> fx.GraphModule:
+    """A quantized network whose BatchNorm, residual, ReLU and quantizer are one op where they meet.
+
+    Parameters, ranges and the modules that hold them are the student's own.
+
+    Args:
+        student: a result of ``quantized_copy`` in evaluation mode; stays as it is.
+        keep: names of nodes whose values are read elsewhere, so that they must stay.
+        energies_of: names of nodes (B, C, H, W); each gets an ``energy_name`` node (B, C).
+    """
+    result = _copy(student)
+    norms: Norms = {}
+    _add_energies(result, energies_of, norms)
+    for node in list(result.graph.nodes):
+        quantizer = called_module(result, node)
+        if not isinstance(quantizer, ActivationQuantizer) or quantizer.gain is not None:
+            continue
+        match = _match(result, node.all_input_nodes[0], keep)
+        if match is None:
+            continue
+        name = f"fused_{node.name}"
+        norm = _frozen(result, match.norm, norms)
+        result.add_submodule(name, QuantizedActivation(norm, quantizer, match.bound))
+        node.target = name
+        node.args = (match.norm.all_input_nodes[0], *match.residual)
+        for absorbed in match.absorbed:
+            result.graph.erase_node(absorbed)
+    return _compiled(result, student)
+
+
+class FrozenNorm(Held, nn.Module):
+    """An evaluation BatchNorm as the affine map of each channel that it is."""
+
+    inverse: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        """Share the parameters of ``norm``; its statistics no longer change."""
+        super().__init__()
+        assert norm.running_var is not None
+        self.norm = norm
+        inverse = torch.rsqrt(norm.running_var + norm.eps)
+        self.register_buffer("inverse", inverse, persistent=False)
+
+    def derive(self) -> tuple[Tensor, Tensor]:
+        """Factor and summand (C,) of each channel."""
+        mean = self.norm.running_mean
+        assert mean is not None
+        if not self.norm.affine:
+            return self.inverse, -mean * self.inverse
+        weight = self.norm.weight * self.inverse
+        return weight, torch.addcmul(self.norm.bias, weight, mean, value=-1.0)
+
+
+Norms = dict[str, FrozenNorm]
+"""By the name of the BatchNorm: whoever needs it shares what it derives."""
+
+
+class ChannelEnergy(nn.Module):
+    """Mean square (B, C) of each channel of ``norm(x)``, or of x itself, in one read of x."""
+
+    def __init__(self, norm: FrozenNorm | None) -> None:
+        """Take the energies behind ``norm``; None: those of the input."""
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies of a convolution's output (B, C, H, W), float32."""
+        mean, square = ops.channel_moments(x)
+        if self.norm is None:
+            return square
+        weight, bias = self.norm.value()
+        energy: Tensor = weight.square() * square + 2 * weight * bias * mean + bias.square()
+        return energy
+
+
+class QuantizedActivation(nn.Module):
+    """BatchNorm, the addition of a residual, ReLU and fake quantization in one op."""
+
+    def __init__(self, norm: FrozenNorm, quantizer: ActivationQuantizer, bound: float) -> None:
+        """Join modules; ``bound`` is where the ReLU ends, infinity or 6."""
+        super().__init__()
+        self.norm, self.quantizer = norm, quantizer
+        self.upper = None if bound == math.inf else bound
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Quantized activation of a convolution's output (B, C, H, W), of its shape and type."""
+        weight, bias = self.norm.value()
+        quantizer = self.quantizer
+        return ops.affine_relu_fake_quantize(
+            x,
+            weight,
+            bias,
+            quantizer.range_min,
+            quantizer.range_max,
+            quantizer.bits,
+            upper=self.upper,
+            ste=quantizer.ste,
+            residual=residual,
+        )
+
+
+@dataclass(frozen=True)
+class _Match:
+    norm: fx.Node
+    residual: tuple[fx.Node, ...]
+    bound: float
+    absorbed: tuple[fx.Node, ...]
+    """Nodes that the op replaces, each before those that it reads."""
+
+
+def _match(module: fx.GraphModule, relu: fx.Node, keep: Collection[str]) -> _Match | None:
+    """The chain that ends in a ReLU whose only reader is a quantizer."""
+    bound = relu_bound(module, relu)
+    if bound is None or not _only_reader(relu, keep):
+        return None
+    (source,) = relu.all_input_nodes
+    if not _only_reader(source, keep):
+        return None
+    if _is_frozen_norm(called_module(module, source)):
+        return _Match(source, (), bound, (relu, source))
+    operands = source.all_input_nodes if is_addition(source) else []
+    if len(operands) == 2:
+        for norm, residual in (operands, operands[::-1]):
+            if _only_reader(norm, keep) and _is_frozen_norm(called_module(module, norm)):
+                return _Match(norm, (residual,), bound, (relu, source, norm))
+    return None
+
+
+def _frozen(module: fx.GraphModule, node: fx.Node, norms: Norms) -> FrozenNorm:
+    norm = called_module(module, node)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norms.setdefault(str(node.target), FrozenNorm(norm))
+
+
+def _add_energies(module: fx.GraphModule, names: Sequence[str], norms: Norms) -> None:
+    nodes = {node.name: node for node in module.graph.nodes}
+    for name in names:
+        node, norm = nodes[name], None
+        if _is_frozen_norm(called_module(module, node)):
+            # Taken before the BatchNorm, whose output then need not exist.
+            norm, node = _frozen(module, node, norms), node.all_input_nodes[0]
+        target = energy_name(name)
+        module.add_submodule(target, ChannelEnergy(norm))
+        with module.graph.inserting_after(node):
+            energy = module.graph.call_module(target, (node,))
+        energy.name = target
+
+
+def _is_frozen_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def _only_reader(node: fx.Node, keep: Collection[str]) -> bool:
+    """Whether a node's value is read once and may vanish."""
+    return len(node.users) == 1 and node.name not in keep
+
+
+def _is_fresh(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node makes a tensor of its own, which its backward does not read."""
+    return is_addition(node) or isinstance(called_module(module, node), nn.Conv2d)
+
+
+def _copy(module: fx.GraphModule) -> fx.GraphModule:
+    """The same modules under a graph that can be changed; names of nodes stay."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return fx.GraphModule(module, graph)
+
+
+def _compiled(result: fx.GraphModule, original: fx.GraphModule) -> fx.GraphModule:
+    result.graph.lint()
+    result.recompile()
+    result.train(original.training)
+    return result

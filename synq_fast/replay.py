@@ -1,0 +1,93 @@
+"""Repeated work on a GPU as a CUDA graph: recorded once, then replayed without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synq_fast.errors import SynqFastError
+
+_WARM_UP = 3
+
+
+class Replayed:
+    """Calls a function of tensors; on a GPU, after a few calls, from a recording of its kernels.
+
+    The work may not wait for the device or draw random numbers, and keeps what it changes
+    (parameters, optimizer state) at fixed addresses. Elsewhere than on a GPU it is a plain call.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., Tensor],
+        device: torch.device,
+        *,
+        record: bool = True,
+        pool: Any = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            work: maps tensors on ``device`` to one tensor.
+            device: where the work is done.
+            record: on a GPU, record a graph; otherwise call the work each time.
+            pool: memory that recordings share whose replays alternate, from
+                ``torch.cuda.graph_pool_handle``.
+        """
+        self.work, self.device, self._pool = work, device, pool
+        self.record = record and device.type == "cuda"
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor, ...] = ()
+        self._result: Tensor | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The result of the work on inputs of always the same shapes, in memory of its own.
+
+        Raises:
+            SynqFastError: the work cannot be recorded; says what to switch off.
+        """
+        if not self.record:
+            return self.work(*inputs)
+        self._calls += 1
+        if self._calls <= _WARM_UP:
+            return self._on_side_stream(inputs)
+        if self._graph is None:
+            self._inputs = tuple(x.clone() for x in inputs)
+            self._graph = self._recorded()
+        for buffer, x in zip(self._inputs, inputs, strict=True):
+            buffer.copy_(x)
+        self._graph.replay()
+        assert self._result is not None
+        return self._result.clone()
+
+    def _on_side_stream(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Call the work as recording will: lazy initialisations must happen before it."""
+        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            result = self.work(*inputs)
+        current.wait_stream(side)
+        for tensor in (*inputs, result):
+            tensor.record_stream(current)
+            tensor.record_stream(side)
+        return result
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads, which read the next batches, may pin memory and query events meanwhile.
+            recording = torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local")
+            with torch.cuda.device(self.device), recording:
+                self._result = self.work(*self._inputs)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise SynqFastError(
+                f"the work cannot be recorded as a CUDA graph ({reason}). Some part of the model "
+                f"may wait for the device, or memory may be short: set cuda_graph = false in this "
+                f"section of the recipe"
+            ) from error
+        return graph

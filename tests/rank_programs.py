@@ -1,0 +1,196 @@
+"""What the processes of tests/test_distributed.py do."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import synq_fast
+from synq_fast import cli
+from synq_fast.distributed import GroupRanks, joined
+from synq_fast.errors import NonFiniteLossError, SynqFastError
+from synq_fast.finetune import trainer as trainer_module
+from synq_fast.finetune.data_parallel import BatchMean, part_of_batch
+from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.trainer import Trainer
+from synq_fast.synthesis.pixels import PixelSynthesizer
+from tests.tiny import (
+    SHAPE,
+    TINY_OVERRIDES,
+    labelled,
+    run,
+    tiny_images,
+    tiny_labels,
+    tiny_net,
+    tiny_pair,
+    tiny_recipe,
+)
+
+WORLDS = (1, 2, 3)
+# Five shards, two batches of centre images, and parts of 1, 1 and 2 images on three ranks.
+OVERRIDES: dict[str, object] = {
+    "synthesis.images": 10,
+    "synthesis.batch_size": 2,
+    "synthesis.centers.weight": 0.1,
+    "synthesis.centers.steps": 3,
+}
+POLICIES = ("ema", "minmax", "mse")
+trainer_module.LOG_EVERY = 2
+
+
+def _state(result: synq_fast.QuantizationResult) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in result.model.state_dict().items()}
+
+
+def _error(work: Callable[[], object]) -> tuple[str, str]:
+    try:
+        work()
+    except SynqFastError as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def whole_run(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    result = run(
+        overrides=OVERRIDES, output=folder / f"run-{world}", evaluation=labelled(), evaluate_every=2
+    )
+    accuracies = {k: v for k, v in result.metrics.items() if k != "seconds"}
+    return {"model": _state(result), "history": result.history, "metrics": accuracies}
+
+
+def without_folder(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
+    return _state(run(overrides=OVERRIDES))
+
+
+def own_file_systems(folder: Path, rank: int, world: int) -> list[torch.Tensor]:
+    """Each rank sees a folder of its own, and there are fewer shards than three ranks."""
+    overrides = {**TINY_OVERRIDES, **OVERRIDES, "synthesis.images": 4}
+    output = folder / f"bank-{world}-{rank}"
+    bank = synq_fast.synthesize(
+        tiny_net(), output, "synq-digits", SHAPE, overrides=overrides, progress=False
+    )
+    return [bank.images, bank.labels]
+
+
+def ranges(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        policy: _state(run(overrides={"quantization.range": policy, "finetune.steps": 0}))
+        for policy in POLICIES
+    }
+
+
+def gradients(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    recipe = tiny_recipe(quantization__learn_ranges=True)
+    teacher, student, points = tiny_pair(recipe)
+    step = SynqStep(teacher, student, points, recipe.finetune)
+    images, labels = tiny_images(8), tiny_labels(8)
+    with joined(torch.device("cpu")) as ranks:
+        part = part_of_batch(ranks, 8)
+        losses = step(images[part], labels[part])
+        if world > 1:
+            mean = BatchMean(ranks, step.parameters, (part.stop - part.start) / 8)
+            averaged = mean(torch.stack(list(losses.values())))
+            losses = dict(zip(losses, averaged, strict=True))
+    named = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    return {"gradients": named, "losses": losses}
+
+
+def clipped_step(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
+    return _state(run(overrides={"finetune.steps": 1, "finetune.max_gradient_norm": 0.5}))
+
+
+def resumed(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """Stopped at step 5; rank 0 alone sees the run folder when it goes on."""
+    advance = Trainer.advance
+
+    def stopping(self: Trainer) -> torch.Tensor:
+        if self.done == 5:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    output = folder / f"resumed-{world}" / (f"only-{rank}" if rank else "run")
+    Trainer.advance = stopping
+    try:
+        run(overrides=OVERRIDES, output=output)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        Trainer.advance = advance
+    dist.barrier()
+    result = run(overrides=OVERRIDES, output=output, resume=True)
+    files = sorted(path.name for path in output.iterdir())
+    return {"model": _state(result), "history": result.history, "files": files}
+
+
+def mistakes(folder: Path, rank: int, world: int) -> dict[str, tuple[str, str]]:
+    def drifted() -> None:
+        net = tiny_net()
+        with torch.no_grad():
+            # The smallest possible difference.
+            net.fc.weight[0, 0] = torch.nextafter(net.fc.weight[0, 0], torch.tensor(9.0 * rank))
+        ranks = GroupRanks(torch.device("cpu"))
+        ranks.check_equal(tiny_net(), "before")
+        ranks.check_equal(net, "after step 7")
+
+    def rank_1_fails() -> None:
+        batch = PixelSynthesizer.batch
+        if rank == 1:
+            PixelSynthesizer.batch = _not_finite
+        try:
+            run()
+        finally:
+            PixelSynthesizer.batch = batch
+
+    return {
+        "other seed": _error(lambda: run(seed=rank)),
+        "other teacher": _error(lambda: run(tiny_net(seed=rank))),
+        "small batch": _error(lambda: run(overrides={"finetune.batch_size": 1})),
+        "drifted": _error(drifted),
+        "failed": _error(rank_1_fails),
+    }
+
+
+def _not_finite(*_: object) -> Any:
+    raise NonFiniteLossError("the loss of rank 1 is not finite")
+
+
+def in_every_world(rank: int, folder: Path) -> None:
+    """Works alone, then in a group of two, then of three; saves what each piece returns."""
+    torch.set_num_threads(1)
+    parts = (whole_run, without_folder, own_file_systems, ranges, gradients, clipped_step)
+    for world in WORLDS[rank:]:
+        store = f"file://{folder}/store-{world}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+        done = {part.__name__: part(folder, rank, world) for part in parts}
+        if world == 2:
+            done |= {part.__name__: part(folder, rank, world) for part in (resumed, mistakes)}
+        assert dist.is_initialized()
+        dist.destroy_process_group()
+        torch.save(done, folder / f"{world}-{rank}.pt")
+
+
+def command_line() -> int:
+    """The command of ``sys.argv``; on its first attempt rank 1 kills itself or fails."""
+    how, arguments = sys.argv[1], sys.argv[2:]
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if how == "kill":
+            advance = Trainer.advance
+
+            def killed(self: Trainer) -> torch.Tensor:
+                if self.done == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return advance(self)
+
+            Trainer.advance = killed
+        else:
+            PixelSynthesizer.batch = _not_finite
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())
