@@ -17,6 +17,7 @@ from synq_fast import ops
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
 from synq_fast.quant.placement import relu_bound
+from synq_fast.quant.stem import FrozenStem
 from synq_fast.quant.taps import is_addition
 from synq_fast.quant.tracing import called_module
 
@@ -59,7 +60,8 @@ def folded(
 def simplified(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
     """A frozen network whose BatchNorms are plain affine maps, joined with a ReLU behind them.
 
-    For networks in which the BatchNorms' inputs are read, so that they cannot be folded away.
+    For networks in which the BatchNorms' inputs are read, so that they cannot be folded away. A
+    strided convolution of the image gets a faster gradient on CPUs.
 
     Args:
         teacher: traced model in evaluation mode; stays as it is.
@@ -67,13 +69,16 @@ def simplified(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphM
     """
     result = _copy(teacher)
     for node in list(result.graph.nodes):
-        norm = called_module(result, node)
-        if not _is_frozen_norm(norm):
+        module = called_module(result, node)
+        if isinstance(module, nn.Conv2d) and FrozenStem.replaceable(module):
+            node.target = f"stem_{node.name}"
+            result.add_submodule(node.target, FrozenStem(module))
+        if not _is_frozen_norm(module):
             continue
         user = next(iter(node.users)) if _only_reader(node, keep) else None
         bound = relu_bound(result, user) if user is not None else None
         name = f"affine_{node.name}"
-        result.add_submodule(name, AffineRelu(norm, bound))
+        result.add_submodule(name, AffineRelu(module, bound))
         (source,) = node.all_input_nodes
         node.target, node.args, node.kwargs = name, (source,), {}
         if user is not None and bound is not None:
