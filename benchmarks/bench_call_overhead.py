@@ -134,6 +134,13 @@ NEIGHBOURS = [
         ),
     ),
     Neighbour(
+        "channel_moments",
+        lambda: _layer()[:1],
+        lambda x: ops.channel_moments(x),
+        "var_mean",
+        lambda x: torch.var_mean(x, (2, 3), correction=0),
+    ),
+    Neighbour(
         "quantize_codes",
         _with_range,
         lambda x, low, high: ops.quantize_codes(x, low, high, BITS),

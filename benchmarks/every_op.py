@@ -136,6 +136,11 @@ CASES = {
     "affine_relu_fake_quantize": Case(
         lambda n, x, w, b: n.affine_relu_fake_quantize(x, w, b, 0.0, 2.0, 4), _layers, exact=True
     ),
+    "affine_relu_fake_quantize, residual": Case(
+        lambda n, x, w, b: n.affine_relu_fake_quantize(x, w, b, 0.0, 2.0, 4, residual=x * 0.5),
+        _layers,
+        exact=True,
+    ),
     "update_range": Case(_averaged, _not_empty, 0, exact=True),
     "search_range": Case(lambda n, x: n.search_range(x, 4, candidates=20), _not_empty, 0),
     "low_pass": Case(lambda n, x: n.low_pass(x, 5.0), _planes),
@@ -147,6 +152,7 @@ CASES = {
     "distillation_loss": Case(
         lambda n, s, t, y: n.distillation_loss(s, t, y, temperature=2.0), _logits, 2
     ),
+    "channel_moments": Case(lambda n, x, *_: n.channel_moments(x), _layers),
     "bn_statistics_loss": Case(lambda n, x, m, v: n.bn_statistics_loss(x, m, v), _layers),
     "bn_statistics_losses": Case(
         lambda n, x, m, v: n.bn_statistics_losses([x, x + 1], [m, -m], [v, 2 * v]), _layers

@@ -79,7 +79,9 @@ class Replayed:
     def _recorded(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool):
+            # Other threads, which read the next batches, may pin memory and query events meanwhile.
+            recording = torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local")
+            with torch.cuda.device(self.device), recording:
                 self._result = self.work(*self._inputs)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]

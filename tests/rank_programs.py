@@ -175,21 +175,20 @@ def in_every_world(rank: int, folder: Path) -> None:
 
 
 def command_line() -> int:
-    """The command of ``sys.argv``; on its first attempt rank 1 kills itself or fails."""
-    how, arguments = sys.argv[1], sys.argv[2:]
-    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        if how == "kill":
-            advance = Trainer.advance
+    """The command of ``sys.argv``; rank 1 fails the first time and is killed the second time."""
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if os.environ["RANK"] == "1" and attempt == 0:
+        PixelSynthesizer.batch = _not_finite
+    elif os.environ["RANK"] == "1" and attempt == 1:
+        advance = Trainer.advance
 
-            def killed(self: Trainer) -> torch.Tensor:
-                if self.done == 5:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return advance(self)
+        def killed(self: Trainer) -> torch.Tensor:
+            if self.done == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return advance(self)
 
-            Trainer.advance = killed
-        else:
-            PixelSynthesizer.batch = _not_finite
-    return cli.main(arguments)
+        Trainer.advance = killed
+    return cli.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

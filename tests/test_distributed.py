@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -153,39 +152,30 @@ def test_failure_of_one_rank_ends_the_others(outcomes):
     assert kind == "LostRankError" and "its own message says why" in message
 
 
-def torchrun(how: str, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def test_failed_and_killed_ranks_start_again_and_the_run_ends_as_if_undisturbed(outcomes, tmp_path):
+    """Rank 1 stops with an error in the synthesis, then it is killed while fine-tuning."""
+    done, _ = outcomes
     settings = {**TINY_OVERRIDES, **OVERRIDES}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
-    command += ["-m", "tests.rank_programs", how, "quantize", "--model", "tests.tiny:tiny_net"]
-    command += ["--input-shape", ",".join(map(str, SHAPE)), "--recipe", "synq-digits"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--max-restarts=2", "-m", "tests.rank_programs"]
+    command += ["quantize", "--model", "tests.tiny:tiny_net", "--recipe", "synq-digits"]
+    command += ["--input-shape", ",".join(map(str, SHAPE)), "--output", str(tmp_path)]
     command += [part for item in settings.items() for part in ("--set", "{}={}".format(*item))]
-    return subprocess.run(
-        [sys.executable, *command, "--output", str(output)],
+    ended = subprocess.run(
+        [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
-
-
-def test_killed_rank_starts_again_and_the_run_ends_as_if_undisturbed(outcomes, tmp_path):
-    done, _ = outcomes
-    ended = torchrun("kill", tmp_path, "--max-restarts=1")
     assert ended.returncode == 0, ended.stderr
-    assert "Signal 9 (SIGKILL)" in ended.stderr or "exitcode: -9" in ended.stderr
+    assert "synq-fast: error on rank 1: the loss of rank 1 is not finite" in ended.stderr
+    assert "exitcode: 2" in ended.stderr and "exitcode: -9" in ended.stderr
     assert ended.stdout.count("Models, logs and metrics") == 1
     assert ended.stderr.count("fine-tuning: 6/6") == 1
     saved = load_file(tmp_path / "w4a4" / "model.safetensors")
     assert equal(saved, done[2, 0]["whole_run"]["model"])
-
-
-def test_failed_rank_ends_the_command_with_its_message(tmp_path):
-    started = time.monotonic()
-    ended = torchrun("fail", tmp_path)
-    assert ended.returncode == 1
-    assert "synq-fast: error on rank 1: the loss of rank 1 is not finite" in ended.stderr
-    assert time.monotonic() - started < 60
 
 
 # One process

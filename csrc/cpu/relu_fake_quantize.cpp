@@ -84,14 +84,14 @@ void backward(const float* __restrict gradient, const float* __restrict x, float
 }
 
 // The same, and the terms of weight and bias added to the sums of their columns.
-template <bool kClip, typename Before>
+template <bool kClip, bool kKeep, typename Before>
 void backward(const float* __restrict gradient, const float* __restrict x, float* __restrict before_relu,
               float* __restrict of_x, float* __restrict of_weight, float* __restrict of_bias, int64_t count,
               Before before, Shared affine, float upper, Grid grid) {
   for (int64_t i = 0; i < count; ++i) {
     const float value =
         if_passes(gradient[i], gradient_passes(before(x[i], i), upper, affine(i), grid.low, grid.high, kClip));
-    before_relu[i] = value;
+    if constexpr (kKeep) before_relu[i] = value;
     of_x[i] = mul(value, before.weight(i));
     of_weight[i] = add(of_weight[i], mul(x[i], value));
     of_bias[i] = add(of_bias[i], value);
@@ -173,8 +173,13 @@ void affine_relu_backward_typed(const ReluJob& job, int64_t begin, int64_t end, 
              [&](int64_t start, int64_t size, int64_t column, float* weight_sums, float* bias_sums) {
                block.run(job, true, column, start, size,
                          [&](const float* gradient, const float* x, float* before_relu, float* of_x, auto before) {
-                           backward<kClip>(gradient, x, before_relu, of_x, weight_sums, bias_sums, size, before, affine,
-                                           job.upper, grid);
+                           if (job.of_residual == nullptr) {
+                             backward<kClip, false>(gradient, x, before_relu, of_x, weight_sums, bias_sums, size,
+                                                    before, affine, job.upper, grid);
+                           } else {
+                             backward<kClip, true>(gradient, x, before_relu, of_x, weight_sums, bias_sums, size, before,
+                                                   affine, job.upper, grid);
+                           }
                          });
              });
     return;

@@ -45,8 +45,9 @@ class SynqStep:
         keep = {cam} if cam else set()
         energies = [energy_name(name) for name in features]
         self.student_module = fused(student, keep, features)
-        self.student = Tapped(self.student_module, energies, cam)
-        self.teacher = Tapped(folded(teacher, {*keep, *features}, features), energies, cam)
+        frozen = folded(teacher, {*keep, *features}, features)
+        self.student = Tapped(self.student_module, energies, cam, compile=recipe.compile)
+        self.teacher = Tapped(frozen, energies, cam, compile=recipe.compile)
 
     @property
     def term_names(self) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
+from synq_fast.quant.compiling import compiled
 from synq_fast.quant.tracing import called_module
 
 _ADDITIONS = {torch.add, torch.ops.aten.add.Tensor}
@@ -100,9 +102,17 @@ class Tapped:
     """A traced model that returns its logits together with named intermediate tensors."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, features: Sequence[str] = (), cam: str | None = None
+        self,
+        graph_module: fx.GraphModule,
+        features: Sequence[str] = (),
+        cam: str | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
-        """Tap the outputs of the named nodes; parameters stay shared with ``graph_module``."""
+        """Tap the outputs of the named nodes; parameters stay shared with ``graph_module``.
+
+        With ``compile`` the passes run through ``torch.compile``.
+        """
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         output = graph.graph_copy(graph_module.graph, copies)
@@ -119,8 +129,11 @@ class Tapped:
         graph.output((output, [by_name[n] for n in features], by_name[cam] if cam else None))
         self.module = fx.GraphModule(graph_module, graph)
         self.module.train(graph_module.training)
+        self._forward: Callable[..., Any] = self.module
+        if compile:
+            self._forward = compiled(self.module, by_name[cam].name if cam else None)
 
     def __call__(self, images: Tensor) -> View:
         """Run the model on images (B, C, H, W)."""
-        logits, features, cam_activation = self.module(images)
+        logits, features, cam_activation = self._forward(images)
         return View(logits, tuple(features), cam_activation)

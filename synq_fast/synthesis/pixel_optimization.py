@@ -36,8 +36,8 @@ class Schedule:
 class Augmentation:
     """Share of the iterations that see every image cropped and mirrored, and the crops' areas."""
 
-    probability: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
+    probability: float
+    scale: tuple[float, float]
 
 
 class PixelOptimization:
@@ -70,7 +70,7 @@ class PixelOptimization:
         device = images.device
         images = images.clone(memory_format=torch.channels_last)
         self.images, self.terms, self.schedule = images.requires_grad_(), terms, schedule
-        self.generator, self.augmentation = generator, augmentation or Augmentation()
+        self.generator, self.augmentation = generator, augmentation
         rate = torch.tensor(schedule.learning_rate, device=device)
         self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
         self.optimizer = torch.optim.Adam([self.images], rate, fused=True)
@@ -117,13 +117,18 @@ class PixelOptimization:
 
     def advance(self) -> None:
         """Do one iteration."""
-        augmentation, generator = self.augmentation, self.generator
-        if torch.rand((), generator=generator) < augmentation.probability:
-            crops = random_crops(len(self.images), augmentation.scale, generator)
-            self._window.append(self._cropped(send(crops, self.images.device)))
-        else:
-            self._window.append(self._plain())
+        crops = self._draw()
+        self._window.append(
+            self._plain() if crops is None else self._cropped(send(crops, self.images.device))
+        )
         self.done += 1
+
+    def _draw(self) -> Tensor | None:
+        # Without an augmentation the generator is left to the caller.
+        chance, generator = self.augmentation, self.generator
+        if chance is None or torch.rand((), generator=generator) >= chance.probability:
+            return None
+        return random_crops(len(self.images), chance.scale, generator)
 
     def look(self) -> dict[str, float]:
         """The terms of the last iteration.

@@ -127,7 +127,9 @@ class PixelSynthesizer:
                 self._kept(f"centers-{index:05d}", start, terms, schedule, generator, report)
             ]
         shared = ranks.share(made, len(groups))
-        self.center_targets = self._pooled_statistics([b.to(self.device) for (b,) in shared])
+        # Files and other ranks know no memory format, but roundings depend on it.
+        batches = [b.to(self.device, memory_format=torch.channels_last) for (b,) in shared]
+        self.center_targets = self._pooled_statistics(batches)
 
     def _kept(
         self,

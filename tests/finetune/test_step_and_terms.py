@@ -117,7 +117,8 @@ def _by_hand(passes: Passes, images, labels, through_teacher: bool = False):
     s, t = student(x), teacher(x if through_teacher else images)
     d, factor = recipe.distillation, recipe.features.weight
     p = t.logits.detach().softmax(1).gather(1, labels[:, None]).squeeze(1)
-    mask = (1 - p < d.difficulty_threshold).float()
+    trusted = (1 - p < d.difficulty_threshold) | (not d.soft_labels_only_if_difficult)
+    mask = trusted.float()
 
     def logit_losses(s, t):
         log_t, log_s = ((v / d.temperature).log_softmax(1) for v in (t.logits, s.logits))
@@ -139,15 +140,18 @@ def _by_hand(passes: Passes, images, labels, through_teacher: bool = False):
         return reference.grad_cam(view.cam_activation, slope, (8, 8))
 
     losses = dict(zip(["kl", "ce"], logit_losses(s, t), strict=True))
-    losses["features"] = feature_loss(s, t)
+    if factor:
+        losses["features"] = feature_loss(s, t)
     slope = torch.autograd.grad(sum(losses.values()), x, retain_graph=True)[0]
     moved = images + recipe.perturbation.epsilon * slope.sign()
-    losses["cam"] = recipe.cam.weight * (cam_map(s) - cam_map(t).detach()).square().mean()
-    s2, t2 = student(moved), teacher(moved)
-    w = recipe.perturbation.weight
-    kl, ce = logit_losses(s2, t2)
-    losses |= {"perturbed_kl": w * kl, "perturbed_ce": w * ce}
-    losses["perturbed_features"] = w * feature_loss(s2, t2)
+    if recipe.cam.weight:
+        losses["cam"] = recipe.cam.weight * (cam_map(s) - cam_map(t).detach()).square().mean()
+    if w := recipe.perturbation.weight:
+        s2, t2 = student(moved), teacher(moved)
+        kl, ce = logit_losses(s2, t2)
+        losses |= {"perturbed_kl": w * kl, "perturbed_ce": w * ce}
+        if factor and recipe.features.in_perturbed_pass:
+            losses["perturbed_features"] = w * feature_loss(s2, t2)
     gradients = torch.autograd.grad(sum(losses.values()), list(passes.student.parameters()))
     return {k: v.detach() for k, v in losses.items()}, gradients, moved
 
@@ -170,6 +174,10 @@ def test_terms_and_gradients_are_those_of_the_formulas(through_teacher, epsilon,
     losses = passes.step(images, labels)
     assert torch.equal(passes.seen["student"][1], moved)
     assert torch.equal(passes.seen["teacher"][1], moved)
+    _compare(passes, losses, expected, gradients)
+
+
+def _compare(passes: Passes, losses, expected, gradients) -> None:
     assert set(losses) == set(expected)
     # One rounding of a log-probability, times alpha T^2 = 8000.
     slack = {"kl": 1e-3, "perturbed_kl": 1e-3}
@@ -179,6 +187,25 @@ def test_terms_and_gradients_are_those_of_the_formulas(through_teacher, epsilon,
     # The step's gradient is that of the sum of the terms that it reports.
     for parameter, gradient in zip(passes.student.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("perturbation", [0.0, 0.7])
+@pytest.mark.parametrize("features", ["none", "clean", "both"])
+@pytest.mark.parametrize("cam", [0.0, 50.0])
+@pytest.mark.parametrize("all_labels", [False, True])
+def test_every_combination_of_terms(perturbation, features, cam, all_labels):
+    passes = Passes(
+        finetune__perturbation__weight=perturbation,
+        finetune__features__weight=0.0 if features == "none" else 1000.0,
+        finetune__features__in_perturbed_pass=features == "both",
+        finetune__cam__weight=cam,
+        finetune__distillation__soft_labels_only_if_difficult=not all_labels,
+        finetune__distillation__difficulty_threshold=0.7,
+        finetune__distillation__label_weight=0.5,
+    )
+    images, labels = tiny_images(6, 5), tiny_labels(6, 5)
+    expected, gradients, _ = _by_hand(passes, images, labels)
+    _compare(passes, passes.step(images, labels), expected, gradients)
 
 
 def test_direction_through_the_teacher_is_another_one():

@@ -119,6 +119,15 @@ def check_affine_relu_fake_quantize(elements: int) -> None:
         assert torch.equal(y[:, :, window], expected), window
 
 
+def check_channel_moments(elements: int) -> None:
+    # One run of ones, the last element aside: blocks that were left out would show.
+    x = torch.ones(1, 1, elements)
+    x[..., -1] = 1e5
+    mean, square = ops.channel_moments(x)
+    expected = (elements - 1 + 1e5) / elements, (elements - 1 + 1e10) / elements
+    torch.testing.assert_close((mean.item(), square.item()), expected, rtol=1e-6, atol=0)
+
+
 def check_update_range(elements: int) -> None:
     x = filled(elements)
     x[-2:] = torch.tensor([-9.0, 8.0])
@@ -214,6 +223,7 @@ ROWS = {
         Row("fake_quantize_learned", 9, check_fake_quantize_learned),
         Row("relu_fake_quantize", 9, check_relu_fake_quantize),
         Row("affine_relu_fake_quantize", 9, check_affine_relu_fake_quantize),
+        Row("channel_moments", 9, check_channel_moments),
         Row("update_range", 5, check_update_range),
         Row("search_range", 5, check_search_range),
         Row("bn_statistics_loss", 6, check_bn_statistics_loss),

@@ -34,6 +34,7 @@ CASES = {
     "cam_alignment_loss": (ops.cam_alignment_loss, [(2, 3, 4, 4), (2, 3, 4, 4), (2, 1, 8, 8)]),
     "distillation_loss": (lambda s, t: ops.distillation_loss(s, t, LABELS), [(4, 5)] * 2),
     "bn_statistics_loss": (ops.bn_statistics_loss, [(3, 4, 5, 5), (4,), (4,)]),
+    "channel_moments": (ops.channel_moments, [(3, 4, 5, 5)]),
     "patch_similarity_entropy": (ops.patch_similarity_entropy, [(2, 5, 4)]),
     "bn_statistics_losses": (
         lambda x, y, m, v: ops.bn_statistics_losses([x, y], [m, m], [v, v], [0.5, 2.0]),

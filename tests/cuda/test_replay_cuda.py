@@ -1,0 +1,107 @@
+"""Steps and iterations recorded as CUDA graphs: as unrecorded ones, without a wait."""
+
+import pytest
+import torch
+
+from synq_fast.errors import SynqFastError
+from synq_fast.finetune.batches import BatchSource
+from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.trainer import Trainer
+from synq_fast.replay import Replayed
+from synq_fast.synthesis.bank import ImageBank
+from synq_fast.synthesis.pixel_optimization import Augmentation, PixelOptimization, Schedule
+from tests.tiny import tiny_images, tiny_labels, tiny_pair, tiny_recipe
+
+pytestmark = pytest.mark.cuda
+CUDA = torch.device("cuda")
+
+
+def test_replays_read_their_inputs_and_keep_their_state():
+    state = torch.zeros(3, device=CUDA)
+    work = Replayed(lambda x: state.add_(x).clone(), CUDA)
+    results = [work(torch.full((3,), float(i), device=CUDA)) for i in range(8)]
+    assert [result[0].item() for result in results] == [0, 1, 3, 6, 10, 15, 21, 28]
+
+
+def test_recordings_may_share_memory():
+    pool = torch.cuda.graph_pool_handle()
+    double = Replayed(lambda x: (x * 2).sin(), CUDA, pool=pool)
+    triple = Replayed(lambda x: (x * 3).sin(), CUDA, pool=pool)
+    for i in range(12):
+        x = torch.full((1 << 16,), float(i), device=CUDA)
+        a, b = double(x), triple(x)
+        assert torch.equal(a, (x * 2).sin()) and torch.equal(b, (x * 3).sin())
+
+
+def test_work_that_waits_for_the_device_is_an_error_that_says_what_to_do():
+    work = Replayed(lambda x: x * x.sum().item(), CUDA)
+    with pytest.raises(SynqFastError, match="cuda_graph = false"):
+        for _ in range(5):
+            work(torch.ones(2, device=CUDA))
+
+
+def trained(record: bool, **overrides) -> tuple[list[torch.Tensor], Trainer]:
+    recipe = tiny_recipe(finetune__cuda_graph=record, finetune__learning_rate=1e-3, **overrides)
+    teacher, student, points = tiny_pair(recipe)
+    teacher.to(CUDA)
+    student.to(CUDA)
+    bank = ImageBank(tiny_images(10).to(CUDA), tiny_labels(10).to(CUDA))
+    source = BatchSource(bank, 4, (0.5, 1.0), recipe.filter, 0)
+    step = SynqStep(teacher, student, points, recipe.finetune)
+    trainer = Trainer(step, student, source, recipe.finetune)
+    return [trainer.advance() for _ in range(10)], trainer
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("norm", [0.0, 1.0])
+def test_recorded_step_trains_like_an_unrecorded_one(precision, norm):
+    choice = {"finetune__precision": precision, "finetune__max_gradient_norm": norm}
+    wanted, plain = trained(False, **choice)
+    found, recorded = trained(True, **choice)
+    assert recorded._work._graph is not None
+    tolerance = 2e-2 if precision == "bf16" else 1e-4
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    for one, other in zip(recorded.step.parameters, plain.step.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_no_step_waits_for_the_device(record):
+    _, trainer = trained(record)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            trainer.advance()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def optimized(record: bool) -> tuple[torch.Tensor, PixelOptimization]:
+    optimization = PixelOptimization(
+        tiny_images(6).to(CUDA),
+        lambda x: {"square": x.square().mean(), "sum": x.sin().mean()},
+        Schedule(steps=40, learning_rate=0.1, min_learning_rate=1e-4, patience=2),
+        torch.Generator().manual_seed(0),
+        augmentation=Augmentation(0.5, (0.4, 1.0)),
+        record=record,
+    )
+    return optimization.run(), optimization
+
+
+def test_recorded_synthesis_makes_the_same_images():
+    wanted, plain = optimized(False)
+    found, recorded = optimized(True)
+    assert recorded._plain._graph is not None and recorded._cropped._graph is not None
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert recorded.plateau.rate.item() == pytest.approx(plain.plateau.rate.item())
+
+
+def test_no_iteration_waits_for_the_device():
+    _, optimization = optimized(True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(6):
+            optimization.advance()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
