@@ -161,8 +161,7 @@ class PixelSynthesizer:
         total = sum(map(len, batches))
         moments: list[Tensor] = []
         for batch in batches:
-            # Images from a file or another rank have another layout, and sums another order then.
-            _, inputs = self.teacher(batch.contiguous(memory_format=torch.channels_last))
+            _, inputs = self.teacher(batch)
             means = [x.double().mean((0, 2, 3)) for x in inputs]
             squares = [x.double().square().mean((0, 2, 3)) for x in inputs]
             share = len(batch) / total
