@@ -72,7 +72,7 @@ def main() -> None:
             f"{row['standard_error']:.2f} | {row['fine_tuning_seconds']:.0f} |"
         )
     if options.json:
-        device = torch.cuda.get_device_name() if cuda else platform.processor()
+        device = torch.cuda.get_device_name() if cuda else platform.machine()
         report = {"device": device, "threads": torch.get_num_threads(), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
