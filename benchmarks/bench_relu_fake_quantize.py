@@ -1,9 +1,10 @@
-"""What follows a convolution in a frozen network: BatchNorm, ReLU and quantizer, float32."""
+"""What follows a convolution in a frozen network: BatchNorm, residual, ReLU, quantizer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ BITS = 4
 EPS = 1e-5
 
 
-@pytest.mark.parametrize("op", ["relu", "affine_relu"])
+@pytest.mark.parametrize("op", ["relu", "affine_relu", "affine_residual_relu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
 def bench_relu_fake_quantize(
@@ -28,11 +29,13 @@ def bench_relu_fake_quantize(
     """One pass against the compiled reference, our ops in a row, and eager PyTorch before ours."""
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
-    x, gradient = (
+    x, residual, gradient = (
         torch.randn(SHAPE, generator=generator).to(harness.DEVICE, memory_format=memory_format)
-        for _ in range(2)
+        for _ in range(3)
     )
     x.requires_grad_(backward)
+    residual.requires_grad_(backward)
+    added = op == "affine_residual_relu"
     low, high = (torch.tensor(bound, device=harness.DEVICE) for bound in (0.0, 2.5))
     gamma, beta, mean = torch.randn(3, SHAPE[1], generator=generator).to(harness.DEVICE).unbind()
     variance = torch.ones(SHAPE[1], device=harness.DEVICE)
@@ -41,10 +44,12 @@ def bench_relu_fake_quantize(
 
     def run(function: Callable[..., Tensor], *arguments: object) -> list[Tensor]:
         y = function(*arguments)
-        return [y, *(torch.autograd.grad(y, x, gradient) if backward else ())]
+        inputs = (x, residual) if added else x
+        return [y, *(torch.autograd.grad(y, inputs, gradient) if backward else ())]
 
     def normalised() -> Tensor:
-        return functional.batch_norm(x, mean, variance, gamma, beta, eps=EPS)
+        y = functional.batch_norm(x, mean, variance, gamma, beta, eps=EPS)
+        return y + residual if added else y
 
     if op == "relu":
         name, arguments = "relu_fake_quantize", (x, low, high, BITS)
@@ -59,9 +64,11 @@ def bench_relu_fake_quantize(
                 torch.relu(normalised()), low, high, BITS
             ),
         }
-    definition = getattr(reference, name)
+    definition, function = (getattr(module, name) for module in (reference, ops))
+    if added:
+        definition, function = (partial(f, residual=residual) for f in (definition, function))
     expected = run(definition, *arguments)
-    ours, omitted = columns.our_columns(run, getattr(ops, name), *arguments)
+    ours, omitted = columns.our_columns(run, function, *arguments)
     for column, call in ours.items():
         assert all(map(torch.equal, call(), expected)), f"{column} differs from the reference"
 
@@ -81,6 +88,6 @@ def bench_relu_fake_quantize(
         rows,
         ours=next(iter(ours), None),
         copy="clone",
-        bytes_moved=(5 if backward else 2) * 4 * math.prod(SHAPE),
+        bytes_moved=((8 if added else 5) if backward else 2 + added) * 4 * math.prod(SHAPE),
         omitted=omitted,
     )

@@ -108,6 +108,14 @@ def _layers() -> list[Inputs]:
     return [(_noise(*s), _noise(s[1]), _noise(s[1]).abs()) for s in shapes]
 
 
+def _with_and_without_residual(namespace: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Any:
+    arguments = x, weight, bias, 0.0, 2.0, 4
+    return tuple(
+        namespace.affine_relu_fake_quantize(*arguments, residual=residual)
+        for residual in (None, x * 0.5)
+    )
+
+
 def _averaged(namespace: Any, x: Tensor) -> Any:
     state = [torch.zeros((), device=x.device) for _ in range(2)]
     step = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -133,14 +141,7 @@ CASES = {
     "relu_fake_quantize": Case(
         lambda n, x: n.relu_fake_quantize(x, 0.0, 2.0, 4, ste="clip"), _elementwise, exact=True
     ),
-    "affine_relu_fake_quantize": Case(
-        lambda n, x, w, b: n.affine_relu_fake_quantize(x, w, b, 0.0, 2.0, 4), _layers, exact=True
-    ),
-    "affine_relu_fake_quantize, residual": Case(
-        lambda n, x, w, b: n.affine_relu_fake_quantize(x, w, b, 0.0, 2.0, 4, residual=x * 0.5),
-        _layers,
-        exact=True,
-    ),
+    "affine_relu_fake_quantize": Case(_with_and_without_residual, _layers, exact=True),
     "update_range": Case(_averaged, _not_empty, 0, exact=True),
     "search_range": Case(lambda n, x: n.search_range(x, 4, candidates=20), _not_empty, 0),
     "low_pass": Case(lambda n, x: n.low_pass(x, 5.0), _planes),

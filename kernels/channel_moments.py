@@ -75,15 +75,14 @@ def moments_kernel(
         first += x
         second += x * x
         tile += splits
+    axis: tl.constexpr = 0 if INNERMOST else 1
     if INNERMOST:
         column = (group % groups) * COLUMNS + tl.arange(0, COLUMNS)
         place = group // groups * columns + column
         valid = column < columns
-        axis: tl.constexpr = 0
     else:
         place = group * ROWS + tl.arange(0, ROWS)
         valid = place < total
-        axis: tl.constexpr = 1
     first = tl.sum(first, axis)
     second = tl.sum(second, axis)
     if count > 0.0:

@@ -90,6 +90,30 @@ def test_relu_and_affine_relu(chosen, shape, dtype: torch.dtype, upper) -> None:
             check(*results, count, "affine_gradient", f"{name} {shape}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) > 1], ids=str)
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_residual(chosen, shape, dtype: torch.dtype, ste: str) -> None:
+    factors = torch.randn(2, shape[1]).unbind()
+    count = torch.Size(shape).numel() / shape[1]
+    for x in layouts(torch.randn(shape).to(dtype)):
+        residual, gradient = (torch.randn(shape).to(dtype) for _ in range(2))
+        results = [
+            gradients(
+                lambda x, residual, *factors, m=module: m.affine_relu_fake_quantize(
+                    x, *factors, 0.0, 2.0, 4, residual=residual, ste=ste
+                ),
+                (x, residual, *factors),
+                gradient,
+                device,
+            )
+            for module, device in ((ops, "cuda"), (reference, "cpu"))
+        ]
+        (y, of_x, of_residual, *sums), (expected, *others) = results
+        assert_same_bits(of_residual, others[1], f"residual {shape}")
+        check((y, of_x, *sums), (expected, others[0], *others[2:]), count, "affine_gradient", shape)
+
+
 def test_every_run_gives_the_same_bits(chosen) -> None:
     x = torch.randn(64, 96, 57, 31, device="cuda")
     gradient = torch.randn_like(x)
@@ -103,7 +127,8 @@ def test_every_run_gives_the_same_bits(chosen) -> None:
             learned, affine = learned.triton, affine.triton
         return [
             *learned(gradient, x, *pair, 4, 1, 1.0),
-            *affine(gradient, x, *pair, *bounds, 4, None, True, True),
+            *affine(gradient, x, *pair, None, *bounds, 4, None, True, True, False),
+            *affine(gradient, x, *pair, gradient, *bounds, 4, None, True, True, True),
         ]
 
     first = run()
@@ -120,6 +145,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
 
     def step() -> list[torch.Tensor]:
         y = ops.affine_relu_fake_quantize(x, *leaves, 0.0, 2.0, 4, upper=6.0)
+        y = ops.affine_relu_fake_quantize(y, *leaves, 0.0, 2.0, 4, residual=x)
         y = ops.fake_quantize_learned(y, scale, 0.0, 4, axis=1)
         return [y, *torch.autograd.grad(y.sum(), (x, *leaves, scale))]
 

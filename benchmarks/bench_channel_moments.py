@@ -1,0 +1,66 @@
+"""Mean and mean square of every channel of every image, float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from synq_fast import ops, reference
+
+from . import columns, harness
+
+(SHAPE,) = harness.sizes(cpu=[(16, 64, 56, 56)], cuda=[(256, 64, 56, 56)])
+
+
+def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """ATen's own pass over the same data: the variance instead of the mean square."""
+    variance, mean = torch.var_mean(x, (2, 3), correction=0)
+    return mean, variance
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
+def bench_channel_moments(
+    layout: str, backward: bool, compare: Callable[..., harness.Comparison]
+) -> None:
+    """One read against the reference, eager and compiled, and against ATen's var_mean."""
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SHAPE, generator=generator).to(harness.DEVICE, memory_format=memory_format)
+    x.requires_grad_(backward)
+    gradients = torch.randn(2, *SHAPE[:2], generator=generator).to(harness.DEVICE).unbind()
+
+    def run(function: Callable[..., tuple[Tensor, Tensor]], *arguments: object) -> list[Tensor]:
+        moments = function(*arguments)
+        return [*moments, *(torch.autograd.grad(moments, x, gradients) if backward else ())]
+
+    expected = run(reference.channel_moments, x)
+    ours, omitted = columns.our_columns(run, ops.channel_moments, x)
+    for column, call in ours.items():
+        for mine, theirs in zip(call(), expected, strict=True):
+            torch.testing.assert_close(
+                mine, theirs, rtol=1e-5, atol=1e-6, msg=lambda text, c=column: f"{c}: {text}"
+            )
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: run(reference.channel_moments, x)
+    compiled, reason = columns.compiled_column(reference.channel_moments, x)
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        rows["reference, torch.compile"] = lambda: run(compiled)
+    rows["ATen var_mean"] = lambda: run(_var_mean, x)
+    rows["clone"] = x.detach().clone
+    compare(
+        f"{'x'.join(map(str, SHAPE))} {layout}, "
+        f"{'forward and backward' if backward else 'forward'}",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        bytes_moved=(3 if backward else 1) * 4 * math.prod(SHAPE),
+        omitted=omitted,
+    )
