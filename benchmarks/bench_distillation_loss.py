@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -65,11 +66,15 @@ def bench_distillation_loss(
         rows["reference, torch.compile"] = lambda: step(lambda *_: whole())
     rows["aten kl_div, cross_entropy"] = lambda: step(_aten)
     rows["clone of both logits"] = both.clone
+    # Both logits in; with a gradient, that of the student out.
+    moved = 4 * math.prod(shape) * (3 if backward else 2)
     compare(
         f"{'x'.join(map(str, shape))} {'forward and backward' if backward else 'forward'}",
         rows,
         ours=next(iter(ours), None),
         copy="clone of both logits",
+        bytes_moved=moved,
+        elements=math.prod(shape),
         omitted=omitted,
         rounds=25,
         calls=20,

@@ -12,6 +12,8 @@ from torch import Tensor
 from synq_fast.errors import CheckpointError, SynqFastWarning
 from synq_fast.files import read_tensors, write_tensors
 
+_LARGEST_SHARE = 0.05
+
 
 class CheckpointFile:
     """A checkpoint and the one before it, ``NAME.safetensors`` and ``NAME.previous.safetensors``.
@@ -20,16 +22,20 @@ class CheckpointFile:
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
-        """Keep checkpoints at ``path``, due every ``seconds``; 0 makes them always due."""
+        """Keep checkpoints at ``path``, due every ``seconds``; 0 makes them always due.
+
+        On a disk so slow that saving would take more than a twentieth of the time, they are rarer.
+        """
         self.path, self.seconds = path, seconds
         self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
         self._damaged = False
-        self._saved = time.monotonic()
+        self._saved, self._cost = time.monotonic(), 0.0
 
     @property
     def due(self) -> bool:
         """Whether the last checkpoint of this process, or its start, is long enough ago."""
-        return time.monotonic() - self._saved >= self.seconds
+        pause = max(self.seconds, self._cost / _LARGEST_SHARE) if self.seconds else 0.0
+        return time.monotonic() - self._saved >= pause
 
     def write(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Add a checkpoint; the last one becomes the previous one.
@@ -39,8 +45,10 @@ class CheckpointFile:
         """
         # A damaged file must not take the place of the good one that was used instead.
         previous = None if self._damaged else self.previous
+        began = time.monotonic()
         write_tensors(self.path, tensors, metadata, previous=previous)
         self._damaged, self._saved = False, time.monotonic()
+        self._cost = self._saved - began
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Tensors and metadata of the last checkpoint that is whole; None where there is none.

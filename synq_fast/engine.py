@@ -40,6 +40,7 @@ from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
 from synq_fast.synthesis.pixels import PixelSynthesizer
 from synq_fast.synthesis.shards import Shards
+from synq_fast.threads import limit_threads
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -164,6 +165,7 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         keep_freed_memory()
+        limit_threads()
         dtypes = {p.dtype for p in teacher.module.parameters()} - {torch.float32}
         if dtypes:
             raise ModelError(

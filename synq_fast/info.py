@@ -3,10 +3,13 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from synq_fast.allocator import can_keep_freed_memory
 from synq_fast.ops import _backend, _native
+from synq_fast.threads import usable_cores
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "timm", "onnx", "matplotlib")
 
@@ -17,7 +20,8 @@ class Info:
 
     Attributes:
         versions: Version of synq-fast, Python and each package; None for one not installed.
-        system: Operating system, processor type and torch's number of threads.
+        system: Operating system and processor, threads, what the engine does with freed memory,
+            and whether bfloat16 is computed in hardware.
         device: The CUDA device's name, or None.
         build: Compiler, torch and CUDA that the extension was built with; empty if it was not.
         cpu_isa: Instruction set that the CPU kernels use, or None without native kernels.
@@ -61,7 +65,9 @@ def report() -> Info:
         },
         system={
             "platform": f"{platform.system()} {platform.machine()}",
-            "threads": str(torch.get_num_threads()),
+            "threads": f"{torch.get_num_threads()} of {usable_cores()} usable cores",
+            "freed memory": _FREED[can_keep_freed_memory()],
+            "bfloat16": "in hardware" if _has_bfloat16() else "emulated: bf16 is slow here",
         },
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         build=build,
@@ -71,6 +77,23 @@ def report() -> Info:
         backends=_backend.available_backends(),
         kernels={op: tuple(sorted(names)) for op, names in _backend.KERNELS.items()},
     )
+
+
+_FREED = {
+    True: "kept by the engine (blocks up to 1 GiB)",
+    False: "returned at once: keeping it needs Linux with glibc",
+}
+
+
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    names = {"avx512_bf16", "amx_bf16", "bf16"}
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not names.isdisjoint(flags)
 
 
 def _version(package: str) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synq_fast.errors import SynqFastError
+from synq_fast.errors import OutOfMemoryError, SynqFastError, SynqFastWarning
+from synq_fast.out_of_memory import is_out_of_memory, reason_of
 
 _WARM_UP = 3
 
@@ -47,6 +50,9 @@ class Replayed:
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The result of the work on inputs of always the same shapes, in memory of its own.
 
+        Warns:
+            SynqFastWarning: memory is too short for a recording; all calls are plain from then on.
+
         Raises:
             SynqFastError: the work cannot be recorded; says what to switch off.
         """
@@ -55,9 +61,9 @@ class Replayed:
         self._calls += 1
         if self._calls <= _WARM_UP:
             return self._on_side_stream(inputs)
-        if self._graph is None:
-            self._inputs = tuple(x.clone() for x in inputs)
-            self._graph = self._recorded()
+        if self._graph is None and not self._record(inputs):
+            return self.work(*inputs)
+        assert self._graph is not None
         for buffer, x in zip(self._inputs, inputs, strict=True):
             buffer.copy_(x)
         self._graph.replay()
@@ -76,6 +82,25 @@ class Replayed:
             tensor.record_stream(side)
         return result
 
+    def _record(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Record the work; where memory is too short for that, never try again and say so."""
+        self._inputs = tuple(x.clone() for x in inputs)
+        try:
+            self._graph = self._recorded()
+            return True
+        except OutOfMemoryError as error:
+            reason = str(error)
+        # The error is gone here, and with it the frames that hold the attempt's tensors.
+        self.record, self._inputs, self._result = False, (), None
+        gc.collect()
+        torch.cuda.empty_cache()
+        warnings.warn(
+            f"{reason}: going on without a recording, which is slower",
+            SynqFastWarning,
+            stacklevel=3,
+        )
+        return False
+
     def _recorded(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
@@ -84,6 +109,11 @@ class Replayed:
             with torch.cuda.device(self.device), recording:
                 self._result = self.work(*self._inputs)
         except RuntimeError as error:
+            # Ending a recording that has failed may raise an error of its own.
+            for cause in (error, error.__context__):
+                if cause is not None and is_out_of_memory(cause):
+                    text = f"recording a CUDA graph ran out of memory ({reason_of(cause)})"
+                    raise OutOfMemoryError(text) from error
             reason = str(error).splitlines()[0]
             raise SynqFastError(
                 f"the work cannot be recorded as a CUDA graph ({reason}). Some part of the model "

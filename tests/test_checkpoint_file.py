@@ -107,6 +107,27 @@ def test_due_counts_from_the_last_save(tmp_path, monkeypatch):
     assert CheckpointFile(tmp_path / "d.safetensors", 0.0).due
 
 
+def test_slow_disk_makes_checkpoints_rarer(tmp_path, monkeypatch):
+    """Ten seconds of saving every 200, not every 30."""
+    now, flush = [100.0], os.fsync
+
+    def slow(descriptor):
+        now[0] += 5.0  # once for the file and once for its folder
+        flush(descriptor)
+
+    monkeypatch.setattr("synq_fast.checkpoint_file.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "fsync", slow)
+    file = write(tmp_path / "c.safetensors")
+    always = write(tmp_path / "d.safetensors", 1)
+    file.seconds = 30.0
+    file.write({"x": torch.zeros(1)}, {})
+    assert always.due
+    now[0] += 199.0
+    assert not file.due
+    now[0] += 1.0
+    assert file.due
+
+
 def test_discard(tmp_path):
     file = write(tmp_path / "c.safetensors", 1, 2)
     file.discard()

@@ -54,7 +54,9 @@ class MicroBatches:
                     return step(images, labels)
                 return backward_in_parts(step, images, labels, size)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                # A recording that has failed is given up as a whole; eager passes do fit.
+                recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+                if recording or not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
             # The error is gone here, and with it the frames that hold the attempt's tensors.

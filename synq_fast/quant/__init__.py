@@ -2,7 +2,7 @@
 
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
-from synq_fast.quant.fusion import energy_name, folded, fused
+from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.quant.held import Held, held_weights
 from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear
 from synq_fast.quant.placement import PLACEMENTS, quantized_copy
@@ -26,5 +26,6 @@ __all__ = [
     "held_weights",
     "observing",
     "quantized_copy",
+    "simplified",
     "trace",
 ]

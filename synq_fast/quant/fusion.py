@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -16,6 +17,7 @@ from synq_fast import ops
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
 from synq_fast.quant.placement import relu_bound
+from synq_fast.quant.stem import FrozenStem
 from synq_fast.quant.taps import is_addition
 from synq_fast.quant.tracing import called_module
 
@@ -51,13 +53,38 @@ def folded(
             node.target, node.args, node.kwargs = name, source.args, source.kwargs
             result.graph.erase_node(source)
     _add_energies(result, energies_of, {})
-    for node in result.graph.nodes:
-        bound = relu_bound(result, node)
-        source = node.all_input_nodes[0] if bound is not None else None
-        if source is not None and _only_reader(source, keep) and _is_fresh(result, source):
-            in_place = functional.relu if bound == math.inf else functional.relu6
-            node.op, node.target = "call_function", in_place
-            node.args, node.kwargs = (source,), {"inplace": True}
+    _overwrite_before_relu(result, keep)
+    return _compiled(result, teacher)
+
+
+def simplified(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
+    """A frozen network whose BatchNorms are plain affine maps, joined with a ReLU behind them.
+
+    For networks in which the BatchNorms' inputs are read, so that they cannot be folded away. A
+    strided convolution of the image gets a faster gradient on CPUs.
+
+    Args:
+        teacher: traced model in evaluation mode; stays as it is.
+        keep: names of nodes whose values are read elsewhere, so that they must stay.
+    """
+    result = _copy(teacher)
+    for node in list(result.graph.nodes):
+        module = called_module(result, node)
+        if isinstance(module, nn.Conv2d) and FrozenStem.replaceable(module):
+            node.target = f"stem_{node.name}"
+            result.add_submodule(node.target, FrozenStem(module))
+        if not _is_frozen_norm(module):
+            continue
+        user = next(iter(node.users)) if _only_reader(node, keep) else None
+        bound = relu_bound(result, user) if user is not None else None
+        name = f"affine_{node.name}"
+        result.add_submodule(name, AffineRelu(module, bound))
+        (source,) = node.all_input_nodes
+        node.target, node.args, node.kwargs = name, (source,), {}
+        if user is not None and bound is not None:
+            user.replace_all_uses_with(node)
+            result.graph.erase_node(user)
+    _overwrite_before_relu(result, keep)
     return _compiled(result, teacher)
 
 
@@ -164,6 +191,51 @@ class QuantizedActivation(nn.Module):
         )
 
 
+class AffineRelu(nn.Module):
+    """A frozen BatchNorm, and the ReLU behind it where there is one."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d, bound: float | None) -> None:
+        """Take over ``norm`` as it is now; ``bound`` is where the ReLU ends, None: no ReLU."""
+        super().__init__()
+        weight, bias = (value.detach()[:, None, None] for value in FrozenNorm(norm).derive())
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.bound = bound
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W)."""
+        y: Tensor = _AffineRelu.apply(x, self.weight, self.bias, self.bound)
+        return y
+
+
+class _AffineRelu(torch.autograd.Function):
+    """Two passes forward and two backward, where BatchNorm and ReLU make four and five."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bound: float | None) -> Tensor:
+        y = torch.addcmul(bias, x, weight)
+        if bound is not None:
+            y = y.relu_() if bound == math.inf else y.clamp_(0.0, bound)
+        ctx.save_for_backward(weight, y if bound is not None else None)
+        ctx.bound = bound
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, y = ctx.saved_tensors
+        if y is None:
+            return grad * weight, None, None, None
+        if ctx.bound == math.inf:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0.0)
+        else:
+            grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, ctx.bound)
+        return grad.mul_(weight), None, None, None
+
+
 @dataclass(frozen=True)
 class _Match:
     norm: fx.Node
@@ -223,6 +295,17 @@ def _only_reader(node: fx.Node, keep: Collection[str]) -> bool:
 def _is_fresh(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node makes a tensor of its own, which its backward does not read."""
     return is_addition(node) or isinstance(called_module(module, node), nn.Conv2d)
+
+
+def _overwrite_before_relu(module: fx.GraphModule, keep: Collection[str]) -> None:
+    """Let ReLUs work in place on results that nobody else reads."""
+    for node in module.graph.nodes:
+        bound = relu_bound(module, node)
+        source = node.all_input_nodes[0] if bound is not None else None
+        if source is not None and _only_reader(source, keep) and _is_fresh(module, source):
+            in_place = functional.relu if bound == math.inf else functional.relu6
+            node.op, node.target = "call_function", in_place
+            node.args, node.kwargs = (source,), {"inplace": True}
 
 
 def _copy(module: fx.GraphModule) -> fx.GraphModule:

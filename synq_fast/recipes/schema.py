@@ -153,7 +153,8 @@ class Finetune:
     compile: bool = False
     """Run both networks through ``torch.compile``."""
     checkpoint_seconds: float = _number(30.0, 0)
-    """What a killed run may lose, in synthesis and calibration as well; 0 saves at every step."""
+    """What a killed run may lose, in synthesis and calibration as well; more where saving would
+    take over a twentieth of the time, and 0 saves at every step."""
     distillation: Distillation = field(default_factory=Distillation)
     features: Features = field(default_factory=Features)
     perturbation: Perturbation = field(default_factory=Perturbation)

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from synq_fast import ops
 from synq_fast.errors import ModelError
-from synq_fast.quant import Tapped, TapPoints
+from synq_fast.quant import Tapped, TapPoints, simplified
 
 Targets = list[tuple[Tensor, Tensor]]
 """Mean and variance (C,) per BatchNorm layer."""
@@ -42,7 +42,8 @@ class BatchNormTeacher:
                 "no BatchNorm2d with running statistics; use a model trained with BatchNorm and "
                 "not folded into its convolutions"
             )
-        self.tapped = Tapped(graph_module, [call.all_input_nodes[0].name for call in calls])
+        inputs = [call.all_input_nodes[0].name for call in calls]
+        self.tapped = Tapped(simplified(graph_module, inputs), inputs)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits (B, classes) and the BatchNorm inputs, one (B, C, H, W) per layer."""

@@ -102,7 +102,6 @@ class PixelSynthesizer:
         them each.
         """
         recipe = self.recipe.centers
-        generator = generator_for(self.seed, "centers")
         weights = layered_weights(
             len(self.teacher.running), recipe.shallow_weight, recipe.deep_weight
         )
@@ -112,11 +111,10 @@ class PixelSynthesizer:
         made: dict[int, list[Tensor]] = {}
         groups = torch.arange(self.classes, device=self.device).split(self.recipe.batch_size)
         for index, labels in enumerate(groups):
-            # Drawn for images that are kept and for those of other ranks too: nobody's depend on
-            # how many ranks there are, or on what was made before.
-            start = torch.randn(len(labels), *self.input_shape, generator=generator)
             if index not in ranks.mine(range(len(groups))):
                 continue
+            generator = generator_for(self.seed, "centers", index)
+            start = torch.randn(len(labels), *self.input_shape, generator=generator)
 
             def terms(images: Tensor, labels: Tensor = labels) -> LossTerms:
                 logits, inputs = self.teacher(images)

@@ -117,10 +117,14 @@ def launch_learned_and_relu(dtype: torch.dtype) -> None:
             kernels.relu_fake_quantize(x, *pair, 4, axis, None)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)
-        factors = one, one, one[0], one[0], 4
-        kernels.affine_relu_fake_quantize(x, *factors, None)
-        for parameters in (False, True):
-            kernels.affine_relu_fake_quantize_backward(x, x, *factors, 6.0, True, parameters)
+        for residual in (None, x):
+            arguments = x, one, one, residual, one[0], one[0], 4
+            kernels.affine_relu_fake_quantize(*arguments, None)
+            for parameters in (False, True):
+                for of_residual in {False, residual is not None}:
+                    kernels.affine_relu_fake_quantize_backward(
+                        x, *arguments, 6.0, True, parameters, of_residual
+                    )
     kernels.fake_quantize_dynamic(image, 4, 1, 4, True)
     kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1, None, True)
 

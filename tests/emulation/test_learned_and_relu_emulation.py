@@ -75,8 +75,9 @@ def call(library, name, params_type, x, shift, workspace=None, **values):
     memory = shifted(x, shift)
     y = shifted(torch.zeros_like(x), shift)
     tensors = {key: v for key, v in values.items() if isinstance(v, torch.Tensor)}
-    if "gradient" in tensors:
-        tensors["gradient"] = shifted(tensors["gradient"], shift)
+    for key in ("gradient", "residual"):
+        if key in tensors:
+            tensors[key] = shifted(tensors[key], shift)
     numbers = {key: v for key, v in values.items() if not isinstance(v, torch.Tensor)}
     sizes = dict(zip(("outer", "channels", "inner"), x.shape, strict=True))
     params = params_type(
@@ -127,6 +128,48 @@ def check_learned(library, x, pair, bits, shift, name) -> None:
         assert_close(mine / unit, theirs / unit, "learned_gradient", factor=factor)
 
 
+def check_residual(library, x, grid, factors, upper, clip, shift, of_residual_shift=None) -> None:
+    """The affine map with a residual; its gradient may lie otherwise than the rest."""
+    gradient, residual = (torch.randn(x.shape).to(x.dtype) for _ in range(2))
+    name = f"{tuple(x.shape)} shifted by {shift}, upper {upper}, clip {clip}"
+    y, *expected = gradients(
+        lambda x, residual, *factors: reference.affine_relu_fake_quantize(
+            x, *factors, *grid, residual=residual, upper=upper, ste="clip" if clip else "identity"
+        ),
+        (x, residual, *factors),
+        gradient,
+    )
+    arguments = {
+        "weight": factors[0], "bias": factors[1], "range_min": grid[0], "range_max": grid[1],
+        "bits": grid[2], "upper": float("nan") if upper is None else upper, "clip": clip,
+        "residual": residual,
+    }  # fmt: skip
+    actual = call(library, "affine_relu", ReluParams, x, shift, **arguments)
+    assert_same_bits(actual, y, name)
+    sums = torch.full((2, x.shape[1]), float("nan"))
+    outputs = {"grad_weight": sums[0], "grad_bias": sums[1]}
+    of_residual = shifted(x, shift if of_residual_shift is None else of_residual_shift)
+    for wanted in (
+        outputs,
+        {},
+        outputs | {"grad_residual": of_residual},
+        {"grad_residual": of_residual},
+    ):
+        of_residual.fill_(float("nan"))
+        sums.fill_(float("nan"))
+        actual = call(
+            library, "affine_relu_backward", ReluParams, x, shift, "affine_relu_workspace",
+            gradient=gradient, **arguments, **wanted,
+        )  # fmt: skip
+        assert_same_bits(actual, expected[0], f"{name}, gradient")
+        if "grad_residual" in wanted:
+            assert_same_bits(of_residual, expected[1], f"{name}, gradient of the residual")
+        if "grad_weight" in wanted:
+            for mine, theirs in zip(sums, expected[2:], strict=True):
+                factor = 16 * x.numel() / x.shape[1]
+                assert_close(mine, theirs, "affine_gradient", factor=factor)
+
+
 def check_relu(library, x, bits, shift, name) -> None:
     gradient = torch.randn(x.shape).to(x.dtype)
     channels = x.shape[1]
@@ -174,6 +217,8 @@ def check_relu(library, x, bits, shift, name) -> None:
             assert_same_bits(actual, expected[0], f"{name}, affine gradient {upper}")
         for mine, theirs in zip(sums, expected[1:], strict=True):
             assert_close(mine, theirs, "affine_gradient", factor=16 * x.numel() / channels)
+        grid = low[0], high[0], bits
+        check_residual(library, x, grid, factors, upper, ste == "clip", shift)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -194,6 +239,16 @@ def test_unaligned_memory(library, dtype: torch.dtype, shift: int) -> None:
         pair = torch.rand(shape[1]) * 3 + 1, torch.randn(shape[1]) * 3
         check_learned(library, x, pair, 8, shift, f"{shape} shifted by {shift}")
         check_relu(library, x, 8, shift, f"{shape} shifted by {shift}")
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_gradient_of_the_residual_that_lies_elsewhere(library, shift) -> None:
+    library.set_multiprocessors(1)
+    grid = torch.tensor(0.0), torch.tensor(2.0), 4
+    for shape in ((1, 1, 5000), (2, 8, 16), (64, 8, 1)):
+        factors = torch.randn(2, shape[1]).unbind()
+        for clip in (False, True):
+            check_residual(library, torch.randn(shape), grid, factors, None, clip, shift, 1 - shift)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

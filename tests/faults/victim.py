@@ -26,6 +26,8 @@ from tests.tiny import run
 
 PHASES = ("", "centers", "synthesis", "calibration", "fine-tuning")
 OVERRIDES = {
+    "synthesis.images": 4,
+    "synthesis.batch_size": 2,
     "synthesis.centers.weight": 0.1,
     "synthesis.centers.steps": 4,
     "synthesis.steps": 4,

@@ -15,6 +15,7 @@ from synq_fast.quant import (
     fused,
     held_weights,
     observing,
+    simplified,
     trace,
 )
 from synq_fast.recipes.schema import Quantization
@@ -151,6 +152,25 @@ def test_folded_network_has_the_same_outputs_and_input_gradients(make):
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     gradient = torch.autograd.grad(logits.square().sum(), images)[0]
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [TinyNet, Plain, lambda: Plain(affine=False)])
+def test_simplified_network_has_the_same_values_and_input_gradients(make):
+    torch.manual_seed(0)
+    teacher = trace(randomize_statistics(make()).eval().requires_grad_(False))
+    images = 4 * tiny_images(5)
+    names = ["conv1", "conv2"]
+
+    def result(network):
+        x = images.clone().requires_grad_()
+        view = Tapped(network, names)(x)
+        total = sum(v.sin().sum() for v in (view.logits, *view.features))
+        return view.logits, *view.features, torch.autograd.grad(total, x)[0]
+
+    network = simplified(teacher, names)
+    assert calls(network, nn.BatchNorm2d) == [] and calls(teacher, nn.BatchNorm2d)
+    for found, wanted in zip(result(network), result(teacher), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_folding_leaves_kept_values_alone():

@@ -1,0 +1,48 @@
+"""The Triton kernels of the channels' moments compile for every GPU and spill nothing."""
+
+import pytest
+import torch
+
+from tests.compile.ptx_checks import entries, inexact, resources, widest_access
+from tests.compile.test_triton_compile import (
+    DTYPES,
+    MAXIMUM_REGISTERS,
+    Compiler,
+    compiler,
+    pytestmark,
+)
+
+__all__ = ["compiler", "pytestmark"]  # used by pytest
+
+
+def launch_all(dtype: torch.dtype) -> None:
+    """Calls the launchers on both layouts, with one part a channel and with several."""
+    from synq_fast import kernels
+
+    for shape in ((64, 32, 16, 16), (1, 32, 256, 256)):
+        image = torch.zeros(shape, dtype=dtype)
+        gradient = torch.zeros(shape[:2])
+        for x in (image, image.to(memory_format=torch.channels_last)):
+            kernels.channel_moments(x)
+            kernels.channel_moments_backward(gradient, gradient, x)
+            kernels.channel_moments_backward(None, gradient, x)
+            kernels.channel_moments_backward(gradient, None, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
+    launch_all(dtype)
+    names = {"finish_moments_kernel", "moments_backward_kernel", "moments_kernel"}
+    assert {name for name, _ in compiler.ptx} == names
+    kernels = resources(compiler.log.getvalue())
+    assert kernels
+    assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
+    assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+    wide = set()
+    for name, ptx in compiler.ptx:
+        for instructions in entries(ptx).values():
+            wrong = inexact(instructions)
+            assert not [w for w in wrong if w.startswith(("atom", "red"))], name
+            if widest_access(instructions, "ld") >= 128:
+                wide.add(name)
+    assert wide >= {"moments_kernel", "moments_backward_kernel"}

@@ -1,0 +1,95 @@
+"""The CUDA kernels of the channels' moments, run on the CPU thread by thread."""
+
+import ctypes
+
+import pytest
+import torch
+
+from synq_fast import reference
+from tests.emulation.build import build, shifted
+from tests.kernel_cases import DTYPES
+from tests.tolerances import assert_close
+
+
+class Params(ctypes.Structure):
+    """ChannelMomentsParams of csrc/channel_moments.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "mean", "mean_square", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("of_mean", "of_square", "y")),
+        *((name, ctypes.c_int64) for name in ("samples", "channels", "positions")),
+        ("dtype", ctypes.c_int32),
+        ("innermost", ctypes.c_bool),
+    ]
+
+
+# (samples, channels, positions), with the reason.
+SHAPES = {
+    (1, 1, 1): "one element",
+    (2, 3, 7): "short and odd",
+    (5, 8, 49): "one warp a channel",
+    (2, 64, 16): "aligned rows and columns",
+    (1, 2, 9001): "parts of long runs, odd",
+    (1, 2, 12000): "the same, aligned",
+    (3, 70, 40): "more columns than a block has",
+    (1, 33, 700): "parts of columns",
+    (700, 3, 2): "more channels than blocks",
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    library = build("channel_moments", tmp_path_factory)
+    library.moments_workspace.restype = ctypes.c_int64
+    return library
+
+
+def check(library, shape, innermost: bool, dtype: torch.dtype, shift: int) -> None:
+    samples, channels, positions = shape
+    x = torch.randn(shape).to(dtype)
+    memory = shifted(x.transpose(1, 2).contiguous() if innermost else x, shift)
+    results = torch.full((2, samples, channels), float("nan"))
+    params = Params(
+        x=memory.data_ptr(), mean=results[0].data_ptr(), mean_square=results[1].data_ptr(),
+        samples=samples, channels=channels, positions=positions,
+        dtype=DTYPES.index(dtype), innermost=innermost,
+    )  # fmt: skip
+    size = library.moments_workspace(ctypes.byref(params))
+    scratch = torch.full((size + 1,), float("nan"), dtype=torch.float64)
+    params.workspace = scratch.data_ptr()
+    assert library.moments(ctypes.byref(params)) == 0
+    assert scratch[size].isnan() and not scratch[:size].isnan().any()
+    leaf = x.double().requires_grad_()
+    moments = reference.channel_moments(leaf)
+    for mine, theirs in zip(results, moments, strict=True):
+        assert_close(mine, theirs.detach(), "channel_moments", factor=3)
+
+    gradients = torch.randn(2, samples, channels).unbind()
+    torch.autograd.backward(moments, [value.double() for value in gradients], retain_graph=True)
+    both = leaf.grad.clone()
+    leaf.grad = None
+    moments[1].backward(gradients[1].double())
+    for of_mean, expected in ((gradients[0].data_ptr(), both), (None, leaf.grad)):
+        y = shifted(torch.zeros_like(memory), shift)
+        params.y, params.of_mean, params.of_square = y.data_ptr(), of_mean, gradients[1].data_ptr()
+        assert library.moments_backward(ctypes.byref(params)) == 0
+        actual = y.transpose(1, 2) if innermost else y
+        unit = torch.finfo(dtype).eps
+        torch.testing.assert_close(actual.double(), expected, rtol=2 * unit, atol=1e-6)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+@pytest.mark.parametrize("innermost", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts(library, dtype: torch.dtype, innermost: bool, multiprocessors: int) -> None:
+    library.set_multiprocessors(multiprocessors)
+    for shape in SHAPES:
+        check(library, shape, innermost, dtype, 0)
+
+
+@pytest.mark.parametrize("innermost", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_unaligned_memory(library, dtype: torch.dtype, innermost: bool) -> None:
+    library.set_multiprocessors(1)
+    for shape in ((2, 64, 16), (1, 2, 12000)):
+        check(library, shape, innermost, dtype, 1)
