@@ -63,14 +63,15 @@ def bench_step(case: Case, compare: Compare, show: Show) -> None:
 def bench_breakdown(first_case: Case, allocator: str, show: Show, rounds_of: Rounds) -> None:
     """Where our step's time goes, and what it costs beyond the plain passes."""
     work = load(first_case)
-    trainer = engine_trainer(work)
+    profiled = engine_trainer(work, record=False)
     show(
         breakdown.breakdown(
             "step",
             f"{work.title}: where ours spends its time",
-            trainer.advance,
+            engine_trainer(work).advance,
             plain_step(work.teacher.module, work.images),
-            partial(breakdown.step_scopes, trainer),
+            profiled.advance,
+            partial(breakdown.step_scopes, profiled),
             rounds=rounds_of(work.rounds(9, 3)),
         )
     )

@@ -64,14 +64,18 @@ def bench_synthesis_breakdown(
 ) -> None:
     """Where our iteration's time goes, and what it costs beyond the plain passes."""
     work = load(first_case)
-    ours = EngineSynthesis(work, augment=work.large, iterations=ITERATIONS)
+    ours, profiled = (
+        EngineSynthesis(work, augment=work.large, iterations=ITERATIONS, record=record)
+        for record in (True, False)
+    )
     show(
         breakdown.breakdown(
             "synthesis",
             f"{work.title}: where ours spends its time",
             ours,
             plain_synthesis(work.teacher.module, work.images),
-            partial(breakdown.synthesis_scopes, ours.synthesizers),
+            profiled,
+            partial(breakdown.synthesis_scopes, profiled.synthesizers),
             rounds=rounds_of(work.rounds(5, 3)),
             works=ITERATIONS,
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,10 +97,12 @@ def _outwards(event: FunctionEvent) -> Iterator[FunctionEvent]:
 
 
 class _Scoped:
-    """Something callable whose calls are counted as a part; else it is what it stands for."""
+    """What it stands for, with its calls and those of some methods counted as a part."""
 
-    def __init__(self, inner: Any, part: str) -> None:
+    def __init__(self, inner: Any, part: str, *methods: str) -> None:
         self._inner, self._part = inner, part
+        for name in methods:
+            setattr(self, name, _Scoped(getattr(inner, name), part))
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         with record_function(_SCOPE + self._part):
@@ -117,7 +118,7 @@ def step_scopes(trainer: Trainer) -> Iterator[None]:
     step: Any = trainer.step
     kept = (trainer.batches, step.teacher, step.student, step.terms)
     loose: Any = trainer
-    loose.batches = _Scoped(trainer.batches, DATA)
+    loose.batches = _Scoped(trainer.batches, DATA, "inputs", "transformed")
     step.teacher, step.student = _Scoped(step.teacher, TEACHER), _Scoped(step.student, STUDENT)
     step.terms = [_Scoped(term, CAM if term.needs_cam else LOSSES) for term in step.terms]
     try:
@@ -143,8 +144,8 @@ def synthesis_scopes(synthesizers: Sequence[PixelSynthesizer]) -> Iterator[None]
 def shares(call: Callable[[], object], calls: int = 3) -> dict[str, float]:
     """The share of each part in the time of a call; they add up to 1.
 
-    On a CPU the time is that of the operations and of the host between them. On a GPU it is the
-    kernels' time; what the host adds on top of it, waiting for nothing, is in "other".
+    On a CPU the time is that of the operations and of the host between them, on a GPU that of
+    the kernels.
     """
     activities = [ProfilerActivity.CPU]
     on_gpu = harness.DEVICE.type == "cuda"
@@ -155,20 +156,16 @@ def shares(call: Callable[[], object], calls: int = 3) -> dict[str, float]:
         warnings.simplefilter("ignore")
         harness.synchronize()
         with profile(activities=activities) as profiler:
-            start = time.perf_counter()
             with record_function(_ROOT):
                 for _ in range(calls):
                     call()
             harness.synchronize()
-            wall = 1e6 * (time.perf_counter() - start)
         events = profiler.events() or []
     times = dict.fromkeys(PARTS, 0.0)
     for event, part in zip(events, parts_of(events), strict=True):
         times[part] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-    if on_gpu:
-        total = max(wall, sum(times.values()))
-        times[OTHER] += total - sum(times.values())
-    else:
+    total = sum(times.values())
+    if not on_gpu:
         total = next(event.cpu_time_total for event in events if event.name == _ROOT)
     return {part: spent / total for part, spent in times.items()}
 
@@ -178,6 +175,7 @@ def breakdown(
     title: str,
     call: Callable[[], object],
     plain: Callable[[], object],
+    profiled: Callable[[], object],
     scopes: Callable[[], Any],
     *,
     rounds: int,
@@ -190,14 +188,15 @@ def breakdown(
         title: what is measured.
         call: the step, or several iterations in a row.
         plain: the plain network passes of one step or iteration.
-        scopes: context that names the parts while ``call`` is profiled.
+        profiled: the same work as ``call``, not replayed from a recording.
+        scopes: context that names the parts while it is profiled.
         rounds: of the comparison with the plain passes.
         works: iterations that one call does.
     """
     timings = harness.interleave({"ours": call, "plain": plain}, rounds=rounds, clock="wall")
     whole, floor = timings["ours"].median / works, timings["plain"].median
     with scopes():
-        found = [shares(call) for _ in range(3)]
+        found = [shares(profiled) for _ in range(3)]
     share = {part: statistics.fmean(one[part] for one in found) for part in PARTS}
     present = [part for part in PARTS if share[part] > 0]
     lines = [(part, share[part]) for part in present]

@@ -82,10 +82,11 @@ def _traced(work: Workload) -> tuple[fx.GraphModule, TapPoints]:
     return graph, find_tap_points(graph, work.images[:2])
 
 
-def engine_trainer(work: Workload, parts: Parts = Parts()) -> Trainer:
+def engine_trainer(work: Workload, parts: Parts = Parts(), *, record: bool = True) -> Trainer:
     """A trainer whose ``advance`` is one step as the engine does it, its data included.
 
-    Ranges are the extremes of the batch, as the published student's are.
+    Ranges are the extremes of the batch, as the published student's are. On a GPU the step is
+    replayed from a recording, unless ``record`` forbids it.
     """
     losses = LossConstants()
     graph, points = _traced(work)
@@ -103,6 +104,7 @@ def engine_trainer(work: Workload, parts: Parts = Parts()) -> Trainer:
         # A rate that moves nothing keeps the work of all rounds equal.
         learning_rate=1e-12,
         steps=10**9,
+        cuda_graph=record,
         distillation=replace(distillation, soft_labels_only_if_difficult=parts.difficulty_mask),
         features=Features(losses.alignment_weight, in_perturbed_pass=work.large),
         cam=Cam(losses.cam_weight if parts.cam else 0.0),
@@ -113,34 +115,36 @@ def engine_trainer(work: Workload, parts: Parts = Parts()) -> Trainer:
 
 
 class EngineSynthesis:
-    """Synthesis of one batch after another, each for a few iterations.
+    """Iterations of the synthesis of batches like the workload's.
 
     Attributes:
-        synthesizers: one that augments never, or one that always does and one that never does; so
+        synthesizers: one that never augments, or one that always does and one that never does; so
             a call has as many iterations of either kind whatever chance would decide.
-        iterations: of one call.
     """
 
-    def __init__(self, work: Workload, *, augment: bool, iterations: int) -> None:
-        """Prepare for batches like the workload's.
+    def __init__(
+        self, work: Workload, *, augment: bool, iterations: int, record: bool = True
+    ) -> None:
+        """Prepare.
 
         Args:
             work: teacher and batch.
             augment: half of the iterations crop and flip the images, as published for ImageNet.
             iterations: how many a call does, an even number.
+            record: on a GPU, replay iterations from recordings.
         """
         taps = BatchNormTeacher(*_traced(work))
         chances = (1.0, 0.0) if augment else (0.0,)
-        self.iterations, self._work, self._index = iterations, work, 0
+        self._each = iterations // len(chances)
         self.synthesizers = [
             PixelSynthesizer(
                 taps,
                 # An exponent of 2 has a finite gradient everywhere in the published loss too.
                 Synthesis(
                     batch_size=len(work.labels),
-                    steps=iterations // len(chances),
                     focal_gamma=2.0,
                     augment_probability=chance,
+                    cuda_graph=record,
                 ),
                 input_shape=work.teacher.input_shape,
                 classes=work.teacher.num_classes,
@@ -149,9 +153,11 @@ class EngineSynthesis:
             )
             for chance in chances
         ]
+        self._runs = [s.optimization(0, len(work.labels))[0] for s in self.synthesizers]
 
     def __call__(self) -> None:
-        """Do all iterations of a call, the drawing of a batch's first noise included."""
-        for synthesizer in self.synthesizers:
-            self._index += 1
-            synthesizer.batch(self._index, len(self._work.labels))
+        """Do all iterations of a call and look at their losses."""
+        for run in self._runs:
+            for _ in range(self._each):
+                run.advance()
+            run.look()

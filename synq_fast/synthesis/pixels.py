@@ -58,6 +58,12 @@ class PixelSynthesizer:
         self, index: int, count: int, report: StepReport | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images (count, C, H, W) and labels (count,) of one batch; depends only on its index."""
+        optimization, labels = self.optimization(index, count)
+        checkpoint = self.checkpoints.of(_shard(index)) if self.checkpoints else None
+        return optimization.run(report, checkpoint), labels
+
+    def optimization(self, index: int, count: int) -> tuple[PixelOptimization, Tensor]:
+        """The optimization of a batch before its first iteration, and the labels (count,)."""
         generator = generator_for(self.seed, "synthesis", index)
         # Every class as often as any other, in random order, starting where the last batch ended.
         labels = (torch.arange(count) + index * self.recipe.batch_size) % self.classes
@@ -86,8 +92,7 @@ class PixelSynthesizer:
             augmentation=Augmentation(recipe.augment_probability, recipe.augment_scale),
             record=recipe.cuda_graph,
         )
-        checkpoint = self.checkpoints.of(_shard(index)) if self.checkpoints else None
-        return optimization.run(report, checkpoint), labels
+        return optimization, labels
 
     def forget(self, index: int) -> None:
         """Delete the checkpoint of a batch, once its images are in a shard."""

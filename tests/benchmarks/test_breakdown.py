@@ -137,8 +137,11 @@ def test_a_step_has_every_part_and_nothing_else():
 @pytest.mark.parametrize("where", ["batches", "teacher", "student", "optimizer"])
 def test_work_that_is_added_to_a_step_appears_where_it_was_added(where):
     trainer = engine_trainer(tiny_workload())
-    owner = trainer if where in ("batches", "optimizer") else trainer.step
-    inner = getattr(owner, where)
+    owner, name = {
+        "batches": (trainer.batches, "transformed"),
+        "optimizer": (trainer, "optimizer"),
+    }.get(where, (trainer.step, where))
+    inner = getattr(owner, name)
 
     def slowed(*arguments):
         with torch.no_grad():
@@ -148,7 +151,7 @@ def test_work_that_is_added_to_a_step_appears_where_it_was_added(where):
     if where == "optimizer":
         trainer.optimizer.register_step_pre_hook(lambda *_: (MATRIX @ MATRIX @ MATRIX, None)[1])
     else:
-        setattr(owner, where, slowed)
+        setattr(owner, name, slowed)
     trainer.advance()
     with breakdown.step_scopes(trainer):
         found = shares(trainer.advance)
@@ -176,6 +179,7 @@ def test_the_table_adds_up():
         "tiny",
         trainer.advance,
         plain_step(work.teacher.module, work.images),
+        trainer.advance,
         partial(breakdown.step_scopes, trainer),
         rounds=2,
     )

@@ -107,8 +107,9 @@ def test_half_of_the_iterations_are_augmented(monkeypatch):
     PublishedIterations(work, replace(config, augment_probability=0.5), 4)()
     assert sorted(seen) == [0, 0, 1, 1]
     ours = EngineSynthesis(work, augment=True, iterations=4)
-    recipes = [synthesizer.recipe for synthesizer in ours.synthesizers]
-    assert [(r.augment_probability, r.steps) for r in recipes] == [(1.0, 2), (0.0, 2)]
+    ours()
+    assert [run.augmentation.probability for run in ours._runs] == [1.0, 0.0]
+    assert [run.done for run in ours._runs] == [2, 2]
 
 
 def test_channels_last_leaves_the_terms():
