@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from synq_fast.data import EvaluationSet, load_dataset
+from synq_fast.data.decoding import worker_deaths
 from synq_fast.errors import DataError, ModelError
 from synq_fast.finetune.precision import tensor_float32
 from synq_fast.models.teacher import Teacher, module_device
@@ -95,7 +96,12 @@ def evaluate(
     target = module_device(module) if device is None else torch.device(device)
 
     tally = _Tally(target)
-    with _eval_mode(module), torch.inference_mode(), tensor_float32(precision == "tf32"):
+    with (
+        _eval_mode(module),
+        torch.inference_mode(),
+        tensor_float32(precision == "tf32"),
+        worker_deaths(),
+    ):
         for images, labels in _batches(dataset, batch_size, target, workers, progress):
             with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = module(images.to(target, non_blocking=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -65,12 +67,13 @@ class ImageFiles(Dataset[Tensor | str]):
         try:
             with Image.open(path) as file:
                 image = file.convert("L" if channels == 1 else "RGB")
+            if (image.height, image.width) != (height, width):
+                shorter = round(max(height, width) * _RESIZE_RATIO)
+                image = tv.resize(image, [shorter], antialias=True)
+                image = tv.center_crop(image, [height, width])
+            pixels: Tensor = tv.pil_to_tensor(image)
         except Exception as error:  # a damaged file makes a decoder raise nearly anything
             raise DataError(f"{self.name}: {path} is not a readable image ({error})") from error
-        if (image.height, image.width) != (height, width):
-            image = tv.resize(image, [round(max(height, width) * _RESIZE_RATIO)], antialias=True)
-            image = tv.center_crop(image, [height, width])
-        pixels: Tensor = tv.pil_to_tensor(image)
         return pixels
 
 
@@ -133,19 +136,46 @@ def decoded_batches(
         prefetch_factor=_BATCHES_AHEAD if workers else None,
         generator=torch.Generator(),  # leaves the caller's random numbers alone
     )
-    batches = iter(loader)
+    batches, trouble = iter(loader), ""
     try:
-        while (batch := next(batches, None)) is not None:
+        while not trouble:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # a connection to a dead process fails in many ways
+                if not workers:
+                    raise
+                trouble = str(error) or type(error).__name__
+                with suppress(RuntimeError):  # the signal of its death raises as well
+                    time.sleep(0.1)
+                continue
+            if batch is None:
+                return
             if isinstance(batch, str):
                 raise DataError(batch)
             yield batch
-    except RuntimeError as error:
-        if not workers:
-            raise
-        raise DataError(
-            f"{files.name}: a process that decodes images ended ({error}). Where memory is short, "
-            f"in /dev/shm above all (docker: --shm-size=1g), take fewer workers or a smaller "
-            f"batch; workers=0 decodes in this process"
-        ) from error
     finally:
         del batches  # ends the processes now, not when the exception is forgotten
+    raise DataError(_advice(trouble))
+
+
+@contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Explain a death of a worker, which PyTorch raises wherever the main thread is just then.
+
+    Raises:
+        DataError: in place of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(_advice(str(error))) from error
+
+
+def _advice(trouble: str) -> str:
+    return (
+        f"a process that decodes images has ended ({trouble}). Where memory is short, in /dev/shm "
+        f"above all (docker: --shm-size=1g), take fewer workers or a smaller batch; workers=0 "
+        f"decodes in this process"
+    )

@@ -1,7 +1,9 @@
 """Image files in worker processes: the same pixels, and errors that name the file."""
 
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from synq_fast.data import decoding, load_dataset
-from synq_fast.data.decoding import ImageFiles, decoded_batches, default_workers
+from synq_fast.data.decoding import ImageFiles, decoded_batches, default_workers, worker_deaths
 from synq_fast.errors import DataError
 from synq_fast.models import Teacher
 
@@ -88,11 +90,23 @@ class Killed(ImageFiles):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_worker_is_explained(folder):
+@pytest.mark.parametrize("pause", [0, 0.5])  # with one, batches are fetched from a dead process
+def test_killed_worker_is_explained(folder, pause):
     killed = Killed("pictures", files(folder).paths, SHAPE)
-    batches = decoded_batches(killed, 2, workers=1, pinned=False)
-    with pytest.raises(DataError, match=r"pictures: a process .* ended .*workers=0"):
-        list(batches)
+    with (
+        pytest.raises(DataError, match=r"a process that decodes .* has ended .*workers=0"),
+        worker_deaths(),
+    ):
+        for _ in decoded_batches(killed, 2, workers=1, pinned=False):
+            time.sleep(pause)
+    assert not multiprocessing.active_children()
+
+
+def test_death_of_a_worker_is_explained_wherever_it_is_raised():
+    with pytest.raises(DataError, match=r"killed by signal.*workers=0"), worker_deaths():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with pytest.raises(RuntimeError, match="something else"), worker_deaths():
+        raise RuntimeError("something else")
 
 
 def test_random_numbers_of_the_caller_are_left_alone(folder):
