@@ -103,10 +103,11 @@ Tensor affine_relu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bia
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> affine_relu_backward_cuda(
-    const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& bias, const Optional& residual,
-    const Tensor& range_min, const Tensor& range_max, int64_t bits, Upper upper, bool clip, bool parameters,
-    bool of_residual) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> affine_relu_backward_cuda(const Tensor& gradient, const Tensor& x,
+                                                                     const Tensor& weight, const Tensor& bias,
+                                                                     const Optional& residual, const Tensor& range_min,
+                                                                     const Tensor& range_max, int64_t bits, Upper upper,
+                                                                     bool clip, bool parameters, bool of_residual) {
   const char* op = "affine_relu_fake_quantize_backward";
   const c10::cuda::CUDAGuard guard(x.device());
   AffineArguments arguments(op, check_channels(op, x, bits), weight, bias, residual, range_min, range_max, bits, upper);
