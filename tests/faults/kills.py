@@ -15,6 +15,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -38,20 +40,43 @@ def finish(child: int) -> bool:
     return status == 0
 
 
-def kill_in(phase: str, within: float, folder: Path, progress: Progress) -> tuple[str, bool]:
-    """Kill a run a random moment after it has come to a phase.
+def wait_for(phase: str, child: int, progress: Progress) -> None:
+    """Return when a run has come to a phase, or to its end."""
+    while progress.phase != phase:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.001)
+
+
+def time_phases(child: int, progress: Progress) -> dict[str, float]:
+    """How long each phase of a run takes in seconds, ``""`` the whole; waits for its end."""
+    began = time.monotonic()
+    entered = {}
+    for phase in PHASES[1:]:
+        wait_for(phase, child, progress)
+        entered[phase] = time.monotonic()
+    assert finish(child)
+    times = [*entered.values(), time.monotonic()]
+    lengths = [after - before for before, after in pairwise(times)]
+    return {"": times[-1] - began, **dict(zip(entered, lengths, strict=True))}
+
+
+def kill_in(
+    phase: str, folder: Path, progress: Progress, lengths: dict[str, float]
+) -> tuple[str, bool]:
+    """Kill a run at a random moment of a phase.
 
     Returns:
         The phase in which the kill landed, and whether the run had ended before.
     """
-    delay = random.uniform(0, within)
+    share = random.random()
     child = start(folder, progress)
-    while (
-        progress.phase != phase
-        and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    ):
-        time.sleep(0.001)
-    time.sleep(delay)
+    if phase == "saving":
+        time.sleep(share * lengths[""])
+        wait_for(phase, child, progress)
+    else:
+        wait_for(phase, child, progress)
+        time.sleep(share * lengths[phase])
     os.kill(child, signal.SIGSTOP)
     landed = progress.phase
     os.kill(child, signal.SIGKILL)
@@ -88,9 +113,7 @@ def main(root: Path, seed: int) -> None:
     run(output=root / "warm")  # what torch and fx prepare once is shared by all children
     gc.disable()  # a collection would copy the parent's memory into each child
     progress = Progress()
-    began = time.monotonic()
-    assert finish(start(root / "undisturbed", progress))
-    whole = time.monotonic() - began
+    lengths = time_phases(start(root / "undisturbed", progress), progress)
     tally: Counter[str] = Counter()
     expected, usual = results(root / "undisturbed"), progress.steps
     events = (root / "events.txt").read_text().splitlines()
@@ -100,14 +123,14 @@ def main(root: Path, seed: int) -> None:
         row = {"kind": name, "landed": landed, "again": again}
         print(json.dumps({**row, "different": differences(expected, results(folder))}))
 
-    def scenario(name: str, number: int, targets: list[tuple[str, float] | int]) -> None:
+    def scenario(name: str, number: int, targets: Sequence[str | int]) -> None:
         folder = root / f"{name}-{number}"
         landed, steps = [], dict.fromkeys(usual, 0)
         for target in targets:
             if isinstance(target, int):
                 ended, where = finish(start(folder, progress, target)), events[target]
             else:
-                where, ended = kill_in(*target, folder, progress)
+                where, ended = kill_in(target, folder, progress, lengths)
             for phase, count in progress.steps.items():
                 steps[phase] += count
             if ended:
@@ -123,9 +146,9 @@ def main(root: Path, seed: int) -> None:
         # On a busy machine a kill may come late, and land in another phase.
         for number in range(ATTEMPTS):
             if tally[phase] < KILLS_PER_PHASE:
-                scenario("random", ATTEMPTS * place + number, [(phase, 0.02)])
+                scenario("random", ATTEMPTS * place + number, [phase])
     for number in range(CHAINS):
-        scenario("chain", number, [("", whole)] * KILLS_PER_CHAIN)
+        scenario("chain", number, [""] * KILLS_PER_CHAIN)
     kinds: dict[str, list[int]] = {}
     for place, text in enumerate(events):
         kinds.setdefault(re.sub(r"\d+", "", text), []).append(place)
