@@ -7,6 +7,9 @@
 namespace synq::cpu {
 namespace {
 
+constexpr int64_t kAhead = 2;       // groups of rows
+constexpr int64_t kLongest = 8192;  // bytes of such a group
+
 template <typename V>
 SYNQ_INLINE V no_less(const V& value, float least) {
   const V limit = all_lanes<V>(least);
@@ -81,6 +84,15 @@ void add_products(const T* activations, const T* gradients, float least, int64_t
   }
 }
 
+// Short rows of a group are read side by side, which the processor's own prefetching does not follow. Long ones it
+// does, and they would push each other out of the cache. Past the end of the memory a prefetch does nothing.
+template <typename T>
+SYNQ_INLINE void prefetch_rows(const T* rows, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  if (count > kLongest / static_cast<int64_t>(sizeof(T))) return;
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(rows + i);
+}
+
 // Memory as (channels, positions).
 template <typename T>
 void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradients, int64_t image, float* coarse) {
@@ -90,6 +102,8 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
     constexpr int kRows = decltype(group)::value;
     const T* a = activations + channel * positions;
     const T* g = gradients + channel * positions;
+    prefetch_rows(a + kAhead * kRows * positions, kRows * positions);
+    prefetch_rows(g + kAhead * kRows * positions, kRows * positions);
     if (by_element(job.kind)) return add_products<kRows>(a, g, least, positions, coarse);
     float weights[kRows];
     if (job.kind == CamKind::kGradCam) {
