@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from synq_fast import recipes
+from synq_fast.cli_bench import add_bench_commands
+from synq_fast.cli_command import add_command
 from synq_fast.distributed import is_first_process
 from synq_fast.errors import LostRankError, RecipeError, SynqFastError
 from synq_fast.ops import BackendUnavailableError
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    quantize = _command(
+    quantize = add_command(
         commands,
         "quantize",
         _quantize,
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate-every", type=int, default=0, metavar="STEPS", help="also during fine-tuning"
     )
 
-    synthesize = _command(
+    synthesize = add_command(
         commands,
         "synthesize",
         _synthesize,
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _synthesis_options(synthesize)
     synthesize.add_argument("--output", type=Path, required=True, metavar="FOLDER")
 
-    evaluate = _command(
+    evaluate = add_command(
         commands,
         "evaluate",
         _evaluate,
@@ -122,91 +124,13 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_at_least(0), metavar="N", help="processes that decode a folder's images"
     )
 
-    _bench_commands(commands)
-    _command(commands, "info", _info, "versions, backends and what is missing", "synq-fast info")
-    show = _command(
+    add_bench_commands(commands)
+    add_command(commands, "info", _info, "versions, backends and what is missing", "synq-fast info")
+    show = add_command(
         commands, "recipes", _recipes, "list recipes, or show one", "synq-fast recipes synq-cifar"
     )
     show.add_argument("name", nargs="?", help="a recipe's name or path")
     return parser
-
-
-def _command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int | None],
-    help: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _bench_commands(commands: Any) -> None:
-    bench = _command(
-        commands,
-        "bench",
-        _bench,
-        "measure the ops and the steps beside what one would use instead",
-        "synq-fast bench ops --op fake_quantize --json ops.json --plot ops.png",
-    )
-    parts = bench.add_subparsers(dest="part", required=True, metavar="PART")
-    what = {
-        "ops": "time each op, in GB/s and beside PyTorch, torch.compile and a plain copy",
-        "step": "time a fine-tuning step beside the published one, and where its time goes",
-        "synthesis": "time a synthesis iteration beside the published one, and where its time goes",
-    }
-    for part, help in what.items():
-        example = "ops --op fake_quantize low_pass --threads 2 --plot ops.png"
-        example = example if part == "ops" else f"{part} --model resnet18 --json {part}.json"
-        parser = _command(parts, part, _bench, help, f"synq-fast bench {example}")
-        if part == "ops":
-            parser.add_argument(
-                "--op", nargs="+", metavar="NAME", help="only these ops, by default all"
-            )
-        else:
-            _workload_options(parser, part)
-        parser.add_argument(
-            "--device", choices=["cpu", "cuda"], help="by default a GPU where there is one"
-        )
-        parser.add_argument("--threads", type=int, metavar="N", help="on a CPU, by default 2")
-        parser.add_argument(
-            "--rounds", type=int, metavar="N", help="rounds of each row: fewer are quicker, noisier"
-        )
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
-        if part == "ops":
-            parser.add_argument(
-                "--plot", type=Path, metavar="FILE", help="draw the fraction of the copy bandwidth"
-            )
-
-
-def _workload_options(parser: argparse.ArgumentParser, part: str) -> None:
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="a model, measured untrained: cifar10-resnet20 (default), digits-resnet20, a "
-        "torchvision name such as resnet18, timm/NAME, or package.module:factory",
-    )
-    parser.add_argument("--batch", type=int, metavar="N", help="images in a batch")
-    parser.add_argument(
-        "--size", type=int, metavar="PX", help="sides of the images, by default the model's own"
-    )
-    parser.add_argument(
-        "--switches",
-        action="store_true",
-        help="instead: what each inefficiency of the published code costs",
-    )
-    if part == "step":
-        parser.add_argument(
-            "--aging", action="store_true", help="instead: the 2,000th step beside the first"
-        )
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -376,36 +300,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, {result.count} images"
     )
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from synq_fast import bench
-
-    whole = options.part in bench.WHOLE
-    names = [options.part] if whole else bench.op_suites(options.op)
-    workload = (
-        bench.Workload(
-            options.model,
-            options.batch,
-            options.size,
-            options.switches,
-            getattr(options, "aging", False),
-        )
-        if whole
-        else None
-    )
-    passed = bench.run(
-        names,
-        device=options.device,
-        threads=options.threads,
-        rounds=options.rounds,
-        json=options.json,
-        plot=getattr(options, "plot", None),
-        workload=workload,
-    )
-    if not passed:
-        print("synq-fast: not every benchmark passed its check; see above", file=sys.stderr)
-    return 0 if passed else 1
 
 
 def _info(options: argparse.Namespace) -> None:
