@@ -6,12 +6,12 @@
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
 #include <new>
 #include <tuple>
+#include <utility>
 
 #include "cpu/cam_map.h"
 #include "ops/cam_tensors.h"
