@@ -25,7 +25,7 @@ from synq_fast.files import read_tensors
 from tests.faults.victim import PHASES, Progress, start
 from tests.tiny import run
 
-KILLS_PER_PHASE, ATTEMPTS, CHAINS, KILLS_PER_CHAIN = 6, 12, 2, 4
+KILLS_PER_PHASE, ATTEMPTS, CHAINS, KILLS_PER_CHAIN = 6, 30, 2, 4
 
 
 def finish(child: int) -> bool:
@@ -72,11 +72,11 @@ def kill_in(
     share = random.random()
     child = start(folder, progress)
     if phase == "saving":
-        time.sleep(share * lengths[""])
+        time.sleep(0.8 * share * lengths[""])
         wait_for(phase, child, progress)
     else:
         wait_for(phase, child, progress)
-        time.sleep(share * lengths[phase])
+        time.sleep(0.8 * share * lengths[phase])
     os.kill(child, signal.SIGSTOP)
     landed = progress.phase
     os.kill(child, signal.SIGKILL)
