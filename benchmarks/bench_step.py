@@ -170,6 +170,13 @@ def bench_aging(first_case: Case, compare: Compare, tell: Tell) -> None:
         clock="wall",
         rounds=100,
     )
+
+
+@asked("aging")
+@only_engines_allocator
+def bench_published_aging(first_case: Case, compare: Compare) -> None:
+    """The published step with the hooks that 2,000 steps leave behind against its first ones."""
+    work = load(first_case)
     late = f"published, after {AGED:,} steps"
     compare(
         f"{work.title}, published, aged",
