@@ -24,10 +24,13 @@ Rounds = Callable[[int], int]
 
 FIRST, LATE = "published, first 20 steps", "published, 1000th step"
 LEAN, PLAIN = "same mathematics, 10F, channels_last", "plain passes, 9F"
-# What the whole step must be at least, in times of each column: by model, and batch where given.
+# What the whole step must be at least, in times of each column: by device, model and batch.
 TARGETS = {
-    RESNET20: {FIRST: 4.0, PLAIN: 1 / 1.25},
-    "resnet18": {FIRST: 3.2, LEAN: 1.3, PLAIN: 1 / 1.25},
+    ("cpu", RESNET20, 16): {FIRST: 4.0, PLAIN: 1 / 1.25},
+    ("cpu", RESNET20, 64): {FIRST: 4.0, PLAIN: 1 / 1.25},
+    ("cpu", "resnet18", 16): {FIRST: 3.2, LEAN: 1.3, PLAIN: 1 / 1.25},
+    ("cuda", "resnet18", 16): {FIRST: 10.0, PLAIN: 0.6},
+    ("cuda", "resnet18", 256): {PLAIN: 0.8},
 }
 PAPERS_OVERHEAD = "the paper says that SynQ adds 17.81 % to the method it builds on"
 
@@ -55,8 +58,9 @@ def bench_step(case: Case, compare: Compare, show: Show) -> None:
         rounds=work.rounds(7, 3),
         warmup=1,
     )
-    if case.model in TARGETS:
-        show(targets_table(row, TARGETS[case.model]))
+    wanted = TARGETS.get((harness.DEVICE.type, case.model, len(work.labels)))
+    if wanted is not None:
+        show(targets_table(row, wanted))
 
 
 @only_engines_allocator

@@ -17,7 +17,8 @@ attempt() {
 }
 
 if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
-  for name in "build with CUDA" "GPU tests" "every op" "compute-sanitizer" "GPU benchmarks" "targets"; do
+  for name in "build with CUDA" "GPU tests" "every op" "compute-sanitizer" "GPU benchmarks" \
+    "whole steps" "precisions" "targets"; do
     skip "$name" "torch finds no CUDA device"
   done
   exit 0
@@ -54,6 +55,17 @@ if "$python" -c 'import pytest_benchmark' 2>/dev/null; then
     attempt "$(basename "$suite" .py)" \
       "$python" -m pytest "$suite" -q --benchmark-quiet --device cuda --write-results "$results"
   done
+  # Folders of their own: a suite's file has the suite's name, whatever the model.
+  for batch in 16 256; do
+    attempt "step, ResNet-18, batch $batch" "$python" -m pytest benchmarks/bench_step.py -q \
+      --benchmark-quiet --device cuda --model resnet18 --batch "$batch" \
+      --write-results "$results/resnet18-batch$batch"
+  done
+  attempt "synthesis, ResNet-18, batch 256" "$python" -m pytest benchmarks/bench_synthesis.py -q \
+    --benchmark-quiet --device cuda --model resnet18 --batch 256 \
+    --write-results "$results/resnet18-batch256"
+  attempt "cost of ImageNet runs" "$python" -m benchmarks.imagenet_cost \
+    --json "$results/imagenet_cost-cuda.json"
   set -- "$results"/*-cuda.json
   if "$python" -c 'import matplotlib' 2>/dev/null; then
     attempt "chart" "$python" -m benchmarks.plot "$@" "$results/bandwidth-cuda.png"
@@ -63,7 +75,15 @@ if "$python" -c 'import pytest_benchmark' 2>/dev/null; then
   attempt "targets" "$python" -m benchmarks.targets "$@"
 else
   skip "GPU benchmarks" "pytest-benchmark is not installed"
+  skip "whole steps" "pytest-benchmark is not installed"
   skip "targets" "pytest-benchmark is not installed"
+fi
+
+if [ -n "${SYNQ_FAST_DATA:-}" ]; then
+  attempt "precisions" "$python" -m benchmarks.precisions --output runs/precisions \
+    --json "$results/precisions-cuda.json"
+else
+  skip "precisions" "SYNQ_FAST_DATA names no folder of weights and images"
 fi
 
 if [ -n "$failed" ]; then

@@ -133,7 +133,14 @@ def test_without_a_gpu_each_step_is_skipped_by_name(tmp_path):
     assert done.returncode == 0, done.stderr
     skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
     assert done.stdout.count("\n") == len(skipped)
-    for step in ("build with CUDA", "GPU tests", "every op", "compute-sanitizer", "targets"):
+    for step in (
+        "build with CUDA",
+        "GPU tests",
+        "every op",
+        "compute-sanitizer",
+        "whole steps",
+        "targets",
+    ):
         assert any(step in line and "no CUDA device" in line for line in skipped)
 
 
@@ -157,6 +164,8 @@ def test_with_a_gpu_each_step_runs_and_failures_are_named(tmp_path, sanitizer):
     assert "ran: -m pytest -m cuda tests" in done.stdout
     for suite in (ROOT / "benchmarks").glob("bench_*.py"):
         assert f"ran: -m pytest benchmarks/{suite.name}" in done.stdout
+    for batch in (16, 256):
+        assert f"--model resnet18 --batch {batch} --write-results" in done.stdout
     assert "fake_quantize-cuda.json" in done.stdout.partition("ran: -m benchmarks.targets")[2]
     tools = [f"--tool {t} " in done.stdout for t in ("memcheck", "racecheck", "synccheck")]
     assert tools == [sanitizer] * 3
