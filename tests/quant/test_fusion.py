@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -18,6 +19,7 @@ from synq_fast.quant import (
     simplified,
     trace,
 )
+from synq_fast.quant.fusion import QuantizedActivation
 from synq_fast.recipes.schema import Quantization
 from synq_fast.saved_model import build_student
 from tests.tiny import SHAPE, TinyNet, randomize_statistics, tiny_images
@@ -190,3 +192,24 @@ def test_folding_leaves_kept_values_alone():
     torch.testing.assert_close(
         read(folded(teacher, keep={"bn1"}), "bn1"), read(teacher, "bn1"), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "joined"), [("resnet18", 17), ("mobilenet_v2", 35), ("vgg11_bn", 8)]
+)
+def test_real_architectures_are_fused_everywhere(name, joined):
+    torch.manual_seed(0)
+    module = getattr(torchvision.models, name)(weights=None, num_classes=5)
+    images = torch.randn(2, 3, 32, 32)
+    teacher = trace(round_norms(module).eval().requires_grad_(False))
+    student = build_student(teacher, BitWidths(4, 4), Quantization()).eval()
+    with observing(student), torch.no_grad():
+        student(images)
+    network = fused(student)
+    assert len(calls(network, QuantizedActivation)) == joined
+    with torch.no_grad():
+        assert torch.equal(network(images), student(images))
+        expected = teacher(images)
+        for other in (folded(teacher), simplified(teacher)):
+            error = (other(images) - expected).norm()
+            assert error <= 1e-4 * expected.norm()
