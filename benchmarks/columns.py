@@ -54,12 +54,16 @@ def our_columns(
 
 
 def compiled_column(
-    function: Callable[..., Any], *arguments: Any, **options: Any
+    function: Callable[..., Any], *arguments: Any, own: bool = False, **options: Any
 ) -> tuple[Callable[[], Any] | None, str]:
-    """``torch.compile`` of a function, compiled here and now; None and the reason if it fails."""
+    """``torch.compile`` of a function, compiled here and now; None and the reason if it fails.
+
+    With ``own`` it always gets these very arguments, so that the caller can ask for their
+    gradients.
+    """
     torch.compiler.reset()
     compiled = torch.compile(function, dynamic=False)
-    column = call(compiled, *arguments, **options)
+    column = (partial if own else call)(compiled, *arguments, **options)
     try:
         # The thread count is part of the generated code but not of the cache's key.
         with inductor_config.patch(force_disable_caches=True):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
+from synq_fast.memory_format import channels_last
 from synq_fast.quant import (
     BitWidths,
     TapPoints,
@@ -75,10 +76,7 @@ def calibrated_student(
 
 
 def _traced(work: Workload) -> tuple[fx.GraphModule, TapPoints]:
-    module: nn.Module = copy.deepcopy(work.teacher.module)
-    # torch's stubs lack the form with a memory format alone.
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    graph = trace(module)
+    graph = trace(channels_last(copy.deepcopy(work.teacher.module)))
     return graph, find_tap_points(graph, work.images[:2])
 
 

@@ -22,6 +22,7 @@ from synq_fast.allocator import keep_freed_memory
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
+from synq_fast.memory_format import channels_last
 from synq_fast.models import load_teacher
 from synq_fast.quant import BitWidths, find_tap_points, observing, trace
 from synq_fast.recipes import load_recipe
@@ -60,9 +61,7 @@ def measure(model: str) -> dict[str, Any]:
     stepping = replace(full.finetune, batch_size=PART, learning_rate=1e-12)
     torch.manual_seed(0)
     teacher = load_teacher(model, weights="random").to(harness.DEVICE)
-    # torch's stubs lack the form with a memory format alone.
-    teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    graph = trace(teacher.module)
+    graph = trace(channels_last(teacher.module))
     points = find_tap_points(graph, torch.zeros(2, *teacher.input_shape, device=harness.DEVICE))
 
     def synthesizer(augment: float) -> PixelSynthesizer:

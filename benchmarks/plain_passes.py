@@ -8,13 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from synq_fast.memory_format import channels_last
 from synq_fast.replay import Replayed
 
 
-def _channels_last(module: nn.Module, *, trained: bool) -> nn.Module:
-    copied = copy.deepcopy(module).eval().requires_grad_(trained)
-    # torch's stubs lack the form with a memory format alone.
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+def _copy(module: nn.Module, *, trained: bool) -> nn.Module:
+    return channels_last(copy.deepcopy(module).eval().requires_grad_(trained))
 
 
 def recorded(
@@ -33,7 +32,7 @@ def plain_step(module: nn.Module, images: Tensor) -> Callable[[], object]:
     Teacher forward of the clean and the moved images (2F), student forward of both (2F), gradient
     to the clean images (1F), one joint backward to the parameters (4F).
     """
-    teacher, student = _channels_last(module, trained=False), _channels_last(module, trained=True)
+    teacher, student = _copy(module, trained=False), _copy(module, trained=True)
     parameters = list(student.parameters())
     images = images.contiguous(memory_format=torch.channels_last)
 
@@ -52,7 +51,7 @@ def plain_step(module: nn.Module, images: Tensor) -> Callable[[], object]:
 
 def plain_synthesis(module: nn.Module, images: Tensor) -> Callable[[], object]:
     """The 2F of a synthesis iteration: a forward and the gradient to the images, channels_last."""
-    teacher = _channels_last(module, trained=False)
+    teacher = _copy(module, trained=False)
     images = images.contiguous(memory_format=torch.channels_last)
 
     def iterate() -> tuple[Tensor, ...]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
+
+from synq_fast.memory_format import channels_last
 
 from .baselines.published_config import PublishedStepConfig
 from .baselines.published_step import PublishedStep, build_published_student
@@ -33,8 +34,7 @@ def published_step(work: Workload, config: PublishedStepConfig) -> Callable[[], 
     """One step on the workload's batch; activation ranges are the extremes of the batch."""
     teacher, images = work.teacher.module, work.images
     if config.channels_last:
-        # torch's stubs lack the form with a memory format alone.
-        teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        teacher = channels_last(copy.deepcopy(teacher))
     student = build_published_student(teacher, WEIGHT_BITS, ACTIVATION_BITS)
     step = PublishedStep(teacher, student, config)
     step.observe_ranges(images)

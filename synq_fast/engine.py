@@ -27,6 +27,7 @@ from synq_fast.finetune.data_parallel import BatchMean, part_of_batch, resume_to
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Record, Trainer
 from synq_fast.identity import describe, fingerprint, weights_hash
+from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
@@ -173,8 +174,7 @@ class _Run:
                 f"quantization starts from float32: convert it with .float()"
             )
         self.teacher = teacher.to(device)
-        # torch's stubs lack the form with a memory format alone.
-        self.teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.teacher.module)
         self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
         self.ranks = ranks
         self.reporter = Reporter(progress and ranks.is_first)

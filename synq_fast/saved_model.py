@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import fx, nn
 
 from synq_fast.errors import CheckpointError
 from synq_fast.files import read_tensors, write_tensors
+from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import ActivationQuantizer, BitWidths, quantized_copy, trace
 from synq_fast.recipes import Recipe, load_recipe
@@ -103,8 +103,7 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
             f"({error}); pass the module: synq_fast.load(path, model=...)"
         ) from error
     # As in the engine: convolutions round differently in another memory format.
-    # torch's stubs lack the form with a memory format alone.
-    base.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(base.module)
     student = build_student(
         trace(base.module, recipe.quantization.leaf_modules),
         BitWidths.parse(saved["bits"]),

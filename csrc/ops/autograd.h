@@ -18,7 +18,8 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// What backward ops say that have no derivative themselves; synq_fast/ops/_op.py says the same.
+// What backward ops say that have no derivative themselves, in the error that torch raises where a derivative is
+// missing; synq_fast/ops/_op.py says the same.
 [[noreturn]] inline void refuse_second_derivative(const char* name) {
   C10_THROW_ERROR(NotImplementedError, std::string(name) + " can be differentiated once");
 }

@@ -40,7 +40,10 @@ def check_gradient(grad: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def once_only(name: str) -> NotImplementedError:
-    """Returns the error of a second derivative; csrc/ops/autograd.h says the same."""
+    """Returns the error of a second derivative; csrc/ops/autograd.h says the same.
+
+    NotImplementedError is what torch itself raises where a derivative is missing.
+    """
     return NotImplementedError(f"{name} can be differentiated once")
 
 
