@@ -178,8 +178,8 @@ class _Run:
         self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
         self.ranks = ranks
         self.reporter = Reporter(progress and ranks.is_first)
-        self.graph = trace(self.teacher.module, recipe.quantization.leaf_modules)
-        example = torch.zeros(2, *teacher.input_shape, device=device)
+        example = self.teacher.example()
+        self.graph = trace(self.teacher.module, example, recipe.quantization.leaf_modules)
         self.points = find_tap_points(self.graph, example)
         self.metrics: Metrics = {"seconds": {}}
         self.evaluation: EvaluationSet | None = None
