@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
     Arguments after the images keep their defaults, and what only the image size decides is decided
     now. An overwritten tensor keeps its value, and those who read it later read the new one.
     Convolutions, linear layers and evaluation BatchNorms that a module spells out as functions
-    become plain layers. Submodules and parameters are shared with ``module``, not copied.
+    become plain layers. Parameters and buffers are shared with ``module``; it stays as it is.
 
     Args:
         module: the model; every forward argument after the images needs a default.
@@ -33,12 +36,12 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
         TraceError: the forward depends on tensor values, or changes the model; names the module
             and the way out.
     """
-    leaves = tuple(leaves)
+    leaves, original = tuple(leaves), module
     try:
-        tracer, graph = _traced(module, example, leaves, real=False)
+        module, tracer, graph = _traced(original, example, leaves, real=False)
     except TraceError:
         # Some operations cannot work on shapes alone.
-        tracer, graph = _traced(module, example, leaves, real=True)
+        module, tracer, graph = _traced(original, example, leaves, real=True)
     replaced = without_writes(graph, module, tracer.writes, tracer.values, tracer.mode)
     for node in graph.nodes:
         shape = _shape(tracer.values.get(node))
@@ -61,10 +64,12 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
 
 def _traced(
     module: nn.Module, example: Tensor, leaves: tuple[str, ...], *, real: bool
-) -> tuple[ConcreteTracer, fx.Graph]:
+) -> tuple[nn.Module, ConcreteTracer, fx.Graph]:
+    module = _shell(module)
     tracer = ConcreteTracer(example, leaves, real=real)
     try:
-        return tracer, tracer.trace(module)
+        with _quiet():
+            return module, tracer, tracer.trace(module)
     except Exception as error:
         where = tracer.failed_in or f"the model's own forward ({type(module).__name__})"
         raise TraceError(
@@ -72,6 +77,24 @@ def _traced(
             f"tensor values, or keep it whole with "
             f'quantization.leaf_modules = ["<name or class>"] (a leaf stays in floating point)'
         ) from error
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A copy that shares all tensors: a forward may keep what it computes in its module."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's log of operations that fail on shapes: they are tried again on values."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
