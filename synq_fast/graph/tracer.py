@@ -99,9 +99,11 @@ class ConcreteTracer(fx.Tracer):
         """A proxy that knows what it stands for."""
         return _ValueProxy(node, self)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *_: Any, **__: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *naming: Any, **more: Any
+    ) -> Any:
         """Record a node and run it; gives a plain value where the batch has no part in it."""
-        proxy = super().create_proxy(kind, target, args, kwargs, *_, **__)
+        proxy = super().create_proxy(kind, target, args, kwargs, *naming, **more)
         node = proxy.node
         pair = self._images if kind == "placeholder" else self._evaluated(node)
         self._remember(node, pair)
@@ -199,6 +201,40 @@ class _ValueProxy(fx.Proxy):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+    def __ifloordiv__(self, other: Any) -> Any:
+        return self._in_place(operator.ifloordiv, other)
+
+    def __imod__(self, other: Any) -> Any:
+        return self._in_place(operator.imod, other)
+
+    def __ipow__(self, other: Any) -> Any:
+        return self._in_place(operator.ipow, other)
+
+    def __iand__(self, other: Any) -> Any:
+        return self._in_place(operator.iand, other)
+
+    def __ior__(self, other: Any) -> Any:
+        return self._in_place(operator.ior, other)
+
+    def __ixor__(self, other: Any) -> Any:
+        return self._in_place(operator.ixor, other)
+
+    def _in_place(self, operation: Callable[[Any, Any], Any], other: Any) -> Any:
+        # Without these methods Python would compute a new value and leave the aliases alone.
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
 
     def __contains__(self, item: Any) -> bool:
         # Python would otherwise compare with every element in turn.

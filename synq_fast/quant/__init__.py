@@ -3,6 +3,7 @@
 from synq_fast.graph import trace
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
+from synq_fast.quant.fidelity import check_forms
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.quant.held import Held, held_weights
 from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear
@@ -19,6 +20,7 @@ __all__ = [
     "TapPoints",
     "Tapped",
     "View",
+    "check_forms",
     "energy_name",
     "find_tap_points",
     "folded",

@@ -74,12 +74,16 @@ def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
 @torch.enable_grad()
 def _decides(graph_module: fx.GraphModule, name: str, example: Tensor) -> bool:
     """Whether the logits have a gradient at a node."""
-    view = Tapped(graph_module, cam=name)(example)
-    if not view.logits.requires_grad:
-        return False
-    assert view.cam_activation is not None
-    total = view.logits.sum()
-    (found,) = torch.autograd.grad(total, view.cam_activation, allow_unused=True)
+    try:
+        view = Tapped(graph_module, cam=name)(example)
+        if not view.logits.requires_grad:
+            return False
+        assert view.cam_activation is not None
+        total = view.logits.sum()
+        (found,) = torch.autograd.grad(total, view.cam_activation, allow_unused=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the model cannot be differentiated: {reason}") from error
     return found is not None
 
 
