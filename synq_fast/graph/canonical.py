@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def plain_layers(graph: fx.Graph, root: nn.Module, shape_of: Shapes) -> Layers:
         shape = shape_of(node.args[0])
         kind = _CONVOLUTIONS.get(node.target)
         if kind is not None and shape is not None and len(shape) == _DIMENSIONS[kind]:
-            found.layer(node, _convolution_arguments(node), lambda a, k=kind: _convolution(k, a))
+            found.layer(node, _convolution_arguments(node), partial(_convolution, kind))
         elif node.target is functional.linear:
             found.layer(node, _named(node, "input", "weight", "bias"), _linear)
         elif node.target is functional.batch_norm and shape is not None and len(shape) == 4:
@@ -127,7 +128,7 @@ def constant(value: Any, root: nn.Module) -> Any:
         return function(*args, **kwargs)
 
 
-def _expression(value: Any) -> object:
+def _expression(value: Any) -> Any:
     """How a constant is computed, in a form that compares."""
     if not isinstance(value, fx.Node):
         return repr(value)
@@ -145,10 +146,11 @@ def _convolution_arguments(node: fx.Node) -> dict[str, Any]:
     return _named(node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-def _parameter(value: Tensor | None) -> nn.Parameter | None:
-    if value is None or isinstance(value, nn.Parameter):
-        return value
-    return nn.Parameter(value.detach().clone(), requires_grad=value.is_floating_point())
+def _assign(layer: nn.Module, name: str, value: Tensor | None) -> None:
+    """Make a constant a layer's parameter; one that is a parameter already stays shared."""
+    if value is not None and not isinstance(value, nn.Parameter):
+        value = nn.Parameter(value.detach().clone())
+    setattr(layer, name, value)
 
 
 def _convolution(
@@ -167,14 +169,16 @@ def _convolution(
         bias=bias is not None,
         device="meta",
     )
-    layer.weight, layer.bias = _parameter(weight), _parameter(bias)
+    _assign(layer, "weight", weight)
+    _assign(layer, "bias", bias)
     return layer
 
 
 def _linear(values: Mapping[str, Any]) -> nn.Module:
     weight, bias = values["weight"], values.get("bias")
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight, layer.bias = _parameter(weight), _parameter(bias)
+    _assign(layer, "weight", weight)
+    _assign(layer, "bias", bias)
     return layer
 
 
@@ -187,6 +191,6 @@ def _batch_norm(values: Mapping[str, Any]) -> nn.Module:
     layer.running_mean, layer.running_var = mean, values["running_var"]
     layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=mean.device)
     if affine:
-        layer.weight = _parameter(torch.ones_like(mean) if weight is None else weight)
-        layer.bias = _parameter(torch.zeros_like(mean) if bias is None else bias)
+        _assign(layer, "weight", torch.ones_like(mean) if weight is None else weight)
+        _assign(layer, "bias", torch.zeros_like(mean) if bias is None else bias)
     return layer

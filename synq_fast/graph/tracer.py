@@ -46,9 +46,11 @@ class ConcreteTracer(fx.Tracer):
         self._fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
         self._evaluating = False
         self._by_memory: dict[int, list[fx.Node]] = {}
-        shape, options = example.shape[1:], {"dtype": example.dtype, "device": example.device}
         with self.mode():
-            first, second = (torch.zeros(size, *shape, **options) for size in _BATCHES)
+            first, second = (
+                torch.zeros((n, *example.shape[1:]), dtype=example.dtype, device=example.device)
+                for n in _BATCHES
+            )
         self._images: Pair = (first, second)
 
     def mode(self) -> AbstractContextManager[Any]:
@@ -197,7 +199,7 @@ class _ValueProxy(fx.Proxy):
         return first
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return (operator.getitem(self, i) for i in range(len(self)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})

@@ -33,7 +33,7 @@ class TapPoints:
 def is_addition(node: fx.Node) -> bool:
     """Whether a node gives the plain sum of two values: not scaled, not into another tensor."""
     adds = node.target in _ADDITIONS if node.op == "call_function" else node.target == "add"
-    return (
+    return bool(
         node.op in ("call_function", "call_method")
         and adds
         and len(node.args) == 2
