@@ -237,6 +237,14 @@ class WritesToHalves(Net):
         return torch.cat([y, y], 1)[:, ::2]
 
 
+class SetsItemOfView(Net):
+    def body(self, x):
+        y = self.bn2(self.conv2(x))
+        part = y[:, 1:]
+        part[:, 0] = y[:, 0]
+        return self.relu(y)
+
+
 class WritesTwice(Net):
     def body(self, x):
         y = self.bn2(self.conv2(x))
@@ -361,7 +369,7 @@ NETWORKS = {
         Net, ReluOfIdentity, ReluModuleOfIdentity, AddToAlias, NormalisesInPlace, OptionalTargets,
         Flag, OptionalMask, VariableArguments, AddsWithAlpha, MethodAddsWithAlpha,
         MethodAddsInPlaceWithAlpha, NamedAdd, AddsPooled, AddsParameter, AddsNumber, AddsItself,
-        WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, WritesTwice, WritesBeforeTap,
+        WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView, WritesTwice, WritesBeforeTap,
         OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead,
         Detached,
     )

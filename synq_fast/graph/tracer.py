@@ -151,6 +151,8 @@ class ConcreteTracer(fx.Tracer):
             finally:
                 self._evaluating = False
         written = [source for source, tensor, version in before if tensor._version != version]
+        if node.target is operator.setitem:
+            written = written[:1]  # the value may be a view of the same memory
         if written:
             touched = {memory_of(t) for s in written for t in tensors_of(self.value(s)[0])}
             aliases = [alias for key in touched for alias in self._by_memory.get(key, ())]

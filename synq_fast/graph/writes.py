@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from synq_fast.errors import TraceError
 
@@ -37,7 +38,18 @@ def memory_of(tensor: Tensor) -> int:
 
 def after(value: Any, write: Any) -> Any:
     """``value`` once ``write`` has been done: a view of memory that the write has changed."""
+    if has_torch_function((value, write)):  # traced once more, as unpickling does
+        return handle_torch_function(after, (value, write), value, write)
     return value
+
+
+def with_item(x: Tensor, index: Any, value: Any) -> Any:
+    """A copy of ``x`` after ``x[index] = value``."""
+    if has_torch_function((x, value)):
+        return handle_torch_function(with_item, (x, value), x, index, value)
+    result = x.clone()
+    result[index] = value
+    return result
 
 
 def without_writes(
@@ -62,6 +74,14 @@ def without_writes(
         TraceError: a parameter or buffer is overwritten.
     """
     return _Rewriting(graph, root, {write.node: write for write in writes}, values, mode).run()
+
+
+def set_item(x: Tensor, index: Any, value: Any) -> Any:
+    """``x`` after ``x[index] = value``, in place."""
+    if has_torch_function((x, value)):
+        return handle_torch_function(set_item, (x, value), x, index, value)
+    x[index] = value
+    return x
 
 
 class _Rewriting:
@@ -125,7 +145,9 @@ class _Rewriting:
         node, first = write.node, write.written[0]
         same = [alias for alias in write.aliases if self._same(alias, first)]
         # A part of a larger tensor may be replaced as well, where the rest is not read again.
-        if len(write.written) > 1 or not set(later) <= set(same) or not self._same(node, first):
+        sets = node.target is operator.setitem
+        whole = set(later) <= set(same) and (sets or self._same(node, first))
+        if len(write.written) > 1 or not whole:
             return False
         twin = out_of_place(node, self.root)
         if twin is None or not self._agrees(node, twin):
@@ -159,7 +181,7 @@ class _Rewriting:
 
         args = fx.node.map_arg(twin.args, value_of)
         kwargs = fx.node.map_arg(twin.kwargs, value_of)
-        expected = self.values[node][0]
+        expected = self.values[self.writes[node].written[0]][0]
         with torch.no_grad(), self.mode():
             versions = [(t, t._version) for t in originals.values() if isinstance(t, Tensor)]
             try:
@@ -187,6 +209,8 @@ class _Rewriting:
 
         node.args = fx.node.map_arg(node.args, copied)
         node.kwargs = fx.node.map_arg(node.kwargs, copied)
+        if node.target is operator.setitem:
+            node.target = set_item
         position = node
         for alias in later:
             with self.graph.inserting_after(position):
@@ -248,6 +272,8 @@ def out_of_place(node: fx.Node, root: nn.Module) -> Twin | None:
         if not name.endswith("_") or name.endswith("__") or not callable(twin):
             return None
         return Twin(name.removesuffix("_"), node.args, node.kwargs, twin)
+    if node.target is operator.setitem:
+        return Twin(with_item, node.args, node.kwargs, with_item)
     if getattr(operator, name, None) is node.target and name.startswith("i"):
         for candidate in (name[1:], f"{name[1:]}_"):
             twin = getattr(operator, candidate, None)

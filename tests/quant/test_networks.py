@@ -1,6 +1,7 @@
 """Every form of the networks that once went wrong computes what the user's module does."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -190,3 +191,14 @@ def test_taps_read_the_value_before_it_is_overwritten():
         (found,) = Tapped(graph, ["bn2"])(images()).features
     assert (expected < 0).any()
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_quantized_network_is_pickled_and_copied(name):
+    _, student, _ = forms(network(name))
+    file = io.BytesIO()
+    torch.save(student, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(student)):
+        with bypassing(other), bypassing(student):
+            assert torch.equal(other(images(3)), student(images(3)))
