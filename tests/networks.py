@@ -369,9 +369,9 @@ NETWORKS = {
         Net, ReluOfIdentity, ReluModuleOfIdentity, AddToAlias, NormalisesInPlace, OptionalTargets,
         Flag, OptionalMask, VariableArguments, AddsWithAlpha, MethodAddsWithAlpha,
         MethodAddsInPlaceWithAlpha, NamedAdd, AddsPooled, AddsParameter, AddsNumber, AddsItself,
-        WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView, WritesTwice, WritesBeforeTap,
-        OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead,
-        Detached,
+        WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView,
+        WritesTwice, WritesBeforeTap, OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions,
+        Upsamples, Caches, AuxiliaryHead, Detached,
     )
 } | {
     "norm with activation": with_layer(bn2=lambda: NormWithActivation(CHANNELS)),
