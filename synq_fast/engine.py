@@ -30,7 +30,14 @@ from synq_fast.identity import describe, fingerprint, weights_hash
 from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
-from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
+from synq_fast.quant import (
+    ActivationQuantizer,
+    BitWidths,
+    check_forms,
+    find_tap_points,
+    held_weights,
+    trace,
+)
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
@@ -178,9 +185,11 @@ class _Run:
         self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
         self.ranks = ranks
         self.reporter = Reporter(progress and ranks.is_first)
-        self.graph = trace(self.teacher.module, recipe.quantization.leaf_modules)
-        example = torch.zeros(2, *teacher.input_shape, device=device)
+        example = self.teacher.example()
+        self.graph = trace(self.teacher.module, example, recipe.quantization.leaf_modules)
         self.points = find_tap_points(self.graph, example)
+        student = build_student(self.graph, bits, recipe.quantization).eval()
+        check_forms(self.teacher.module, self.graph, student, self.points)
         self.metrics: Metrics = {"seconds": {}}
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False

@@ -105,7 +105,7 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     # As in the engine: convolutions round differently in another memory format.
     channels_last(base.module)
     student = build_student(
-        trace(base.module, recipe.quantization.leaf_modules),
+        trace(base.module, base.example(), recipe.quantization.leaf_modules),
         BitWidths.parse(saved["bits"]),
         recipe.quantization,
     )
