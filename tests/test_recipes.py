@@ -1,12 +1,21 @@
 import dataclasses
 import math
+import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from synq_fast.errors import RecipeError
-from synq_fast.recipes import Recipe, dump_recipe, list_recipes, load_recipe, parse_value
+from synq_fast.recipes import (
+    Recipe,
+    default_recipe,
+    dump_recipe,
+    list_recipes,
+    load_recipe,
+    parse_value,
+)
 from synq_fast.recipes.schema import Finetune, Synthesis
 
 
@@ -41,9 +50,9 @@ def test_dumped_recipe_reads_back_unchanged(name, recipe_file):
 
 @given(
     steps=st.integers(0, 10**6),
-    rate=st.floats(0, 1e3, allow_nan=False),
+    rate=st.floats(1e-12, 1e3),
     low=st.floats(1e-3, 1),
-    milestones=st.lists(st.floats(-1e6, 1e6, allow_nan=False), max_size=4),
+    milestones=st.lists(st.floats(0, 1), max_size=4),
     leaves=st.lists(st.text(max_size=8), max_size=3),
     summary=st.text(st.characters(codec="utf-8"), max_size=30),
 )
@@ -69,6 +78,204 @@ def test_recipe_of_a_path_takes_its_name_and_the_defaults(recipe_file):
     recipe = load_recipe(recipe_file("[finetune]\nsteps = 7\n"))
     assert recipe == Recipe("mine", finetune=Finetune(steps=7))
     assert load_recipe(str(recipe_file("[finetune]\nsteps = 7\n"))) == recipe
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "cp1252"]
+)
+def test_recipe_in_other_encodings(tmp_path, encoding):
+    path = tmp_path / "mine.toml"
+    path.write_bytes('summary = "schön"\r\n'.encode(encoding))
+    wrong = {
+        "cp1252": r"not UTF-8 text \(byte 0xf6 in line 1\)",
+        "utf-16-le": "zero bytes",
+        "utf-16-be": "zero bytes",
+    }
+    if encoding in wrong:
+        with pytest.raises(RecipeError, match=rf"mine\.toml .*{wrong[encoding]}.*save it as UTF-8"):
+            load_recipe(path)
+    else:
+        assert load_recipe(path) == Recipe("mine", "schön")
+
+
+def test_recipe_below_the_home_folder(recipe_file, monkeypatch):
+    path = recipe_file("[finetune]\nsteps = 7\n")
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_recipe("~/mine.toml").finetune.steps == 7
+    with pytest.raises(RecipeError, match=r'no recipe "~nobody-of-that-name/mine\.toml"'):
+        load_recipe("~nobody-of-that-name/mine.toml")
+
+
+@pytest.mark.parametrize("thing", [3, None, {"finetune.steps": 3}, ["synq-digits"]])
+def test_what_is_no_recipe(thing):
+    with pytest.raises(RecipeError, match="a name, a path or a Recipe"):
+        load_recipe(thing)
+
+
+@pytest.mark.parametrize("overrides", [["finetune.steps"], {1: 2}, {"finetune": {2: 3}}])
+def test_what_is_no_override(overrides):
+    with pytest.raises(RecipeError, match="values by dotted key"):
+        load_recipe("synq-digits", overrides)
+
+
+def test_a_section_of_overrides_keeps_the_other_values():
+    plain = load_recipe("synq-digits")
+    nested = load_recipe("synq-digits", {"finetune": {"steps": 7, "cam": {"weight": 3}}})
+    assert nested == load_recipe("synq-digits", {"finetune.steps": 7, "finetune.cam.weight": 3})
+    assert nested.finetune.batch_size == plain.finetune.batch_size == 32
+
+
+def test_values_of_other_libraries_count_as_plain_ones():
+    class Name(str):
+        __slots__ = ()
+
+    given = {
+        "finetune.steps": np.int64(7),
+        "finetune.learning_rate": np.float64(0.5),
+        "finetune.nesterov": np.bool_(False),
+        "finetune.crop_scale": np.array([0.25, 1.0]),
+        "finetune.schedule": Name("constant"),
+        "quantization.range": np.str_("mse"),
+    }
+    recipe = load_recipe("synq-digits", given)
+    finetune = recipe.finetune
+    assert (finetune.steps, finetune.learning_rate, finetune.nesterov) == (7, 0.5, False)
+    assert (finetune.crop_scale, finetune.schedule) == ((0.25, 1.0), "constant")
+    kinds = (int, float, bool, str)
+    values = (finetune.steps, finetune.learning_rate, finetune.nesterov, finetune.schedule)
+    assert tuple(map(type, values)) == kinds
+    assert dump_recipe(recipe) == dump_recipe(load_recipe(recipe))
+    with pytest.raises(RecipeError, match="a whole number"):
+        load_recipe("synq-digits", {"finetune.steps": np.float32(2.5)})
+
+
+def every_bounded_key(kind=Recipe, prefix=""):
+    for field in dataclasses.fields(kind):
+        inner = field.default_factory
+        if dataclasses.is_dataclass(inner):
+            yield from every_bounded_key(inner, f"{prefix}{field.name}.")
+        elif "low" in field.metadata:
+            yield f"{prefix}{field.name}", field
+
+
+@pytest.mark.parametrize(("key", "field"), list(every_bounded_key()), ids=lambda value: str(value)[:60])
+def test_every_number_has_two_finite_bounds_that_hold(key, field):
+    bounds, listed = field.metadata, isinstance(field.default, tuple)
+    low, high = bounds["low"], bounds["high"]
+    assert 0 <= low < high < math.inf
+    assert listed or low <= field.default <= high or (bounds.get("or_zero") and not field.default)
+    whole = isinstance(field.default, int)
+    for value in (-1, high + 1, 2 * high + 1) if whole else (-1e-300, -1.0, 1.001 * high, 1e300):
+        with pytest.raises(RecipeError, match=rf"{key} must be .*{re.escape(f'{high:.10g}')}"):
+            load_recipe("synq-digits", {key: [value, value] if listed else value})
+    if low > 0 and not bounds.get("or_zero"):
+        with pytest.raises(RecipeError, match=key):
+            load_recipe("synq-digits", {key: [0, 0] if listed else 0})
+
+
+@pytest.mark.parametrize("section", ["synthesis", "finetune", "filter", "quantization"])
+def test_every_number_is_bounded(section):
+    bounded = {key for key, _ in every_bounded_key()}
+
+    def numbers(table, prefix):
+        for name, value in table.items():
+            if isinstance(value, dict):
+                yield from numbers(value, f"{prefix}{name}.")
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield f"{prefix}{name}"
+
+    table = dataclasses.asdict(Recipe("x"))[section]
+    assert set(numbers(table, f"{section}.")) <= bounded
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("filter.cutoff", 0),
+        ("filter.cutoff", 1e-200),
+        ("filter.order", 10**19),
+        ("finetune.learning_rate", 0),
+        ("finetune.learning_rate", 1e-300),
+        ("synthesis.learning_rate", 0),
+        ("synthesis.images", 10**15),
+        ("finetune.distillation.temperature", 1e20),
+        ("finetune.cam.weight", 1e-300),
+        ("finetune.momentum", 1.0),
+        ("finetune.milestones", [2.0]),
+        ("finetune.perturbation.epsilon", 0),
+        ("finetune.crop_scale", [1e-30, 1]),
+    ],
+)
+def test_unworkable_values_are_refused(key, value):
+    with pytest.raises(RecipeError, match=f"{key} must be"):
+        load_recipe("synq-digits", {key: value})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            {"synthesis.learning_rate": 1e-6},
+            ["synthesis.min_learning_rate", "above synthesis.learning_rate = 1e-06"],
+        ),
+        (
+            {"synthesis.centers": {"weight": 1, "learning_rate": 0.01}},
+            ["synthesis.centers.min_learning_rate"],
+        ),
+        ({"synthesis": {"statistics_weight": 0, "class_weight": 0}}, ["images stay noise"]),
+        (
+            {
+                "synthesis.centers.weight": 1,
+                "synthesis.centers.class_weight": 0,
+                "synthesis.centers.shallow_weight": 0,
+                "synthesis.centers.deep_weight": 0,
+            },
+            ["centres stay noise"],
+        ),
+        (
+            {
+                "finetune.distillation.alpha": 0,
+                "finetune.distillation.label_weight": 0,
+                "finetune.features.weight": 0,
+                "finetune.cam.weight": 0,
+            },
+            ["finetune.cam.weight", "learns nothing"],
+        ),
+        ({"finetune.schedule": "step"}, ["finetune.milestones"]),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_values_that_leave_nothing_to_do_together(overrides, parts):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("synq-digits", overrides)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_part_that_is_off_may_hold_anything():
+    load_recipe("synq-digits", {"synthesis.centers": {"weight": 0, "learning_rate": 0.01}})
+    weights = ("distillation.alpha", "distillation.label_weight", "features.weight", "cam.weight")
+    off = {f"finetune.{name}": 0 for name in weights}
+    assert load_recipe("synq-digits", {**off, "finetune.steps": 0}).finetune.cam.weight == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ((1, 8, 8), "synq-digits"),
+        ((1, 16, 16), "synq-digits"),
+        ((1, 28, 28), "synq-cifar"),
+        ((3, 32, 32), "synq-cifar"),
+        ((3, 64, 64), "synq-cifar"),
+        ((3, 16, 64), "synq-cifar"),
+        ((3, 96, 96), "synq-imagenet"),
+        ((3, 224, 224), "synq-imagenet"),
+        ((3, 32, 400), "synq-imagenet"),
+    ],
+)
+def test_default_recipe_follows_the_image_size(shape, name):
+    found, reason = default_recipe(shape)
+    assert found == name and name in list_recipes()
+    assert reason == f"for images of {shape[1]} x {shape[2]} pixels"
 
 
 def test_overrides_leave_a_given_recipe_alone():
@@ -139,20 +346,21 @@ def test_wrong_type_says_what_is_taken(key, value, expected):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("finetune.steps", -1, "at least 0"),
-        ("synthesis.images", 0, "at least 1"),
-        ("synthesis.batch_size", 1, "at least 2"),
-        ("finetune.momentum", 1.5, "0 to 1"),
+        ("finetune.steps", -1, "0 to 100000000"),
+        ("synthesis.images", 0, "1 to 100000000"),
+        ("synthesis.batch_size", 1, "2 to 65536"),
+        ("finetune.momentum", 1.5, r"0 to 0\.9999"),
         ("finetune.distillation.difficulty_threshold", -0.1, "0 to 1"),
         ("quantization.shrink", 0, "0.001 to 1"),
-        ("finetune.crop_scale", [0.5, 1.5], "0 to 1"),
+        ("finetune.crop_scale", [0.5, 1.5], r"0\.001 to 1"),
         ("finetune.crop_scale", [0.9, 0.5], "low <= high"),
-        ("synthesis.augment_scale", [0, 1], "0 < low"),
-        ("finetune.learning_rate", math.nan, "at least 0"),
+        ("synthesis.augment_scale", [0, 1], r"0\.001 to 1"),
+        ("finetune.learning_rate", math.nan, "must be finite"),
         ("finetune.learning_rate", math.inf, "must be finite"),
-        ("finetune.learning_rate", -math.inf, "at least 0"),
+        ("finetune.learning_rate", -math.inf, "must be finite"),
         ("finetune.milestones", [math.nan], "must be finite"),
-        ("finetune.crop_scale", [math.nan, 1], "0 to 1"),
+        ("finetune.crop_scale", [math.nan, 1], "must be finite"),
+        ("finetune.learning_rate", 10**400, "a number"),
     ],
 )
 def test_out_of_bounds_says_the_bounds(key, value, expected):

@@ -75,6 +75,11 @@ def tiff(path, values, bits, sample_format=1, order="<", photometric=1):
     )
 
 
+def pages(path):
+    page = Image.fromarray(RAMP)
+    page.save(path, save_all=True, append_images=[page])
+
+
 def test_grey_png_of_16_bits(tmp_path):
     png(tmp_path / "x.png", 0, DEEP)
     assert_ramp(tmp_path / "x.png")
@@ -139,7 +144,7 @@ def test_grey_map_of_16_bits(tmp_path):
         (lambda p: tiff(p, np.full((4, 256), np.nan, np.float32), 32, 3), "from nan to nan"),
         (lambda p: tiff(p, np.full((4, 256), -0.1, np.float32), 32, 3), "expected a 0..1 scale"),
         (lambda p: tiff(p, DEEP, 16, photometric=0), "zero stands for white"),
-        (lambda p: Image.fromarray(RAMP).save(p, save_all=True, append_images=[Image.fromarray(RAMP)]), "2 frames"),
+        (lambda p: pages(p), "2 frames"),
     ],
     ids=["uint32", "int32", "int16", "float", "nan", "negative", "white is zero", "pages"],
 )  # fmt: skip
@@ -191,7 +196,7 @@ def test_alpha_is_dropped_where_it_hides_nothing(tmp_path, mode):
     if mode != "P":
         picture.putalpha(Image.fromarray(RAMP))
     picture.save(path, **options)
-    with pytest.raises(DataError, match="transparent pixels.*flatten it"):
+    with pytest.raises(DataError, match=r"transparent pixels.*flatten it"):
         pixels(path)
 
 
