@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from synq_fast.allocator import keep_freed_memory
 from synq_fast.arguments import whole_number
+from synq_fast.asked_for import asked_for
 from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.devices import chosen_device
@@ -30,11 +31,11 @@ from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Record, Trainer
 from synq_fast.identity import describe, fingerprint, weights_hash
 from synq_fast.memory_format import channels_last
-from synq_fast.models import Teacher, load_teacher
+from synq_fast.models import Teacher
 from synq_fast.paths import user_path
 from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
-from synq_fast.recipes import Recipe, default_recipe, dump_recipe, load_recipe
+from synq_fast.recipes import Recipe, dump_recipe
 from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student
@@ -103,7 +104,7 @@ def quantize(
     output = None if output is None else user_path(output)
     bank = None if bank is None else user_path(bank)
     with joined(chosen) as ranks:
-        loaded, taken, said = _asked_for(teacher, recipe, input_shape, overrides)
+        loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
         run = _Run(loaded, taken, widths, seed, chosen, progress, ranks)
         run.reporter.line(said)
         folder = run.open_folder(output, resume)
@@ -143,27 +144,10 @@ def synthesize(
     """
     chosen, seed = chosen_device(device), whole_number("seed", seed)
     with joined(chosen) as ranks:
-        loaded, taken, said = _asked_for(teacher, recipe, input_shape, overrides)
+        loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
         run = _Run(loaded, taken, BitWidths(8, 8), seed, chosen, progress, ranks)
         run.reporter.line(said)
         return run.synthesize(user_path(output))
-
-
-def _asked_for(
-    teacher: str | nn.Module | Teacher,
-    recipe: str | Path | Recipe | None,
-    input_shape: tuple[int, int, int] | None,
-    overrides: Mapping[str, Any] | None,
-) -> tuple[Teacher, Recipe, str]:
-    """The teacher; the recipe, and a line that says which it is and why."""
-    if recipe is not None:
-        # First, so that a mistake shows before a model is fetched.
-        chosen = load_recipe(recipe, overrides)
-        return load_teacher(teacher, input_shape=input_shape), chosen, f"recipe {chosen.name}"
-    loaded = load_teacher(teacher, input_shape=input_shape)
-    name, reason = default_recipe(loaded.input_shape)
-    line = f"recipe {name}, {reason} (choose another with recipe=NAME or --recipe NAME)"
-    return loaded, load_recipe(name, overrides), line
 
 
 class _Run:
