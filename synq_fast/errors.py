@@ -10,7 +10,7 @@ class RecipeError(SynqFastError, ValueError):
 
 
 class ArgumentError(SynqFastError, ValueError):
-    """An argument of a function that cannot be meant."""
+    """An argument of a function, or an environment variable, that cannot be meant."""
 
 
 class ModelError(SynqFastError, ValueError):

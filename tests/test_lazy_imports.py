@@ -1,9 +1,12 @@
 """What is imported when: help needs neither torch nor rich, and names arrive when they are used."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+import synq_fast
 
 HELP = """
 import contextlib, io, runpy, sys
@@ -44,6 +47,21 @@ def test_without_torch(program):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("variable", ["SYNQ_FAST_BACKEND", "SYNQ_FAST_CPU_ISA"])
+def test_a_wrong_environment_variable_is_one_line(variable):
+    if variable == "SYNQ_FAST_CPU_ISA" and synq_fast.ops.available_backends()["cpu"] is not None:
+        pytest.skip("needs the native kernels")
+    done = subprocess.run(
+        [sys.executable, "-m", "synq_fast.cli", "info"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, variable: "nonsense"},
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"synq-fast: error: {variable} ") and "nonsense" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_submodules_are_there_when_they_are_used():

@@ -94,7 +94,9 @@ def timm_model(name: str, weights: Weights, num_classes: int | None) -> tuple[Kn
         import timm
     except ImportError as error:
         raise ModelError(f"timm/{name} needs timm: pip install timm") from error
-    options = {} if num_classes is None or weights is None else {"num_classes": num_classes}
+    options: dict[str, Any] = {}
+    if num_classes is not None and weights is not None:
+        options["num_classes"] = num_classes
     try:
         module = timm.create_model(name, pretrained=weights is None, **options)
     except Exception as error:
