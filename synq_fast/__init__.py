@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from synq_fast import ops, reference
-
 if TYPE_CHECKING:
+    from synq_fast import ops, reference
     from synq_fast.engine import quantize, synthesize
     from synq_fast.errors import SynqFastError
     from synq_fast.evaluation import EvaluationResult, evaluate
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# The engine brings torchvision and more; whoever imports only the ops does not wait for it.
+# Nothing is imported before it is used: torch takes seconds, which `synq-fast --help` need not wait
+# for, and the engine brings torchvision and more, which the ops do without.
 _LAZY = {
     "EvaluationResult": "evaluation",
     "QuantizationResult": "result",
@@ -32,6 +32,7 @@ _LAZY = {
     "quantize": "engine",
     "synthesize": "engine",
 }
+_SUBMODULES = frozenset({"ops", "reference"})
 
 __all__ = [
     "EvaluationResult",
@@ -51,6 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"synq_fast.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'synq_fast' has no attribute {name!r}")
     return getattr(importlib.import_module(f"synq_fast.{_LAZY[name]}"), name)

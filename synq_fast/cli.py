@@ -1,4 +1,7 @@
-"""The ``synq-fast`` command."""
+"""The ``synq-fast`` command.
+
+Only what reads the arguments is imported here: help is there at once, torch when work begins.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from synq_fast import recipes
 from synq_fast.cli_bench import add_bench_commands
 from synq_fast.cli_command import add_command
-from synq_fast.distributed import is_first_process
 from synq_fast.errors import LostRankError, RecipeError, SynqFastError
-from synq_fast.ops import BackendUnavailableError
-from synq_fast.progress import plain_warnings
+from synq_fast.first_process import is_first_process
+from synq_fast.paths import user_path
 
 EMBEDDED = "digits-resnet20"
 _OWN_SET = {
@@ -27,7 +26,6 @@ _OWN_SET = {
     "cifar10-resnet20": "cifar10",
     "cifar100-resnet20kd": "cifar100",
 }
-_OWN_RECIPE = {EMBEDDED: "synq-digits", "cifar10-resnet20": "synq-cifar"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,10 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
+    from synq_fast.progress import plain_warnings
+
     try:
         with plain_warnings():
             status: int | None = options.run(options)
-    except (SynqFastError, BackendUnavailableError) as error:
+    except SynqFastError as error:
         # Those that lost another process have nothing to add to what that one says.
         if is_first_process() or not isinstance(error, LostRankError):
             print(f"synq-fast: error{_of_rank()}: {error}", file=sys.stderr)
@@ -86,12 +86,20 @@ def _parser() -> argparse.ArgumentParser:
         "--bits", nargs="+", default=["w4a4"], metavar="wXaY", help="one or several bit widths"
     )
     _synthesis_options(quantize)
-    quantize.add_argument("--output", type=Path, metavar="FOLDER", help="run folder, one per width")
+    quantize.add_argument(
+        "--output", type=user_path, metavar="FOLDER", help="run folder, one per width"
+    )
     quantize.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    quantize.add_argument("--bank", type=Path, metavar="FOLDER", help="synthetic images to share")
+    quantize.add_argument(
+        "--bank", type=user_path, metavar="FOLDER", help="synthetic images to share"
+    )
     quantize.add_argument("--data", metavar="SET", help="labelled images to report accuracy on")
     quantize.add_argument(
-        "--evaluate-every", type=int, default=0, metavar="STEPS", help="also during fine-tuning"
+        "--evaluate-every",
+        type=_at_least(0),
+        default=0,
+        metavar="STEPS",
+        help="also during fine-tuning",
     )
 
     synthesize = add_command(
@@ -103,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _model_options(synthesize)
     _synthesis_options(synthesize)
-    synthesize.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    synthesize.add_argument("--output", type=user_path, required=True, metavar="FOLDER")
 
     evaluate = add_command(
         commands,
@@ -112,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "accuracy of a teacher or of a quantized model",
         "synq-fast evaluate runs/digits/w4a4 --data digits",
     )
-    evaluate.add_argument("saved", nargs="?", type=Path, help="run folder or saved model")
+    evaluate.add_argument("saved", nargs="?", type=user_path, help="run folder or saved model")
     _model_options(evaluate)
     evaluate.add_argument("--data", metavar="SET", help="labelled images: a name or a path")
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
@@ -145,7 +153,12 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _synthesis_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", help="recipe's name or path; see: synq-fast recipes")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="recipe's name or path, by default one for the model's image size; see: synq-fast "
+        "recipes",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -186,14 +199,6 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def _recipe_name(options: argparse.Namespace) -> str:
-    if options.recipe is not None:
-        return str(options.recipe)
-    if options.model in _OWN_RECIPE:
-        return _OWN_RECIPE[options.model]
-    return "synq-cifar" if options.model.startswith("cifar") else "synq-imagenet"
-
-
 def _teacher(options: argparse.Namespace) -> Any:
     from synq_fast.models import load_teacher
 
@@ -208,7 +213,9 @@ def _quantize(options: argparse.Namespace) -> None:
         raise RecipeError("--resume continues the run in a folder: name it with --output")
     widths = [BitWidths.parse(text) for text in options.bits]
     overrides = _overrides(options)
-    recipe = recipes.load_recipe(_recipe_name(options), overrides)
+    if options.recipe is not None:
+        # A mistake shows before a model is fetched.
+        recipes.load_recipe(options.recipe, overrides)
     teacher = _teacher(options)
     data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}
@@ -217,7 +224,7 @@ def _quantize(options: argparse.Namespace) -> None:
         shared = options.bank or (options.output / "bank" if options.output else None)
         result = quantize(
             teacher,
-            recipe,
+            options.recipe,
             bits,
             seed=options.seed,
             output=output,
@@ -227,7 +234,9 @@ def _quantize(options: argparse.Namespace) -> None:
             bank=shared,
             evaluation=data,
             evaluate_every=options.evaluate_every,
+            overrides=overrides,
         )
+        recipe = result.recipe.name
         rows[str(bits)] = result.metrics
     if is_first_process():
         _print_metrics(teacher.name, recipe, data, rows, options.output)
@@ -235,18 +244,21 @@ def _quantize(options: argparse.Namespace) -> None:
 
 def _print_metrics(
     teacher: str,
-    recipe: recipes.Recipe,
+    recipe: str,
     data: str | None,
     rows: dict[str, dict[str, Any]],
     output: Path | None,
 ) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     if data is not None:
         stages = ("float32", "post-training", "quantized", "best seen")
         shown = [s for s in stages if any(s in metrics for metrics in rows.values())]
-        table = Table(title=f"{teacher}, {recipe.name}: top-1 in % on {data}")
+        table = Table(title=f"{teacher}, {recipe}: top-1 in % on {data}")
         titles = {
-            "quantized": f"{recipe.name} (last step)",
+            "quantized": f"{recipe} (last step)",
             "best seen": "best seen (not the result)",
         }
         for column in ("bits", *(titles.get(stage, stage) for stage in shown), "seconds"):
@@ -267,7 +279,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     bank = synthesize(
         _teacher(options),
         options.output,
-        _recipe_name(options),
+        options.recipe,
         seed=options.seed,
         overrides=_overrides(options),
         device=options.device,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from synq_fast.cli_command import add_command
+from synq_fast.paths import user_path
 
 
 def add_bench_commands(commands: Any) -> None:
@@ -42,10 +42,13 @@ def add_bench_commands(commands: Any) -> None:
         parser.add_argument(
             "--rounds", type=int, metavar="N", help="rounds of each row: fewer are quicker, noisier"
         )
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+        parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows")
         if part == "ops":
             parser.add_argument(
-                "--plot", type=Path, metavar="FILE", help="draw the fraction of the copy bandwidth"
+                "--plot",
+                type=user_path,
+                metavar="FILE",
+                help="draw the fraction of the copy bandwidth",
             )
 
 

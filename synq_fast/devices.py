@@ -30,6 +30,6 @@ def chosen_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cuda", int(local_rank))
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise SynqFastError(f'cannot work on device "{device}": {reason}') from error

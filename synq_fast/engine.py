@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,6 +17,8 @@ import torch
 from torch import fx, nn
 
 from synq_fast.allocator import keep_freed_memory
+from synq_fast.arguments import whole_number
+from synq_fast.asked_for import asked_for
 from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.devices import chosen_device
@@ -28,7 +31,8 @@ from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Record, Trainer
 from synq_fast.identity import describe, fingerprint, weights_hash
 from synq_fast.memory_format import channels_last
-from synq_fast.models import Teacher, load_teacher
+from synq_fast.models import Teacher
+from synq_fast.paths import user_path
 from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import (
     ActivationQuantizer,
@@ -38,7 +42,7 @@ from synq_fast.quant import (
     held_weights,
     trace,
 )
-from synq_fast.recipes import Recipe, dump_recipe, load_recipe
+from synq_fast.recipes import Recipe, dump_recipe
 from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student
@@ -58,7 +62,7 @@ if TYPE_CHECKING:
 @torch.inference_mode(False)
 def quantize(
     teacher: str | nn.Module | Teacher,
-    recipe: str | Path | Recipe = "synq-digits",
+    recipe: str | Path | Recipe | None = None,
     bits: str | BitWidths = "w4a4",
     input_shape: tuple[int, int, int] | None = None,
     seed: int = 0,
@@ -79,7 +83,8 @@ def quantize(
 
     Args:
         teacher: a module, a ``Teacher``, or a name that ``load_teacher`` knows.
-        recipe: name or path of a recipe.
+        recipe: name or path of a recipe; by default one that suits the model's image size, see
+            ``recipes.default_recipe``, which the run names.
         bits: weight and activation width, ``"w4a4"``.
         input_shape: (C, H, W) of an image; known for named teachers.
         seed: decides images, order and crops; the same seed gives the same model on one machine.
@@ -100,22 +105,20 @@ def quantize(
             taken, damaged files, a loss that is not finite, or another process of the run that
             has stopped. Finished work stays in ``output``.
     """
-    chosen = chosen_device(device)
+    chosen, widths = chosen_device(device), BitWidths.parse(bits)
+    seed = whole_number("seed", seed)
+    evaluate_every = whole_number("evaluate_every", evaluate_every, 0)
+    output = None if output is None else user_path(output)
+    bank = None if bank is None else user_path(bank)
     with joined(chosen) as ranks:
-        run = _Run(
-            load_teacher(teacher, input_shape=input_shape),
-            load_recipe(recipe, overrides),
-            BitWidths.parse(bits),
-            seed,
-            chosen,
-            progress,
-            ranks,
-        )
+        loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
+        run = _Run(loaded, taken, widths, seed, chosen, progress, ranks)
+        run.reporter.line(said)
         folder = run.open_folder(output, resume)
         run.evaluate_on(evaluation)
         if bank is None and output is not None:
-            bank = Path(output) / "bank"
-        images = run.synthesize(Path(bank) if bank is not None else None)
+            bank = output / "bank"
+        images = run.synthesize(bank)
         return run.finish(run.student_from(images, folder, evaluate_every), folder)
 
 
@@ -123,7 +126,7 @@ def quantize(
 def synthesize(
     teacher: str | nn.Module | Teacher,
     output: str | Path,
-    recipe: str | Path | Recipe = "synq-digits",
+    recipe: str | Path | Recipe | None = None,
     input_shape: tuple[int, int, int] | None = None,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
@@ -135,7 +138,8 @@ def synthesize(
     Args:
         teacher: a module, a ``Teacher``, or a name that ``load_teacher`` knows.
         output: folder of the bank; shards that it holds already are kept.
-        recipe: name or path of a recipe; only its synthesis section matters.
+        recipe: name or path of a recipe, by default as in ``quantize``; only its synthesis section
+            matters.
         input_shape: (C, H, W) of an image; known for named teachers.
         seed: decides the images.
         overrides: recipe values by dotted key.
@@ -145,18 +149,12 @@ def synthesize(
     Returns:
         The images, in memory or in their files as ``finetune.bank`` says.
     """
-    chosen = chosen_device(device)
+    chosen, seed = chosen_device(device), whole_number("seed", seed)
     with joined(chosen) as ranks:
-        run = _Run(
-            load_teacher(teacher, input_shape=input_shape),
-            load_recipe(recipe, overrides),
-            BitWidths(8, 8),
-            seed,
-            chosen,
-            progress,
-            ranks,
-        )
-        return run.synthesize(Path(output))
+        loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
+        run = _Run(loaded, taken, BitWidths(8, 8), seed, chosen, progress, ranks)
+        run.reporter.line(said)
+        return run.synthesize(user_path(output))
 
 
 class _Run:
@@ -225,7 +223,7 @@ class _Run:
             return
         self.evaluates = True
         if self.ranks.is_first:
-            if isinstance(evaluation, str | Path):
+            if isinstance(evaluation, str | os.PathLike):
                 evaluation = load_dataset(evaluation, self.teacher)
             self.evaluation = evaluation
         self._measure("float32", self.graph)

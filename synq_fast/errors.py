@@ -9,6 +9,10 @@ class RecipeError(SynqFastError, ValueError):
     """A recipe, an override or a bit width that cannot be meant."""
 
 
+class ArgumentError(SynqFastError, ValueError):
+    """An argument of a function, or an environment variable, that cannot be meant."""
+
+
 class ModelError(SynqFastError, ValueError):
     """A model that synq-fast cannot find, build or use as a teacher."""
 

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from synq_fast.arguments import whole_number
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.data.decoding import worker_deaths
+from synq_fast.devices import chosen_device
 from synq_fast.errors import DataError, ModelError
 from synq_fast.finetune.precision import tensor_float32
 from synq_fast.models.teacher import Teacher, module_device
@@ -85,15 +87,13 @@ def evaluate(
             )
         dataset = load_dataset(dataset, model)
     module = model.module if isinstance(model, Teacher) else model
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers must be 0 or more, got {workers}")
+    batch_size = whole_number("batch_size", batch_size, 1)
+    workers = None if workers is None else whole_number("workers", workers, 0)
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    target = module_device(module) if device is None else chosen_device(device)
     if device is not None:
-        module.to(device)
-    target = module_device(module) if device is None else torch.device(device)
+        module.to(target)
 
     tally = _Tally(target)
     with (

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from synq_fast.allocator import can_keep_freed_memory
+from synq_fast.errors import ArgumentError
 from synq_fast.ops import _backend, _native
 from synq_fast.threads import usable_cores
 
@@ -46,10 +47,14 @@ def report() -> Info:
     """Collects the report; needs no GPU and no compiler.
 
     Raises:
-        ValueError: SYNQ_FAST_CPU_ISA names an instruction set that is not supported.
+        ArgumentError: SYNQ_FAST_CPU_ISA names an instruction set that is not supported.
     """
     extension = _native.EXTENSION
     build: dict[str, str] = {}
+    try:
+        isa = None if extension is None else extension.cpu_isa()
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
     if extension is not None:
         build = {"compiler": extension.compiler, "torch": extension.torch_version}
         if extension.cuda_version is not None:
@@ -71,7 +76,7 @@ def report() -> Info:
         },
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         build=build,
-        cpu_isa=None if extension is None else extension.cpu_isa(),
+        cpu_isa=isa,
         supported_cpu_isas=() if extension is None else tuple(extension.supported_cpu_isas()),
         choice=_backend.current_backend(),
         backends=_backend.available_backends(),

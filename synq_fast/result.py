@@ -10,6 +10,7 @@ from torch import nn
 
 from synq_fast.finetune.trainer import Record
 from synq_fast.models import Teacher
+from synq_fast.paths import user_path
 from synq_fast.quant import BitWidths
 from synq_fast.recipes import Recipe
 from synq_fast.saved_model import save_model
@@ -37,4 +38,4 @@ class QuantizationResult:
         Args:
             path: a ``.safetensors`` file, replaced if it is there.
         """
-        save_model(Path(path), self.model, self.teacher, self.bits, self.recipe)
+        save_model(user_path(path), self.model, self.teacher, self.bits, self.recipe)

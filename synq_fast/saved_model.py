@@ -12,6 +12,7 @@ from synq_fast.errors import CheckpointError
 from synq_fast.files import read_tensors, write_tensors
 from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
+from synq_fast.paths import user_path
 from synq_fast.quant import ActivationQuantizer, BitWidths, quantized_copy, trace
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.recipes.schema import Quantization
@@ -70,7 +71,7 @@ def save_model(
 
 def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     """A saved quantized model with its input shape and normalisation; see ``load``."""
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     try:

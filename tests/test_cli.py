@@ -192,7 +192,7 @@ def test_seed_and_settings_reach_the_run(tmp_path):
         (["--set", "finetune.stepz=3"], 'did you mean "finetune.steps"'),
         (["--set", "finetune.steps"], "KEY=VALUE"),
         (["--set", "finetune.steps=many"], "a whole number"),
-        (["--set", "finetune.learning_rate=nan"], "at least 0"),
+        (["--set", "finetune.learning_rate=nan"], "must be finite"),
         (["--bits", "w9a4"], "weight bits"),
         (["--bits", "4"], "w4a4"),
         (["--bits", "w4a4", "w1a4"], "weight bits"),

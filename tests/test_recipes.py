@@ -1,12 +1,19 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from synq_fast.errors import RecipeError
-from synq_fast.recipes import Recipe, dump_recipe, list_recipes, load_recipe, parse_value
+from synq_fast.recipes import (
+    Recipe,
+    dump_recipe,
+    list_recipes,
+    load_recipe,
+    parse_value,
+)
 from synq_fast.recipes.schema import Finetune, Synthesis
 
 
@@ -41,9 +48,9 @@ def test_dumped_recipe_reads_back_unchanged(name, recipe_file):
 
 @given(
     steps=st.integers(0, 10**6),
-    rate=st.floats(0, 1e3, allow_nan=False),
+    rate=st.floats(1e-12, 1e3),
     low=st.floats(1e-3, 1),
-    milestones=st.lists(st.floats(-1e6, 1e6, allow_nan=False), max_size=4),
+    milestones=st.lists(st.floats(0, 1), max_size=4),
     leaves=st.lists(st.text(max_size=8), max_size=3),
     summary=st.text(st.characters(codec="utf-8"), max_size=30),
 )
@@ -69,6 +76,75 @@ def test_recipe_of_a_path_takes_its_name_and_the_defaults(recipe_file):
     recipe = load_recipe(recipe_file("[finetune]\nsteps = 7\n"))
     assert recipe == Recipe("mine", finetune=Finetune(steps=7))
     assert load_recipe(str(recipe_file("[finetune]\nsteps = 7\n"))) == recipe
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "cp1252"]
+)
+def test_recipe_in_other_encodings(tmp_path, encoding):
+    path = tmp_path / "mine.toml"
+    path.write_bytes('summary = "schön"\r\n'.encode(encoding))
+    wrong = {
+        "cp1252": r"not UTF-8 text \(byte 0xf6 in line 1\)",
+        "utf-16-le": "zero bytes",
+        "utf-16-be": "zero bytes",
+    }
+    if encoding in wrong:
+        with pytest.raises(RecipeError, match=rf"mine\.toml .*{wrong[encoding]}.*save it as UTF-8"):
+            load_recipe(path)
+    else:
+        assert load_recipe(path) == Recipe("mine", "schön")
+
+
+def test_recipe_below_the_home_folder(recipe_file, monkeypatch):
+    path = recipe_file("[finetune]\nsteps = 7\n")
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_recipe("~/mine.toml").finetune.steps == 7
+    with pytest.raises(RecipeError, match=r'no recipe "~nobody-of-that-name/mine\.toml"'):
+        load_recipe("~nobody-of-that-name/mine.toml")
+
+
+@pytest.mark.parametrize("thing", [3, None, {"finetune.steps": 3}, ["synq-digits"]])
+def test_what_is_no_recipe(thing):
+    with pytest.raises(RecipeError, match="a name, a path or a Recipe"):
+        load_recipe(thing)
+
+
+@pytest.mark.parametrize("overrides", [["finetune.steps"], {1: 2}, {"finetune": {2: 3}}])
+def test_what_is_no_override(overrides):
+    with pytest.raises(RecipeError, match="values by dotted key"):
+        load_recipe("synq-digits", overrides)
+
+
+def test_a_section_of_overrides_keeps_the_other_values():
+    plain = load_recipe("synq-digits")
+    nested = load_recipe("synq-digits", {"finetune": {"steps": 7, "cam": {"weight": 3}}})
+    assert nested == load_recipe("synq-digits", {"finetune.steps": 7, "finetune.cam.weight": 3})
+    assert nested.finetune.batch_size == plain.finetune.batch_size == 32
+
+
+def test_values_of_other_libraries_count_as_plain_ones():
+    class Name(str):
+        __slots__ = ()
+
+    given = {
+        "finetune.steps": np.int64(7),
+        "finetune.learning_rate": np.float64(0.5),
+        "finetune.nesterov": np.bool_(False),
+        "finetune.crop_scale": np.array([0.25, 1.0]),
+        "finetune.schedule": Name("constant"),
+        "quantization.range": np.str_("mse"),
+    }
+    recipe = load_recipe("synq-digits", given)
+    finetune = recipe.finetune
+    assert (finetune.steps, finetune.learning_rate, finetune.nesterov) == (7, 0.5, False)
+    assert (finetune.crop_scale, finetune.schedule) == ((0.25, 1.0), "constant")
+    kinds = (int, float, bool, str)
+    values = (finetune.steps, finetune.learning_rate, finetune.nesterov, finetune.schedule)
+    assert tuple(map(type, values)) == kinds
+    assert dump_recipe(recipe) == dump_recipe(load_recipe(recipe))
+    with pytest.raises(RecipeError, match="a whole number"):
+        load_recipe("synq-digits", {"finetune.steps": np.float32(2.5)})
 
 
 def test_overrides_leave_a_given_recipe_alone():
@@ -139,20 +215,21 @@ def test_wrong_type_says_what_is_taken(key, value, expected):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("finetune.steps", -1, "at least 0"),
-        ("synthesis.images", 0, "at least 1"),
-        ("synthesis.batch_size", 1, "at least 2"),
-        ("finetune.momentum", 1.5, "0 to 1"),
+        ("finetune.steps", -1, "0 to 100000000"),
+        ("synthesis.images", 0, "1 to 100000000"),
+        ("synthesis.batch_size", 1, "2 to 65536"),
+        ("finetune.momentum", 1.5, r"0 to 0\.9999"),
         ("finetune.distillation.difficulty_threshold", -0.1, "0 to 1"),
         ("quantization.shrink", 0, "0.001 to 1"),
-        ("finetune.crop_scale", [0.5, 1.5], "0 to 1"),
+        ("finetune.crop_scale", [0.5, 1.5], r"0\.001 to 1"),
         ("finetune.crop_scale", [0.9, 0.5], "low <= high"),
-        ("synthesis.augment_scale", [0, 1], "0 < low"),
-        ("finetune.learning_rate", math.nan, "at least 0"),
+        ("synthesis.augment_scale", [0, 1], r"0\.001 to 1"),
+        ("finetune.learning_rate", math.nan, "must be finite"),
         ("finetune.learning_rate", math.inf, "must be finite"),
-        ("finetune.learning_rate", -math.inf, "at least 0"),
+        ("finetune.learning_rate", -math.inf, "must be finite"),
         ("finetune.milestones", [math.nan], "must be finite"),
-        ("finetune.crop_scale", [math.nan, 1], "0 to 1"),
+        ("finetune.crop_scale", [math.nan, 1], "must be finite"),
+        ("finetune.learning_rate", 10**400, "a number"),
     ],
 )
 def test_out_of_bounds_says_the_bounds(key, value, expected):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from synq_fast.data.pictures import UnclearPictureError, picture_of
 from synq_fast.errors import DataError
 
 # The usual evaluation crop: a 224 window of an image whose shorter side is 256.
@@ -57,7 +58,7 @@ class ImageFiles(Dataset[Tensor | str]):
         """An image (C, H, W) uint8.
 
         Raises:
-            DataError: the file is not an image.
+            DataError: the file is not an image, or shows no one picture (see `picture_of`).
         """
         from PIL import Image
         from torchvision.transforms.v2 import functional as tv
@@ -66,12 +67,14 @@ class ImageFiles(Dataset[Tensor | str]):
         path = self.paths[index]
         try:
             with Image.open(path) as file:
-                image = file.convert("L" if channels == 1 else "RGB")
+                image = picture_of(file, "L" if channels == 1 else "RGB")
             if (image.height, image.width) != (height, width):
                 shorter = round(max(height, width) * _RESIZE_RATIO)
                 image = tv.resize(image, [shorter], antialias=True)
                 image = tv.center_crop(image, [height, width])
             pixels: Tensor = tv.pil_to_tensor(image)
+        except UnclearPictureError as error:
+            raise DataError(f"{self.name}: {path} is not one clear picture: {error}") from error
         except Exception as error:  # a damaged file makes a decoder raise nearly anything
             raise DataError(f"{self.name}: {path} is not a readable image ({error})") from error
         return pixels

@@ -94,11 +94,15 @@ class ArraySet(EvaluationSet):
 
     def __init__(self, name: str, images: Any, labels: Any, teacher: Teacher) -> None:
         super().__init__(name, labels, teacher)
-        array = np.asarray(images)
+        array = _as_array(name, images)
         _check_values(name, array)
-        if len(array) != len(self.labels):
-            raise DataError(f"{name}: {len(array)} images but {len(self.labels)} labels")
-        self._images = torch.from_numpy(_channels_first(name, array, teacher.input_shape))
+        if array.ndim == 0 or len(array) != len(self.labels):
+            count = len(array) if array.ndim else "no"
+            raise DataError(f"{name}: {count} images but {len(self.labels)} labels")
+        array = _channels_first(name, array, teacher.input_shape)
+        # PyTorch knows neither other byte orders nor floats of more than 64 bits.
+        native = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+        self._images = torch.from_numpy(array.astype(native, copy=False))
 
     def stored_at(self, indices: Sequence[int]) -> Tensor:
         """Return images (B, C, H, W) as they are stored: uint8, or floats on a 0..1 scale."""
@@ -115,7 +119,7 @@ def _unit_scale(images: Tensor) -> Tensor:
 
 
 def _checked_labels(name: str, labels: Any, num_classes: int) -> Tensor:
-    array = np.asarray(labels)
+    array = _as_array(name, labels)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise DataError(
             f"{name}: labels must be one integer per image, got {array.dtype} of shape "
@@ -132,13 +136,20 @@ def _checked_labels(name: str, labels: Any, num_classes: int) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
+def _as_array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
+        raise DataError(f"{name}: images and labels must be arrays: {error}") from error
+
+
 def _check_values(name: str, images: np.ndarray) -> None:
     if images.dtype == np.uint8 or images.size == 0:
         return
     if images.dtype.kind != "f":
         raise DataError(
             f"{name}: images of type {images.dtype} are not supported, expected uint8 (0..255) or "
-            "floating point on a 0..1 scale"
+            "floating point on a 0..1 scale: divide them by what stands for white"
         )
     if np.isnan(images).any():
         bad = int(np.isnan(images).reshape(len(images), -1).any(1).sum())

@@ -1,6 +1,7 @@
 """Image files in folders, decoded when they are needed."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +13,18 @@ from synq_fast.data.decoding import ImageFiles, decoded_batches, default_workers
 from synq_fast.data.evaluation_set import EvaluationSet
 from synq_fast.errors import DataError
 from synq_fast.models.teacher import Teacher
+from synq_fast.text_files import read_text
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# What macOS adds to archives: a folder with a hidden file beside every file.
+_DEBRIS = "__MACOSX"
 
 
 class FolderSet(EvaluationSet):
     """Image files with their labels.
+
+    Pictures are turned upright as their EXIF orientation says; 16-bit grey is scaled to 8 bits and
+    floating point taken to be on a 0..1 scale.
 
     An image that already has the teacher's height and width is used as it is; any other is resized
     (bilinear, antialiased) until its shorter side is 256/224 of the input's longer side, and its
@@ -30,7 +37,8 @@ class FolderSet(EvaluationSet):
         teacher: gives input shape (1 or 3 channels), normalisation and number of classes.
 
     Raises:
-        DataError: as `EvaluationSet`; also on reading, when a file is not an image.
+        DataError: as `EvaluationSet`; also on reading, when a file is not an image, or one with
+            several frames, transparent pixels or values of unknown scale.
     """
 
     def __init__(
@@ -60,7 +68,8 @@ def folder_set(path: Path, teacher: Teacher, name: str) -> FolderSet:
 
     `labels.csv` has the columns `file` (relative to the folder) and `label` (0-based). Subfolders
     are the classes in alphabetical order and must be as many as the model has, unless all their
-    names are integers: those are taken as the class indices themselves.
+    names are integers: those are taken as the class indices themselves. Images may lie deeper in
+    them; hidden files and folders are passed over at any depth.
 
     Raises:
         DataError: neither layout is found, or files or labels do not fit.
@@ -73,8 +82,8 @@ def folder_set(path: Path, teacher: Teacher, name: str) -> FolderSet:
 def _from_table(table: Path) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
-    with table.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
         if not {"file", "label"} <= set(reader.fieldnames or ()):
             raise DataError(
                 f"{table} needs the columns 'file' and 'label', it has {reader.fieldnames}"
@@ -86,7 +95,13 @@ def _from_table(table: Path) -> tuple[list[Path], list[int]]:
                 raise DataError(
                     f"{table}, line {reader.line_num}: the label {row['label']!r} is not an integer"
                 ) from None
+            if not row["file"]:
+                raise DataError(f"{table}, line {reader.line_num}: the file is missing")
             files.append(table.parent / row["file"])
+    except DataError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{table} cannot be read: {error}") from error
     absent = [f.name for f in files if not f.is_file()]
     if absent:
         raise DataError(
@@ -96,7 +111,7 @@ def _from_table(table: Path) -> tuple[list[Path], list[int]]:
 
 
 def _from_classes(path: Path, teacher: Teacher) -> tuple[list[Path], list[int]]:
-    folders = sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+    folders = sorted(d for d in path.iterdir() if d.is_dir() and not _is_hidden(d, path))
     if not folders:
         raise DataError(
             f"{path} holds neither labels.csv nor subfolders; expected one subfolder of images per "
@@ -115,7 +130,17 @@ def _from_classes(path: Path, teacher: Teacher) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
     for folder, label in zip(folders, classes, strict=True):
-        found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        found = sorted(
+            f
+            for f in folder.rglob("*")
+            if f.suffix.lower() in SUFFIXES and not _is_hidden(f, folder) and f.is_file()
+        )
         files += found
         labels += [label] * len(found)
     return files, labels
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path, or a folder between it and `folder`, is none of the user's images."""
+    parts = path.relative_to(folder).parts
+    return any(part.startswith(".") or part == _DEBRIS for part in parts)

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from synq_fast.data.evaluation_set import ArraySet, EvaluationSet
 from synq_fast.data.image_folder import folder_set
 from synq_fast.errors import DataError
 from synq_fast.models.teacher import Teacher
+from synq_fast.paths import user_path
 
 DATA_VARIABLE = "SYNQ_FAST_DATA"
 
@@ -39,7 +41,7 @@ def data_root() -> Path:
     """
     given = os.environ.get(DATA_VARIABLE)
     if given:
-        root = Path(given).expanduser()
+        root = user_path(given)
         if not root.is_dir():
             raise DataError(f"{DATA_VARIABLE} is {given!r}, which is not a folder")
         return root
@@ -72,11 +74,11 @@ def load_dataset(name_or_path: str | os.PathLike[str], teacher: Teacher) -> Eval
         if not path.exists():
             raise DataError(f"{path.name} is not in {path.parent} (variable {DATA_VARIABLE})")
     else:
-        path = Path(name).expanduser()
+        path = user_path(name)
         name = path.name
     if path.is_dir():
         return folder_set(path, teacher, name)
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() == ".npz" and path.is_file():
         return ArraySet(name, *_read_npz(path), teacher)
     if path.is_file():
         raise DataError(f"{path} is not a dataset: expected an .npz file or a folder of images")
@@ -88,14 +90,17 @@ def load_dataset(name_or_path: str | os.PathLike[str], teacher: Teacher) -> Eval
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise DataError(f"{path} holds one array, expected an .npz file (numpy.savez)")
+        with found as arrays:
             absent = {"images", "labels"} - set(arrays.files)
             if absent:
                 raise DataError(
                     f"{path} needs the arrays 'images' and 'labels', it has {arrays.files}"
                 )
             return arrays["images"], arrays["labels"]
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file ({error})") from error
     except ValueError as error:
         if isinstance(error, DataError):

@@ -16,16 +16,10 @@ import torch.distributed as dist
 from synq_fast.distributed.meeting import meet
 from synq_fast.distributed.ranks import ALONE, GroupRanks, Ranks
 from synq_fast.errors import DistributedError
+from synq_fast.first_process import world_size
 
 _TIMEOUT = timedelta(minutes=10)
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that prints: rank 0, or alone."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
-    return _world_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def restarted() -> bool:
@@ -44,7 +38,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         DistributedError: the processes cannot meet or do not fit together.
     """
     given = dist.is_available() and dist.is_initialized()
-    if not given and _world_size() == 1:
+    if not given and world_size() == 1:
         yield ALONE
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -65,10 +59,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
                 dist.destroy_process_group()
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def _make_group(device: torch.device) -> None:
     if not dist.is_available():
         raise DistributedError(
@@ -78,7 +68,7 @@ def _make_group(device: torch.device) -> None:
     missing = [name for name in _NEEDED if not os.environ.get(name)]
     if missing:
         raise DistributedError(
-            f"WORLD_SIZE={_world_size()} says that this is one of several processes, but "
+            f"WORLD_SIZE={world_size()} says that this is one of several processes, but "
             f"{', '.join(missing)} is not set; start the command with torchrun, or unset WORLD_SIZE"
         )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -93,7 +83,7 @@ def _make_group(device: torch.device) -> None:
     except (RuntimeError, ValueError, TimeoutError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise DistributedError(
-            f"the {_world_size()} processes of this run did not meet at {where} within "
+            f"the {world_size()} processes of this run did not meet at {where} within "
             f"{_TIMEOUT.seconds // 60} minutes: {str(error).splitlines()[0]}"
         ) from error
 

@@ -4,7 +4,7 @@ import copy
 import difflib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from synq_fast.errors import ModelError
 from synq_fast.models import resnet_cifar, zoo
-from synq_fast.models.teacher import Teacher, make_teacher
+from synq_fast.models.teacher import Teacher, checked_shape, make_teacher
 from synq_fast.models.weights import load_weights
 
 RANDOM = "random"
@@ -62,9 +62,9 @@ def load_teacher(
     model: str | nn.Module | Teacher,
     *,
     weights: str | os.PathLike[str] | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    input_shape: Iterable[int] | None = None,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
     num_classes: int | None = None,
     device: torch.device | str | None = None,
 ) -> Teacher:
@@ -82,8 +82,10 @@ def load_teacher(
         weights: a checkpoint (see `load_weights`), "random" for an untrained model, or the name of
             a set of torchvision weights ("IMAGENET1K_V2").
         input_shape: (C, H, W) of one image; known for the named models and for timm's.
-        mean: normalisation per channel on a 0..1 scale; known for the named models, else 0.
-        std: normalisation per channel on a 0..1 scale; known for the named models, else 1.
+        mean: normalisation per channel on a 0..1 scale; known for the named models and for timm's,
+            else 0.
+        std: normalisation per channel on a 0..1 scale; known for the named models and for timm's,
+            else 1.
         num_classes: number of classes of the checkpoint, for a torchvision or timm model; for any
             other model it is only checked.
         device: where to put the model; by default it stays where it is.
@@ -92,10 +94,16 @@ def load_teacher(
         The model in eval mode, its parameters without gradients.
 
     Raises:
-        ModelError: no such model, a missing shape or missing weights, or not a classifier.
+        ModelError: no such model, a missing shape or missing weights, a normalisation that is known
+            for another number of channels, or not a classifier.
         CheckpointError: the checkpoint is unreadable or belongs to another model.
     """
     if isinstance(model, Teacher):
+        if input_shape is not None and checked_shape(input_shape) != model.input_shape:
+            raise ModelError(
+                f"{model.name} is a teacher for images of shape {model.input_shape} already, but "
+                f"input_shape is {tuple(input_shape)}; leave it out, or load the teacher for it"
+            )
         return model if device is None else model.to(device)
     if isinstance(model, nn.Module):
         name = type(model).__name__
@@ -109,17 +117,20 @@ def load_teacher(
         )
     if weights is not None and weights != RANDOM:
         load_weights(known.module, weights)
-    shape = input_shape or known.input_shape
-    if shape is None:
+    given = known.input_shape if input_shape is None else input_shape
+    if given is None:
         raise ModelError(
             f"the input shape of {name} is unknown: pass input_shape=(channels, height, width) "
             "(--input-shape on the command line)"
         )
+    shape = checked_shape(given)
     if device is not None:
         known.module.to(device)
-    return make_teacher(
-        known.module, name, tuple(shape), mean or known.mean, std or known.std, num_classes
-    )
+    if mean is None:
+        mean = zoo.for_channels(known.mean, shape, name, "mean")
+    if std is None:
+        std = zoo.for_channels(known.std, shape, name, "std")
+    return make_teacher(known.module, name, shape, mean, std, num_classes)
 
 
 def _by_name(

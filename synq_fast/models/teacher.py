@@ -1,11 +1,12 @@
 """The full-precision model with what is needed to feed it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from synq_fast.arguments import whole_number
 from synq_fast.errors import ModelError
 
 
@@ -28,6 +29,23 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+
+    def __post_init__(self) -> None:
+        """Take numbers of any library; a teacher is compared, hashed and written as plain ones.
+
+        Raises:
+            ModelError: the shape or the normalisation is malformed.
+        """
+        shape = checked_shape(self.input_shape)
+        values = {
+            "input_shape": shape,
+            "mean": _per_channel(self.mean, 0.0, shape[0], "mean"),
+            "std": _per_channel(self.std, 1.0, shape[0], "std"),
+        }
+        if min(values["std"]) <= 0:
+            raise ModelError(f"std must be positive in every channel, got {values['std']}")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def device(self) -> torch.device:
@@ -69,9 +87,9 @@ def module_device(module: nn.Module) -> torch.device:
 def make_teacher(
     module: nn.Module,
     name: str,
-    input_shape: tuple[int, ...],
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    input_shape: Iterable[int],
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
     num_classes: int | None = None,
 ) -> Teacher:
     """Freeze `module`, run it once on zeros and describe it as a `Teacher`.
@@ -88,33 +106,40 @@ def make_teacher(
         ModelError: the shape or the normalisation is malformed, the model does not run on an input
             of this shape, or its output is not a (B, num_classes) tensor.
     """
-    shape = _checked_shape(input_shape)
-    mean = _per_channel(mean, 0.0, shape[0], "mean")
-    std = _per_channel(std, 1.0, shape[0], "std")
-    if min(std) <= 0:
-        raise ModelError(f"std must be positive in every channel, got {std}")
+    shape = checked_shape(input_shape)
+    means = _per_channel(mean, 0.0, shape[0], "mean")
+    deviations = _per_channel(std, 1.0, shape[0], "std")
     module.eval().requires_grad_(False)
     classes = _count_classes(module, name, shape)
     if num_classes is not None and num_classes != classes:
         raise ModelError(f"{name} has {classes} classes, but num_classes={num_classes} was given")
-    return Teacher(module, name, shape, mean, std, classes)
+    return Teacher(module, name, shape, means, deviations, classes)
 
 
-def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    values = tuple(shape)
-    if len(values) != 3 or any(type(v) is not int or v < 1 for v in values):
+def checked_shape(shape: Iterable[int]) -> tuple[int, int, int]:
+    """(C, H, W) as Python ints, from any sequence of three positive integers.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        channels, height, width = (whole_number("input_shape", size, 1) for size in shape)
+    except (TypeError, ValueError) as error:
         raise ModelError(
-            f"input_shape must be (channels, height, width), three positive integers, got {shape}"
-        )
-    return values
+            f"input_shape must be (channels, height, width), three positive integers, got {shape!r}"
+        ) from error
+    return channels, height, width
 
 
 def _per_channel(
-    values: tuple[float, ...] | None, default: float, channels: int, what: str
+    given: Iterable[float] | None, default: float, channels: int, what: str
 ) -> tuple[float, ...]:
-    if values is None:
+    if given is None:
         return (default,) * channels
-    values = tuple(float(v) for v in values)
+    try:
+        values = tuple(float(v) for v in given)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{what} must be one number per channel, got {given!r}") from error
     if len(values) != channels:
         raise ModelError(
             f"{what} needs one value per channel: {len(values)} given, the input has {channels}"

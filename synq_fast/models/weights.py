@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synq_fast.errors import CheckpointError
+from synq_fast.paths import user_path
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -34,7 +35,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the file is missing, unreadable, holds pickled objects or NaN, or belongs
             to another model. `module` is unchanged then.
     """
-    path = Path(path)
+    path = user_path(path)
     state = _clean(_read(path), path)
     expected = module.state_dict()
     for key, value in expected.items():

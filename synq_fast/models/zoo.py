@@ -94,7 +94,9 @@ def timm_model(name: str, weights: Weights, num_classes: int | None) -> tuple[Kn
         import timm
     except ImportError as error:
         raise ModelError(f"timm/{name} needs timm: pip install timm") from error
-    options = {} if num_classes is None or weights is None else {"num_classes": num_classes}
+    options: dict[str, Any] = {}
+    if num_classes is not None and weights is not None:
+        options["num_classes"] = num_classes
     try:
         module = timm.create_model(name, pretrained=weights is None, **options)
     except Exception as error:
@@ -111,3 +113,31 @@ def described(module: nn.Module) -> KnownModel:
     if not isinstance(config, dict):
         return KnownModel(module)
     return KnownModel(module, config.get("input_size"), config.get("mean"), config.get("std"))
+
+
+def for_channels(
+    values: tuple[float, ...] | None, shape: tuple[int, ...], name: str, what: str
+) -> tuple[float, ...] | None:
+    """Fit a model's own normalisation to the channels of its input.
+
+    Args:
+        values: per channel of the images that the model was described for, or None.
+        shape: (C, H, W) of its input.
+        name: the model, shown to the user.
+        what: "mean" or "std".
+
+    Returns:
+        One value per channel; None for None.
+
+    Raises:
+        ModelError: the values differ, and there is another number of them than of channels.
+    """
+    if values is None or len(values) == shape[0]:
+        return values
+    if len(set(values)) == 1:
+        return (values[0],) * shape[0]
+    raise ModelError(
+        f"{name} describes a {what} for {len(values)} channels, {tuple(values)}, but its input has "
+        f"{shape[0]}: say how its images were normalised with load_teacher(model, "
+        f"input_shape=..., mean=..., std=...), whose result quantize and synthesize take"
+    )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from synq_fast.errors import SynqFastError
+from synq_fast.errors import ArgumentError, SynqFastError
 from synq_fast.ops._native import CPU_REASON, CUDA_REASON
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -66,7 +66,7 @@ def _check_choice(name: str) -> str:
 def _initial_choice() -> str:
     name = os.environ.get("SYNQ_FAST_BACKEND") or "auto"
     if name not in CHOICES:
-        raise ValueError(
+        raise ArgumentError(
             f"SYNQ_FAST_BACKEND must be one of {', '.join(CHOICES)}, got {name!r}; "
             "correct or unset the environment variable"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from synq_fast.errors import RecipeError
+from synq_fast.arguments import whole_number
+from synq_fast.errors import ArgumentError, RecipeError
 
 LOWEST, HIGHEST = 2, 8
 _PATTERN = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
@@ -21,11 +22,16 @@ class BitWidths:
     def __post_init__(self) -> None:
         """Refuse widths that no quantizer here implements."""
         for name, bits in (("weight", self.weight), ("activation", self.activation)):
-            if isinstance(bits, bool) or not isinstance(bits, int) or not LOWEST <= bits <= HIGHEST:
+            try:
+                number = whole_number(name, bits)
+            except ArgumentError:
+                number = 0
+            if not LOWEST <= number <= HIGHEST:
                 raise RecipeError(
                     f"{name} bits must be a whole number from {LOWEST} to {HIGHEST}, got {bits!r}; "
                     f'for example bits="w4a4"'
                 )
+            object.__setattr__(self, name, number)
 
     def __str__(self) -> str:
         """Write the widths as ``w<weight>a<activation>``."""

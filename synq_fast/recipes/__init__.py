@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from synq_fast.errors import RecipeError
+from synq_fast.paths import user_path
+from synq_fast.recipes.consistency import check_consistency
+from synq_fast.recipes.default import default_recipe
 from synq_fast.recipes.schema import Recipe
+from synq_fast.text_files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,7 +28,7 @@ else:
     # Where the standard library has tomllib, tomli is not installed and mypy cannot see it.
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["Recipe", "dump_recipe", "list_recipes", "load_recipe", "parse_value"]
+__all__ = ["Recipe", "default_recipe", "dump_recipe", "list_recipes", "load_recipe", "parse_value"]
 
 _FOLDER = Path(__file__).parent
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -40,18 +46,20 @@ def load_recipe(
 
     Args:
         name_or_path: a name of ``list_recipes()``, the path of a TOML file, or a recipe.
-        overrides: values by dotted key, e.g. ``{"finetune.steps": 500}``.
+        overrides: values by dotted key, e.g. ``{"finetune.steps": 500}``, or sections of them,
+            ``{"finetune": {"steps": 500}}``. NumPy's numbers and arrays count as Python's.
 
     Raises:
         RecipeError: no such recipe, not TOML, an unknown key, or a value of the wrong type or out
-            of its bounds; the message names the key and what it takes.
+            of its bounds, or values that do not go together; the message names the key and what
+            it takes.
     """
     if isinstance(name_or_path, Recipe):
         values: dict[str, Any] = dataclasses.asdict(name_or_path)
         source = name_or_path.name
     else:
         values, source = _read(name_or_path)
-    for key, value in (overrides or {}).items():
+    for key, value in _flat(overrides or {}):
         *sections, last = key.split(".")
         table = values
         for section in sections:
@@ -60,11 +68,7 @@ def load_recipe(
                 raise RecipeError(f'override "{key}": "{section}" is a value, not a section')
         table[last] = value
     recipe: Recipe = _build(Recipe, values, "", source)
-    for key in ("synthesis.augment_scale", "finetune.crop_scale"):
-        section, name = key.split(".")
-        low, high = getattr(getattr(recipe, section), name)
-        if not 0 < low <= high:
-            raise RecipeError(f"{source}: {key} must hold 0 < low <= high, got [{low}, {high}]")
+    check_consistency(recipe, source)
     return recipe
 
 
@@ -81,19 +85,34 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def _flat(overrides: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by dotted key, those of nested sections as well."""
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise RecipeError(
+            f'overrides are values by dotted key, e.g. {{"finetune.steps": 500}}, got {overrides!r}'
+        )
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise RecipeError(f"a recipe is a name, a path or a Recipe, got {name_or_path!r}")
+    path = user_path(name_or_path)
+    if path.suffix.lower() != ".toml":
         path = _FOLDER / f"{name_or_path}.toml"
     try:
-        return {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}, path.name
+        return {"name": path.stem, **tomllib.loads(read_text(path))}, path.name
     except OSError as error:
         known = ", ".join(list_recipes())
         raise RecipeError(
             f'no recipe "{name_or_path}" ({error.strerror}); known: {known}, or the path of a '
             f".toml file"
         ) from error
-    except ValueError as error:  # not TOML, or not even UTF-8
+    except ValueError as error:  # not TOML, or in no known encoding
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -119,24 +138,40 @@ def _build(kind: type[Any], values: Mapping[str, Any], prefix: str, source: str)
     return kind(**checked)
 
 
+def _plain(value: Any) -> Any:
+    """A value as Python's own type: those of NumPy, and subclasses of str and int, look like it."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    return value
+
+
 def _value(hint: Any, value: Any, bounds: Mapping[str, Any], where: str) -> Any:
+    value = _plain(value)
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)
         open_ended = inner[-1] is Ellipsis
         if not isinstance(value, list | tuple) or not (open_ended or len(value) == len(inner)):
             length = "any number of" if open_ended else str(len(inner))
             raise RecipeError(f"{where} must be a list of {length} values, got {value!r}")
-        return tuple(_value(inner[0], item, bounds, where) for item in value)
+        items = tuple(_value(inner[0], item, bounds, where) for item in value)
+        if bounds.get("ascending") and list(items) != sorted(items):
+            raise RecipeError(f"{where} must hold low <= high, got {list(items)}")
+        return items
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     if type(value) is not hint:
         raise RecipeError(f"{where} must be {_KINDS[hint]}, got {value!r}")
     if "options" in bounds and value not in bounds["options"]:
         raise RecipeError(f"{where} must be one of {', '.join(bounds['options'])}, got {value!r}")
-    if "low" in bounds and not (bounds["low"] <= value <= bounds.get("high", math.inf)):
-        high = bounds.get("high", math.inf)
-        limit = f"at least {bounds['low']}" if math.isinf(high) else f"{bounds['low']} to {high}"
-        raise RecipeError(f"{where} must be {limit}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{where} must be finite, got {value!r}")
+    off = bounds.get("or_zero", False)
+    if "low" in bounds and not (bounds["low"] <= value <= bounds["high"] or (off and value == 0)):
+        limit = f"{'0 or ' if off else ''}{bounds['low']:.10g} to {bounds['high']:.10g}"
+        raise RecipeError(f"{where} must be {limit}, got {value!r}")
     return value

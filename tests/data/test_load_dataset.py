@@ -64,6 +64,22 @@ def test_layouts_and_types_agree(tmp_path, arrays):
         torch.testing.assert_close(torch.stack([other[i][0] for i in range(5)]), first)
 
 
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "g"])
+def test_arrays_of_either_byte_order(tmp_path, arrays, kind):
+    images, labels = arrays
+    shades = (images / 255).astype(kind)
+    for order in "<>":
+        path = write(
+            tmp_path / "x.npz",
+            shades.astype(shades.dtype.newbyteorder(order)),
+            labels.astype(f"{order}i8"),
+        )
+        x, y = next(load_dataset(path, make_teacher()).batches(5))
+        expected = (images.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
+        np.testing.assert_allclose(x.numpy(), expected, atol=3e-3 if kind == "f2" else 1e-5)
+        assert y.tolist() == labels.tolist()
+
+
 def test_grey_images_need_no_channel_axis():
     data = ArraySet("x", np.zeros((2, 6, 8), np.uint8), [0, 1], make_teacher((1, 6, 8)))
     assert data[1][0].shape == (1, 6, 8)
@@ -95,6 +111,10 @@ NAN = np.full((2, 6, 8, 3), np.nan, np.float32)
         (np.zeros((0, 6, 8, 3), np.uint8), [], "is empty"),
         (np.zeros((2, 8, 6, 3), np.uint8), [0, 1], r"the shape \(2, 8, 6, 3\)"),
         (np.zeros((2, 6, 8, 3), np.int64), [0, 1], "type int64"),
+        (np.zeros((2, 6, 8, 3), np.uint16), [0, 1], "type uint16.*divide them by"),
+        (np.zeros((2, 6, 8, 3), ">u2"), [0, 1], "type >u2.*divide them by"),
+        (np.zeros((2, 6, 8, 3), bool), [0, 1], "type bool"),
+        (np.float32(0.5), [0, 1], "no images but 2 labels"),
         (NAN, [0, 1], "NaN images: 2 of 2"),
         (np.full((2, 6, 8, 3), 255.0), [0, 1], "0..1 scale"),
         (np.full((2, 6, 8, 3), np.inf), [0, 1], "0..1 scale"),
@@ -126,6 +146,16 @@ def test_bad_files(tmp_path):
     np.savez(tmp_path / "object.npz", images=np.array([{}]), labels=np.array([0]))
     with pytest.raises(DataError, match="without pickle"):
         load_dataset(tmp_path / "object.npz", teacher)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(DataError, match="holds one array"):
+        load_dataset(tmp_path / "one.npz", teacher)
+    np.savez_compressed(tmp_path / "flipped.npz", images=np.arange(9999), labels=np.zeros(3))
+    content = bytearray((tmp_path / "flipped.npz").read_bytes())
+    content[60:400] = b"\xff" * 340
+    (tmp_path / "flipped.npz").write_bytes(content)
+    with pytest.raises(DataError, match="not a readable"):
+        load_dataset(tmp_path / "flipped.npz", teacher)
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(DataError, match="not a dataset"):
         load_dataset(tmp_path / "x.txt", teacher)
@@ -187,6 +217,8 @@ def test_folder_with_table(tmp_path, arrays):
         ("", "columns 'file' and 'label'"),
         ("file,label\nx.png,cat\n", "line 2: the label 'cat'"),
         ("file,label\nx.png\n", "line 2: the label None"),
+        ("label,file\n3\n", "line 2: the file is missing"),
+        ('file,label\n"x.png,3\n' + "y" * 200_000, "labels.csv cannot be read: field larger"),
         ("file,label\n", "is empty"),
     ],
 )
@@ -194,6 +226,22 @@ def test_bad_tables(tmp_path, table, message):
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path, make_teacher())
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "cp1252"]
+)
+def test_tables_in_other_encodings(tmp_path, encoding):
+    save_image(tmp_path / "schön.png", np.zeros((6, 8, 3), np.uint8))
+    table = tmp_path / "labels.csv"
+    table.write_bytes("file,label\r\nschön.png,3\r\n".encode(encoding))
+    wrong = {"cp1252": r"not UTF-8 text \(byte 0xf6 in line 2\)", "utf-16-le": "zero bytes"}
+    wrong["utf-16-be"] = "zero bytes"
+    if encoding in wrong:
+        with pytest.raises(DataError, match=rf"labels\.csv .*{wrong[encoding]}.*save it as UTF-8"):
+            load_dataset(tmp_path, make_teacher())
+    else:
+        assert load_dataset(tmp_path, make_teacher()).labels.tolist() == [3]
 
 
 def test_folder_with_class_folders(tmp_path):

@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -248,3 +249,39 @@ def test_a_model_that_is_no_classifier(module, got):
 def test_something_else_is_refused():
     with pytest.raises(ModelError, match="got int"):
         load_teacher(3)
+
+
+@pytest.mark.parametrize("shape", [[3, 8, 8], np.array([3, 8, 8]), (np.int64(3), 8, np.int32(8))])
+def test_shape_and_normalisation_of_any_library(shape):
+    mean, std = np.array([0.5, 0.25, 0.75]), torch.tensor([0.5, 0.25, 0.5])
+    teacher = load_teacher(Small(), input_shape=shape, mean=mean, std=std)
+    direct = Teacher(teacher.module, "Small", shape, mean, std, 7)
+    for made in (teacher, direct):
+        assert made.input_shape == (3, 8, 8) and set(map(type, made.input_shape)) == {int}
+        assert made.mean == (0.5, 0.25, 0.75) and made.std == (0.5, 0.25, 0.5)
+        assert set(map(type, made.mean + made.std)) == {float}
+
+
+@pytest.mark.parametrize("mean", [0.5, "0.5", (0.5,), (0.5, "x", 0.5), (0.5, None, 0.5)])
+def test_malformed_normalisation(mean):
+    with pytest.raises(ModelError, match="mean "):
+        load_teacher(Small(), input_shape=(3, 8, 8), mean=mean)
+
+
+def grey(mean, std):
+    """A network for grey images that still carries the description of one for colours."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    module(torch.zeros(1, 1, 8, 8))
+    module.pretrained_cfg = {"input_size": (3, 8, 8), "mean": mean, "std": std}
+    return module
+
+
+def test_described_normalisation_of_other_channels():
+    teacher = load_teacher(grey((0.5,) * 3, (0.25,) * 3), input_shape=(1, 8, 8))
+    assert (teacher.mean, teacher.std) == ((0.5,), (0.25,))
+    with pytest.raises(ModelError, match=r"mean for 3 channels.*its input has 1.*mean=\.\.\."):
+        load_teacher(grey(*IMAGENET), input_shape=(1, 8, 8))
+    with pytest.raises(ModelError, match="std for 3 channels"):
+        load_teacher(grey((0.5,) * 3, IMAGENET[1]), input_shape=(1, 8, 8))
+    teacher = load_teacher(grey(*IMAGENET), input_shape=(1, 8, 8), mean=(0.4,), std=(0.2,))
+    assert (teacher.mean, teacher.std) == ((0.4,), (0.2,))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,16 @@ def test_written_and_read_back(weight, activation, upper):
     widths = BitWidths(weight, activation)
     text = str(widths).upper() if upper else f" {widths} "
     assert BitWidths.parse(text) == widths
+
+
+def test_widths_of_numpy_and_texts_of_other_classes():
+    class Text(str):
+        __slots__ = ()
+
+    assert BitWidths.parse(Text("w3a5")) == BitWidths.parse(np.str_("w3a5")) == BitWidths(3, 5)
+    widths = BitWidths(np.int64(3), np.uint8(5))
+    assert widths == BitWidths(3, 5) and str(widths) == "w3a5"
+    assert type(widths.weight) is int and type(widths.activation) is int
 
 
 def test_parsed_widths_pass_through():

@@ -1,0 +1,141 @@
+"""Every value of a recipe that could not work is refused before work begins."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from synq_fast.errors import RecipeError
+from synq_fast.recipes import Recipe, default_recipe, list_recipes, load_recipe
+
+
+def every_bounded_key(kind=Recipe, prefix=""):
+    for field in dataclasses.fields(kind):
+        inner = field.default_factory
+        if dataclasses.is_dataclass(inner):
+            yield from every_bounded_key(inner, f"{prefix}{field.name}.")
+        elif "low" in field.metadata:
+            yield f"{prefix}{field.name}", field
+
+
+KEYS = dict(every_bounded_key())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_number_has_two_finite_bounds_that_hold(key):
+    field = KEYS[key]
+    bounds, listed = field.metadata, isinstance(field.default, tuple)
+    low, high = bounds["low"], bounds["high"]
+    assert 0 <= low < high < math.inf
+    assert listed or low <= field.default <= high or (bounds.get("or_zero") and not field.default)
+    whole = isinstance(field.default, int)
+    for value in (-1, high + 1, 2 * high + 1) if whole else (-1e-300, -1.0, 1.001 * high, 1e300):
+        with pytest.raises(RecipeError, match=rf"{key} must be .*{re.escape(f'{high:.10g}')}"):
+            load_recipe("synq-digits", {key: [value, value] if listed else value})
+    if low > 0 and not bounds.get("or_zero"):
+        with pytest.raises(RecipeError, match=key):
+            load_recipe("synq-digits", {key: [0, 0] if listed else 0})
+
+
+@pytest.mark.parametrize("section", ["synthesis", "finetune", "filter", "quantization"])
+def test_every_number_is_bounded(section):
+    def numbers(table, prefix):
+        for name, value in table.items():
+            if isinstance(value, dict):
+                yield from numbers(value, f"{prefix}{name}.")
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield f"{prefix}{name}"
+
+    table = dataclasses.asdict(Recipe("x"))[section]
+    assert set(numbers(table, f"{section}.")) <= KEYS.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("filter.cutoff", 0),
+        ("filter.cutoff", 1e-200),
+        ("filter.order", 10**19),
+        ("finetune.learning_rate", 0),
+        ("finetune.learning_rate", 1e-300),
+        ("synthesis.learning_rate", 0),
+        ("synthesis.images", 10**15),
+        ("finetune.distillation.temperature", 1e20),
+        ("finetune.cam.weight", 1e-300),
+        ("finetune.momentum", 1.0),
+        ("finetune.milestones", [2.0]),
+        ("finetune.perturbation.epsilon", 0),
+        ("finetune.crop_scale", [1e-30, 1]),
+    ],
+)
+def test_unworkable_values_are_refused(key, value):
+    with pytest.raises(RecipeError, match=f"{key} must be"):
+        load_recipe("synq-digits", {key: value})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            {"synthesis.learning_rate": 1e-6},
+            ["synthesis.min_learning_rate", "above synthesis.learning_rate = 1e-06"],
+        ),
+        (
+            {"synthesis.centers": {"weight": 1, "learning_rate": 0.01}},
+            ["synthesis.centers.min_learning_rate"],
+        ),
+        ({"synthesis": {"statistics_weight": 0, "class_weight": 0}}, ["images stay noise"]),
+        (
+            {
+                "synthesis.centers.weight": 1,
+                "synthesis.centers.class_weight": 0,
+                "synthesis.centers.shallow_weight": 0,
+                "synthesis.centers.deep_weight": 0,
+            },
+            ["centres stay noise"],
+        ),
+        (
+            {
+                "finetune.distillation.alpha": 0,
+                "finetune.distillation.label_weight": 0,
+                "finetune.features.weight": 0,
+                "finetune.cam.weight": 0,
+            },
+            ["finetune.cam.weight", "learns nothing"],
+        ),
+        ({"finetune.schedule": "step"}, ["finetune.milestones"]),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_values_that_leave_nothing_to_do_together(overrides, parts):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("synq-digits", overrides)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_part_that_is_off_may_hold_anything():
+    load_recipe("synq-digits", {"synthesis.centers": {"weight": 0, "learning_rate": 0.01}})
+    weights = ("distillation.alpha", "distillation.label_weight", "features.weight", "cam.weight")
+    off = {f"finetune.{name}": 0 for name in weights}
+    assert load_recipe("synq-digits", {**off, "finetune.steps": 0}).finetune.cam.weight == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ((1, 8, 8), "synq-digits"),
+        ((1, 16, 16), "synq-digits"),
+        ((1, 28, 28), "synq-cifar"),
+        ((3, 32, 32), "synq-cifar"),
+        ((3, 64, 64), "synq-cifar"),
+        ((3, 16, 64), "synq-cifar"),
+        ((3, 96, 96), "synq-imagenet"),
+        ((3, 224, 224), "synq-imagenet"),
+        ((3, 32, 400), "synq-imagenet"),
+    ],
+)
+def test_default_recipe_follows_the_image_size(shape, name):
+    found, reason = default_recipe(shape)
+    assert found == name and name in list_recipes()
+    assert reason == f"for images of {shape[1]} x {shape[2]} pixels"
