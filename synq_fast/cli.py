@@ -150,6 +150,14 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", metavar="PATH", help="its checkpoint (.safetensors or .pt)")
     parser.add_argument("--input-shape", metavar="C,H,W", type=_shape, help="for your own models")
+    parser.add_argument(
+        "--model-option",
+        dest="model_options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the model's builder, e.g. --model-option transform_input=false",
+    )
 
 
 def _synthesis_options(parser: argparse.ArgumentParser) -> None:
@@ -190,19 +198,26 @@ def _at_least(low: int) -> Callable[[str], int]:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    overrides = {}
-    for text in options.overrides:
+    return _assignments(options.overrides, "--set", "finetune.steps=500")
+
+
+def _assignments(texts: Sequence[str], flag: str, example: str) -> dict[str, Any]:
+    values = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise RecipeError(f"--set takes KEY=VALUE, e.g. finetune.steps=500, got {text!r}")
-        overrides[key.strip()] = recipes.parse_value(value)
-    return overrides
+            raise RecipeError(f"{flag} takes KEY=VALUE, e.g. {example}, got {text!r}")
+        values[key.strip()] = recipes.parse_value(value)
+    return values
 
 
 def _teacher(options: argparse.Namespace) -> Any:
     from synq_fast.models import load_teacher
 
-    return load_teacher(options.model, weights=options.weights, input_shape=options.input_shape)
+    builder = _assignments(options.model_options, "--model-option", "transform_input=false")
+    return load_teacher(
+        options.model, weights=options.weights, input_shape=options.input_shape, options=builder
+    )
 
 
 def _quantize(options: argparse.Namespace) -> None:

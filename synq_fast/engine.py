@@ -172,10 +172,11 @@ class _Run:
     ) -> None:
         keep_freed_memory()
         limit_threads()
-        dtypes = {p.dtype for p in teacher.module.parameters()} - {torch.float32}
+        tensors = (*teacher.module.parameters(), *teacher.module.buffers())
+        dtypes = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
         if dtypes:
             raise ModelError(
-                f"{teacher.name} holds parameters of {', '.join(sorted(map(str, dtypes)))}; "
+                f"{teacher.name} holds numbers of {', '.join(sorted(map(str, dtypes)))}; "
                 f"quantization starts from float32: convert it with .float()"
             )
         self.teacher = teacher.to(device)

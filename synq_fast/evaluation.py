@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from synq_fast.arguments import whole_number
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.data.decoding import worker_deaths
+from synq_fast.defaults import plain_defaults
 from synq_fast.devices import chosen_device
 from synq_fast.errors import DataError, ModelError
 from synq_fast.finetune.precision import tensor_float32
@@ -168,8 +169,15 @@ def _batches(
         if hasattr(dataset, "__len__"):
             total = len(dataset)
         pinned = device.type == "cuda"
-        loader = DataLoader(dataset, batch_size, num_workers=workers or 0, pin_memory=pinned)
-        batches = loader if total != 0 else ()
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            num_workers=workers or 0,
+            pin_memory=pinned,
+            collate_fn=_collated,
+        )
+        with plain_defaults():
+            batches = iter(loader) if total != 0 else ()
     elif isinstance(dataset, Iterable):
         batches = dataset
     else:
@@ -181,7 +189,7 @@ def _batches(
         for batch in batches:
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise DataError("the dataset must yield pairs of images and labels")
-            images, labels = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+            images, labels = _as_tensor(batch[0]), _as_tensor(batch[1])
             if labels.dim() != 1 or labels.is_floating_point():
                 raise DataError(
                     f"labels must be one integer per image, got {labels.dtype} of shape "
@@ -190,6 +198,15 @@ def _batches(
             if len(labels):
                 yield images, labels
             advance(len(labels))
+
+
+def _collated(items: list[Any]) -> Any:
+    with plain_defaults():
+        return default_collate(items)
+
+
+def _as_tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def _progress_bar(progress: bool, total: int | None) -> Any:

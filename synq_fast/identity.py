@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from synq_fast.structure import structure
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
 def weights_hash(graph: fx.GraphModule) -> str:
     """A hash of a traced model's structure and of every bit of its weights."""
-    digest = hashlib.sha256(graph.code.encode())
-    for name, value in sorted(graph.state_dict().items()):
+    digest = hashlib.sha256(json.dumps(structure(graph)).encode())
+    tensors = {**graph.state_dict(), **dict(graph.named_buffers())}
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(_raw_bytes(value))
     return digest.hexdigest()

@@ -14,4 +14,11 @@ import torch
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator for one purpose, e.g. ``generator_for(0, "finetune", step)``."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def normal_images(
+    count: int, shape: tuple[int, int, int], generator: torch.Generator
+) -> torch.Tensor:
+    """Standard normal images (count, C, H, W), float32, on the CPU whatever the defaults are."""
+    return torch.randn(count, *shape, generator=generator, dtype=torch.float32, device="cpu")

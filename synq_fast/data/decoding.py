@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from synq_fast.data.pictures import UnclearPictureError, picture_of
+from synq_fast.defaults import plain_defaults
 from synq_fast.errors import DataError
 
 # The usual evaluation crop: a 224 window of an image whose shorter side is 256.
@@ -139,7 +140,8 @@ def decoded_batches(
         prefetch_factor=_BATCHES_AHEAD if workers else None,
         generator=torch.Generator(),  # leaves the caller's random numbers alone
     )
-    batches, trouble = iter(loader), ""
+    with plain_defaults():
+        batches, trouble = iter(loader), ""
     try:
         while not trouble:
             try:

@@ -106,7 +106,7 @@ class ArraySet(EvaluationSet):
 
     def stored_at(self, indices: Sequence[int]) -> Tensor:
         """Return images (B, C, H, W) as they are stored: uint8, or floats on a 0..1 scale."""
-        return self._images[torch.as_tensor(indices)]
+        return self._images[torch.as_tensor(indices, device="cpu")]
 
     def stored(self, batch_size: int, *, workers: int | None, pinned: bool) -> Iterator[Tensor]:
         """Yield all images as they are stored, batch by batch, in pinned memory if asked."""

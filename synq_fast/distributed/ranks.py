@@ -147,7 +147,7 @@ class GroupRanks(Ranks):
                 item = [tensor.cpu().contiguous() for tensor in made[index]]
             else:
                 form = forms[holders[0]][index]
-                item = [torch.empty(shape, dtype=dtype) for shape, dtype in form]
+                item = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in form]
             if len(holders) < self.size:
                 with _explained():
                     for tensor in item:

@@ -26,7 +26,7 @@ def filtered(images: Tensor, recipe: Filter) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, count: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for(seed, "order", epoch))
+    return torch.randperm(count, generator=generator_for(seed, "order", epoch), device="cpu")
 
 
 @dataclass(eq=False)

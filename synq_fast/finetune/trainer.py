@@ -43,7 +43,11 @@ def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
     device = weights[0].device
 
     def group(parameters: list[nn.Parameter], rate: float, decay: float) -> dict[str, Any]:
-        lr = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+        lr = (
+            torch.tensor(rate, dtype=torch.float32, device=device)
+            if device.type == "cuda"
+            else rate
+        )
         return {"params": parameters, "lr": lr, "weight_decay": decay}
 
     groups = [group(weights, recipe.learning_rate, recipe.weight_decay)]
@@ -204,7 +208,11 @@ class Trainer:
     def _check(self) -> None:
         # One transfer for the whole window: the steps in between never wait for the device.
         names = self.step.term_names
-        values = torch.stack(self.window).cpu() if self.window else torch.zeros(0, len(names))
+        values = (
+            torch.stack(self.window).cpu()
+            if self.window
+            else torch.zeros(0, len(names), device="cpu")
+        )
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()

@@ -1,23 +1,22 @@
 """Finding a teacher by name, import string or module."""
 
-import copy
 import difflib
+import enum
 import importlib
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from synq_fast.defaults import plain_defaults
 from synq_fast.errors import ModelError
 from synq_fast.models import resnet_cifar, zoo
+from synq_fast.models.preparation import plain_copy, without_wrapped_weights
 from synq_fast.models.teacher import Teacher, checked_shape, make_teacher
 from synq_fast.models.weights import load_weights
-
-RANDOM = "random"
 
 # Of the 1437 training images at 16x16, on a 0..1 scale, rounded to three decimals.
 DIGITS_MEAN = (0.305,)
@@ -61,12 +60,13 @@ def list_teachers() -> list[str]:
 def load_teacher(
     model: str | nn.Module | Teacher,
     *,
-    weights: str | os.PathLike[str] | None = None,
+    weights: zoo.Weights = None,
     input_shape: Iterable[int] | None = None,
     mean: Iterable[float] | None = None,
     std: Iterable[float] | None = None,
     num_classes: int | None = None,
     device: torch.device | str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Teacher:
     """Load the full-precision model that is to be quantized.
 
@@ -77,10 +77,12 @@ def load_teacher(
             - "torchvision/<name>" or just a torchvision name ("resnet18"): with torchvision's own
               pretrained weights unless `weights` says otherwise;
             - "timm/<name>": the same for timm, where it is installed;
-            - "package.module:factory": a function or class of yours, called without arguments;
-            - a module. It is copied, yours stays as it is.
-        weights: a checkpoint (see `load_weights`), "random" for an untrained model, or the name of
-            a set of torchvision weights ("IMAGENET1K_V2").
+            - "package.module:factory": a function or class of yours, called with `options` alone;
+            - a module. It is copied, yours stays as it is. Wrappers (DataParallel, torch.compile,
+              AveragedModel) are taken off the copy, and weights that are computed by pruning,
+              weight or spectral normalisation or another parametrization become plain ones.
+        weights: a checkpoint (see `load_weights`), "random" for an untrained model, or a set of
+            torchvision weights or its name ("IMAGENET1K_V2").
         input_shape: (C, H, W) of one image; known for the named models and for timm's.
         mean: normalisation per channel on a 0..1 scale; known for the named models and for timm's,
             else 0.
@@ -89,6 +91,8 @@ def load_teacher(
         num_classes: number of classes of the checkpoint, for a torchvision or timm model; for any
             other model it is only checked.
         device: where to put the model; by default it stays where it is.
+        options: of the builder of a torchvision or timm model or of your factory, such as
+            `{"transform_input": False}`; they go before those that follow from the weights.
 
     Returns:
         The model in eval mode, its parameters without gradients.
@@ -98,26 +102,28 @@ def load_teacher(
             for another number of channels, or not a classifier.
         CheckpointError: the checkpoint is unreadable or belongs to another model.
     """
+    wanted = None if input_shape is None else checked_shape(input_shape)
     if isinstance(model, Teacher):
-        if input_shape is not None and checked_shape(input_shape) != model.input_shape:
+        if wanted not in (None, model.input_shape):
             raise ModelError(
                 f"{model.name} is a teacher for images of shape {model.input_shape} already, but "
-                f"input_shape is {tuple(input_shape)}; leave it out, or load the teacher for it"
+                f"input_shape is {wanted}; leave it out, or load the teacher for it"
             )
         return model if device is None else model.to(device)
-    if isinstance(model, nn.Module):
-        name = type(model).__name__
-        known = zoo.described(copy.deepcopy(model))
-    elif isinstance(model, str):
+    if isinstance(model, str):
         name = model
-        known, weights = _by_name(model, weights, num_classes)
+        known, weights = _by_name(model, weights, num_classes, wanted, dict(options or {}))
+    elif options:
+        raise ModelError("options= are those of a builder: they need a model by name")
     else:
-        raise ModelError(
-            f"a teacher is given by name, import string or nn.Module, got {type(model).__name__}"
-        )
-    if weights is not None and weights != RANDOM:
-        load_weights(known.module, weights)
-    given = known.input_shape if input_shape is None else input_shape
+        known = zoo.described(plain_copy(model))
+        name = type(known.module).__name__
+    if isinstance(weights, enum.Enum):
+        raise ModelError(f"{weights} are torchvision's weights, which {name} cannot take")
+    if weights is not None and weights != zoo.RANDOM:
+        load_weights(known.module, weights, unused=known.unused)
+    without_wrapped_weights(known.module)
+    given = known.input_shape if wanted is None else wanted
     if given is None:
         raise ModelError(
             f"the input shape of {name} is unknown: pass input_shape=(channels, height, width) "
@@ -130,12 +136,17 @@ def load_teacher(
         mean = zoo.for_channels(known.mean, shape, name, "mean")
     if std is None:
         std = zoo.for_channels(known.std, shape, name, "std")
-    return make_teacher(known.module, name, shape, mean, std, num_classes)
+    teacher = make_teacher(known.module, name, shape, mean, std, num_classes)
+    return replace(teacher, options=known.options)
 
 
 def _by_name(
-    name: str, weights: Any, num_classes: int | None
-) -> tuple[zoo.KnownModel, str | os.PathLike[str] | None]:
+    name: str,
+    weights: zoo.Weights,
+    num_classes: int | None,
+    input_shape: tuple[int, ...] | None,
+    options: dict[str, Any],
+) -> tuple[zoo.KnownModel, zoo.Weights]:
     if name in _ARCHITECTURES:
         entry = _ARCHITECTURES[name]
         if weights is None and entry.weights is None:
@@ -143,13 +154,22 @@ def _by_name(
                 f"{name} is an architecture without weights: pass weights=PATH (--weights PATH on "
                 'the command line), or "random" for an untrained model'
             )
-        known = zoo.KnownModel(entry.build(), entry.input_shape, entry.mean, entry.std)
+        if options:
+            raise ModelError(f"{name} has no options, got {', '.join(options)}")
+        with plain_defaults():
+            module = entry.build()
+        known = zoo.KnownModel(module, entry.input_shape, entry.mean, entry.std)
         return known, entry.weights if weights is None else weights
     if name.startswith("timm/"):
-        return zoo.timm_model(name.removeprefix("timm/"), weights, num_classes)
+        return zoo.timm_model(
+            name.removeprefix("timm/"), weights, num_classes, input_shape, options
+        )
     if ":" in name:
-        return zoo.described(_from_import_string(name)), weights
-    found = zoo.torchvision_model(name.removeprefix("torchvision/"), weights, num_classes)
+        module = plain_copy(_from_import_string(name, options))
+        return replace(zoo.described(module), options=options), weights
+    found = zoo.torchvision_model(
+        name.removeprefix("torchvision/"), weights, num_classes, input_shape, options
+    )
     if found is None:
         choices = [*_ARCHITECTURES, *zoo.torchvision_names()]
         close = difflib.get_close_matches(name.removeprefix("torchvision/"), choices, n=3)
@@ -161,7 +181,7 @@ def _by_name(
     return found
 
 
-def _from_import_string(name: str) -> nn.Module:
+def _from_import_string(name: str, options: Mapping[str, Any]) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         target: Any = importlib.import_module(module_name)
@@ -173,13 +193,16 @@ def _from_import_string(name: str) -> nn.Module:
             "here (is the folder on PYTHONPATH?)"
         ) from error
     if isinstance(target, nn.Module):
-        return copy.deepcopy(target)
+        if options:
+            raise ModelError(f"{name!r} is a module, not a factory that could take options")
+        return target
     if not callable(target):
         raise ModelError(f"{name!r} is {type(target).__name__}, expected a function or a module")
     try:
-        module = target()
+        module = target(**options)
     except TypeError as error:
-        raise ModelError(f"{name!r} cannot be called without arguments: {error}") from error
+        with_what = f"with {', '.join(options)}" if options else "without arguments"
+        raise ModelError(f"{name!r} cannot be called {with_what}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name!r} returned {type(module).__name__}, expected an nn.Module")
     return module

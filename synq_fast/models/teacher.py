@@ -1,13 +1,16 @@
 """The full-precision model with what is needed to feed it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synq_fast.arguments import whole_number
 from synq_fast.errors import ModelError
+from synq_fast.models.probing import settled_classes
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Teacher:
         mean: per channel, on images scaled to 0..1.
         std: per channel, on images scaled to 0..1.
         num_classes: number of logits.
+        options: what a builder was called with; empty for a user's module.
     """
 
     module: nn.Module
@@ -29,6 +33,7 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Take numbers of any library; a teacher is compared, hashed and written as plain ones.
@@ -62,14 +67,14 @@ class Teacher:
 
     def normalizer(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """`normalize` for many batches on a device, without a transfer for each."""
-        mean = torch.tensor(self.mean, device=device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1)
         return lambda images: (images.float() - mean) / std
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Undo `normalize`; the result is not clipped to 0..1."""
-        mean = torch.tensor(self.mean, device=inputs.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=inputs.device).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=inputs.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=inputs.device).view(-1, 1, 1)
         return inputs.float() * std + mean
 
     def to(self, device: torch.device | str) -> "Teacher":
@@ -92,10 +97,10 @@ def make_teacher(
     std: Iterable[float] | None = None,
     num_classes: int | None = None,
 ) -> Teacher:
-    """Freeze `module`, run it once on zeros and describe it as a `Teacher`.
+    """Freeze `module`, run it on random images and describe it as a `Teacher`.
 
     Args:
-        module: the classifier; set to eval mode and frozen in place.
+        module: the classifier; set to eval mode, frozen and freed of hooks in place.
         name: shown to the user.
         input_shape: (C, H, W).
         mean: per channel on a 0..1 scale; None is 0, no shift.
@@ -104,13 +109,14 @@ def make_teacher(
 
     Raises:
         ModelError: the shape or the normalisation is malformed, the model does not run on an input
-            of this shape, or its output is not a (B, num_classes) tensor.
+            of this shape, its output is not a (B, num_classes) tensor with two classes or more, or
+            hooks or chance change it.
     """
     shape = checked_shape(input_shape)
     means = _per_channel(mean, 0.0, shape[0], "mean")
     deviations = _per_channel(std, 1.0, shape[0], "std")
     module.eval().requires_grad_(False)
-    classes = _count_classes(module, name, shape)
+    classes = settled_classes(module, name, shape)
     if num_classes is not None and num_classes != classes:
         raise ModelError(f"{name} has {classes} classes, but num_classes={num_classes} was given")
     return Teacher(module, name, shape, means, deviations, classes)
@@ -144,26 +150,6 @@ def _per_channel(
         raise ModelError(
             f"{what} needs one value per channel: {len(values)} given, the input has {channels}"
         )
-    if not torch.tensor(values).isfinite().all():
+    if not all(map(math.isfinite, values)):
         raise ModelError(f"{what} must be finite, got {values}")
     return values
-
-
-def _count_classes(module: nn.Module, name: str, shape: tuple[int, int, int]) -> int:
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    zeros = torch.zeros(2, *shape, device=module_device(module), dtype=dtype)
-    try:
-        with torch.no_grad():
-            output = module(zeros)
-    except Exception as error:
-        raise ModelError(
-            f"{name} does not run on an input of shape (2, {', '.join(map(str, shape))}): {error}; "
-            "check input_shape"
-        ) from error
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 2:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(
-            f"{name} is not a classifier: for 2 images it returned {got}, expected one tensor of "
-            "logits of shape (2, classes); wrap the model so that forward returns its logits"
-        )
-    return output.shape[1]

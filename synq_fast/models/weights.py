@@ -11,33 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from synq_fast.errors import CheckpointError
+from synq_fast.models.state_dicts import found_state, named_as
 from synq_fast.paths import user_path
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 5
 
 
-def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(
+    module: nn.Module, path: str | os.PathLike[str], *, unused: tuple[str, ...] = ()
+) -> None:
     """Load a checkpoint into `module`, strictly.
 
     Reads safetensors files and files of `torch.save` that hold only tensors and plain containers
     (`torch.load(weights_only=True)`; arbitrary pickled objects are refused). A dictionary wrapped
-    as `{"state_dict": ...}` is unwrapped, and the prefixes that `DataParallel` (`module.`) and
-    `torch.compile` (`_orig_mod.`) add are removed. Only BatchNorm's `num_batches_tracked` may be
-    missing, since it does not enter the function.
+    as `{"state_dict": ...}` and the like is unwrapped, and the prefixes that `DataParallel`,
+    `torch.compile`, `AveragedModel` and trainers add are removed. Of a file with trained and
+    averaged weights the trained ones are taken, with a warning. Only BatchNorm's
+    `num_batches_tracked` may be missing, since it does not enter the function.
 
     Args:
         module: the model to fill, in place.
         path: the checkpoint.
+        unused: prefixes of tensors that the file may hold and the model does not need.
 
     Raises:
         CheckpointError: the file is missing, unreadable, holds pickled objects or NaN, or belongs
             to another model. `module` is unchanged then.
     """
     path = user_path(path)
-    state = _clean(_read(path), path)
     expected = module.state_dict()
+    state = named_as(expected, found_state(_read(path), path), path)
+    state = {k: v for k, v in state.items() if k in expected or not k.startswith(unused)}
     for key, value in expected.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value)
@@ -88,28 +92,6 @@ def _unreadable(path: Path, error: Exception) -> str:
         f"{path} is not a readable checkpoint ({reason[0] if reason else type(error).__name__}); "
         "expected a safetensors file or a state dict written by torch.save"
     )
-
-
-def _clean(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        got = "an empty dictionary" if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{path} holds {got}, expected a dictionary of tensors (a state dict)"
-        )
-    wrong = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
-    if wrong:
-        raise CheckpointError(
-            f"{path} is not a state dict: the values of {', '.join(wrong[:_SHOWN])} are not "
-            'tensors; save model.state_dict(), alone or as {"state_dict": ...}'
-        )
-    state = {str(k): v for k, v in content.items()}
-    for prefix in _PREFIXES * 2:
-        if all(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
 
 
 def _check_keys(

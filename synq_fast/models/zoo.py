@@ -1,18 +1,29 @@
 """Models of torchvision and timm, with their input shape and normalisation."""
 
+import enum
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.error import URLError
 
 from torch import nn
 
+from synq_fast.defaults import plain_defaults
 from synq_fast.errors import ModelError
+from synq_fast.models.published import (
+    AUXILIARY_HEADS,
+    published_options,
+    size_options,
+    warn_of_assumptions,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Weights = str | os.PathLike[str] | None
+Weights = str | os.PathLike[str] | enum.Enum | None
+Options = Mapping[str, Any]
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,10 @@ class KnownModel:
     input_shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the builder was called with, beside its name."""
+    unused: tuple[str, ...] = ()
+    """Prefixes of what a checkpoint may hold beside the module: heads for training alone."""
 
 
 def torchvision_names() -> list[str]:
@@ -35,22 +50,29 @@ def torchvision_names() -> list[str]:
 
 
 def torchvision_model(
-    name: str, weights: Weights, num_classes: int | None
+    name: str,
+    weights: Weights,
+    num_classes: int | None,
+    input_shape: tuple[int, ...] | None,
+    given: Options,
 ) -> tuple[KnownModel, Weights] | None:
     """Build a torchvision classifier; None when torchvision has none of this name.
 
     Args:
         name: torchvision's name.
         weights: None for torchvision's pretrained weights (the first set it published, which
-            papers quote), the name of one of its sets, "random", or a checkpoint to be loaded by
+            papers quote), one of its sets or its name, "random", or a checkpoint to be loaded by
             the caller.
         num_classes: of the checkpoint; ignored with pretrained weights.
+        input_shape: (C, H, W) of an image, for architectures that are built for one size.
+        given: options of the builder; they go before those that follow from the weights.
 
     Returns:
         The model, and what is still to be loaded.
 
     Raises:
-        ModelError: the pretrained weights cannot be downloaded.
+        ModelError: the pretrained weights cannot be downloaded or hold no classifier, or the
+            options do not fit.
     """
     if name not in torchvision_names():
         return None
@@ -58,19 +80,30 @@ def torchvision_model(
 
     sets = torchvision.models.get_model_weights(name)
     first = next(iter(sets), None)
-    chosen = first if weights is None else sets.__members__.get(os.fspath(weights))
-    if weights is None and chosen is None:
+    wanted = weights.name if isinstance(weights, enum.Enum) else weights
+    chosen = first if wanted is None else sets.__members__.get(os.fspath(wanted))
+    if chosen is None and (wanted is None or isinstance(weights, enum.Enum)):
         raise ModelError(
-            f"torchvision has no pretrained weights for {name}: pass weights=PATH (--weights PATH "
-            'on the command line), or "random" for an untrained model'
+            f"torchvision has no pretrained weights {wanted or ''} for {name}: pass weights=PATH "
+            '(--weights PATH on the command line), or "random" for an untrained model'
         )
-    options: dict[str, Any] = {}
+    if chosen is not None and not chosen.meta.get("categories"):
+        raise ModelError(f"the weights {chosen.name} of {name} are features without a classifier")
+    described_by = chosen or first
+    crop, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
+    if described_by is not None:
+        transforms = described_by.transforms()
+        crop, mean, std = transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std)
+    size = (crop, crop) if chosen is not None or input_shape is None else tuple(input_shape[1:])
+    options = {**size_options(name, size), **published_options("torchvision", name)}
+    if name in AUXILIARY_HEADS:
+        options |= {"aux_logits": False, "init_weights": False}
     if chosen is None and num_classes is not None:
         options["num_classes"] = num_classes
-    if name in ("googlenet", "inception_v3") and chosen is None:
-        options["init_weights"] = False
+    options |= given
     try:
-        module = torchvision.models.get_model(name, weights=chosen, **options)
+        with plain_defaults():
+            module = torchvision.models.get_model(name, weights=chosen, **options)
     except (URLError, OSError, RuntimeError) as error:
         if chosen is None:
             raise
@@ -78,13 +111,25 @@ def torchvision_model(
             f"the pretrained weights of {name} ({chosen.name}) could not be downloaded ({error}); "
             "pass weights=PATH (--weights PATH on the command line) to a checkpoint on this machine"
         ) from error
-    described_by = chosen or first
-    crop = 224 if described_by is None else described_by.transforms().crop_size[0]
-    known = KnownModel(module, (3, crop, crop), IMAGENET_MEAN, IMAGENET_STD)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ModelError(
+            f"torchvision cannot build {name} with {options}: {error}; check options= and "
+            "input_shape="
+        ) from error
+    if chosen is None and wanted != RANDOM:
+        warn_of_assumptions("torchvision", name, given)
+    unused = AUXILIARY_HEADS.get(name, ())
+    known = KnownModel(module, (3, crop, crop), mean, std, options, unused)
     return known, None if chosen is not None else weights
 
 
-def timm_model(name: str, weights: Weights, num_classes: int | None) -> tuple[KnownModel, Weights]:
+def timm_model(
+    name: str,
+    weights: Weights,
+    num_classes: int | None,
+    input_shape: tuple[int, ...] | None,
+    given: Options,
+) -> tuple[KnownModel, Weights]:
     """Build a timm model; as `torchvision_model`, but an unknown name raises.
 
     Raises:
@@ -94,17 +139,36 @@ def timm_model(name: str, weights: Weights, num_classes: int | None) -> tuple[Kn
         import timm
     except ImportError as error:
         raise ModelError(f"timm/{name} needs timm: pip install timm") from error
-    options: dict[str, Any] = {}
+    options = published_options("timm", name)
     if num_classes is not None and weights is not None:
         options["num_classes"] = num_classes
-    try:
-        module = timm.create_model(name, pretrained=weights is None, **options)
-    except Exception as error:
-        raise ModelError(
-            f"timm could not build {name} ({error}); check the name (timm.list_models()), and "
-            "without a network pass weights=PATH (--weights PATH on the command line)"
-        ) from error
-    return described(module), weights
+    options |= given
+
+    def build() -> nn.Module:
+        try:
+            with plain_defaults():
+                module: nn.Module = timm.create_model(name, pretrained=weights is None, **options)
+        except Exception as error:
+            raise ModelError(
+                f"timm could not build {name} ({error}); check the name (timm.list_models()), and "
+                "without a network pass weights=PATH (--weights PATH on the command line)"
+            ) from error
+        return module
+
+    module = build()
+    config = getattr(module, "pretrained_cfg", None) or {}
+    size = config.get("input_size")
+    if size is not None and input_shape is not None and tuple(size) != tuple(input_shape):
+        # timm fits published weights to another size and number of channels by itself.
+        before = dict(options)
+        if size[0] != input_shape[0]:
+            options.setdefault("in_chans", input_shape[0])
+        if config.get("fixed_input_size") and tuple(size[1:]) != tuple(input_shape[1:]):
+            options.setdefault("img_size", tuple(input_shape[1:]))
+        module = module if options == before else build()
+    if weights is not None and weights != RANDOM:
+        warn_of_assumptions("timm", name, given)
+    return replace(described(module), options=options), weights
 
 
 def described(module: nn.Module) -> KnownModel:

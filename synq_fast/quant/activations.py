@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synq_fast import ops
+from synq_fast.quant.full_precision import FullPrecision
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.observers import RangeObserver, build_observer
 
@@ -19,8 +20,8 @@ _SMALLEST_GAIN = 1e-3
 Ste = Literal["identity", "clip"]
 
 
-class ActivationQuantizer(nn.Module):
-    """Fake-quantizes an activation with a frozen per-tensor range.
+class ActivationQuantizer(FullPrecision):
+    """Fake-quantizes an activation with a frozen per-tensor range, float32 in networks of any type.
 
     While an observer is attached, each call first widens the range by its batch; afterwards the
     range never changes, whatever is evaluated.
@@ -53,9 +54,10 @@ class ActivationQuantizer(nn.Module):
         self.bits, self.policy, self.shrink = bits, policy, shrink
         self.ste: Ste = ste
         self.observer: RangeObserver | None = None
-        self.register_buffer("range_min", torch.zeros(()))
-        self.register_buffer("range_max", torch.zeros(()))
-        self.gain = nn.Parameter(torch.ones(())) if learn else None
+        self.register_buffer("range_min", torch.zeros((), dtype=torch.float32, device="cpu"))
+        self.register_buffer("range_max", torch.zeros((), dtype=torch.float32, device="cpu"))
+        gain = torch.ones((), dtype=torch.float32, device="cpu")
+        self.gain = nn.Parameter(gain) if learn else None
 
     def start_observing(self) -> None:
         """Begin a new range."""
@@ -66,9 +68,11 @@ class ActivationQuantizer(nn.Module):
         self.observer = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize ``x`` of any shape; the result has its shape and type."""
+        """Quantize ``x`` of any shape; the result has its shape and type (float64: in float32)."""
         if self.bypass:
             return x
+        if x.dtype == torch.float64:
+            return self(x.float()).double()  # type: ignore[no-any-return]
         if self.observer is not None:
             self.observer.observe(x)
             low, high = self.observer.read()

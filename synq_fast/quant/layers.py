@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from synq_fast import ops
@@ -22,9 +23,11 @@ class WeightQuantized(Held):
     weight_bits: int
 
     def derive(self) -> Tensor:
-        """The fake-quantized weight, same shape and type as ``weight``."""
-        weight, _, _ = ops.fake_quantize_dynamic(self.weight, self.weight_bits, axis=0)
-        return weight
+        """The fake-quantized weight, same shape and type as ``weight`` (float64: in float32)."""
+        double = self.weight.dtype == torch.float64
+        given = self.weight.float() if double else self.weight
+        weight, _, _ = ops.fake_quantize_dynamic(given, self.weight_bits, axis=0)
+        return weight.double() if double else weight
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with."""

@@ -6,14 +6,15 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from synq_fast import ops
+from synq_fast.quant.full_precision import FullPrecision
 
 _SEARCH_SAMPLES = 1 << 16
 
 
-class RangeObserver(nn.Module, ABC):
+class RangeObserver(FullPrecision, ABC):
     """Follows the range of one tensor over calibration batches; ``read`` gives the result.
 
     The observed range is 0-d float32 on the tensor's device; nothing is copied to the host.
@@ -22,8 +23,8 @@ class RangeObserver(nn.Module, ABC):
     def __init__(self, device: torch.device | str | None = None) -> None:
         """Start with an empty range."""
         super().__init__()
-        self.register_buffer("low", torch.zeros((), device=device))
-        self.register_buffer("high", torch.zeros((), device=device))
+        self.register_buffer("low", torch.zeros((), dtype=torch.float32, device=device))
+        self.register_buffer("high", torch.zeros((), dtype=torch.float32, device=device))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
 
     low: Tensor

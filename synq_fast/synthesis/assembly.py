@@ -85,7 +85,9 @@ class BankAssembly:
         total = sum(self._counts)
         shape, device = (total, *self._shape), self._device
         try:
-            images = torch.empty(shape, device=device, memory_format=torch.channels_last)
+            images = torch.empty(
+                shape, dtype=torch.float32, device=device, memory_format=torch.channels_last
+            )
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises a plain one
             raise SynqFastError(
                 f"no memory on {device} for {total} synthetic images "

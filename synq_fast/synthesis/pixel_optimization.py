@@ -71,7 +71,7 @@ class PixelOptimization:
         images = images.clone(memory_format=torch.channels_last)
         self.images, self.terms, self.schedule = images.requires_grad_(), terms, schedule
         self.generator, self.augmentation = generator, augmentation
-        rate = torch.tensor(schedule.learning_rate, device=device)
+        rate = torch.tensor(schedule.learning_rate, dtype=torch.float32, device=device)
         self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
         self.optimizer = torch.optim.Adam([self.images], rate, fused=True)
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -126,7 +126,10 @@ class PixelOptimization:
     def _draw(self) -> Tensor | None:
         # Without an augmentation the generator is left to the caller.
         chance, generator = self.augmentation, self.generator
-        if chance is None or torch.rand((), generator=generator) >= chance.probability:
+        if chance is None:
+            return None
+        drawn = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
+        if drawn >= chance.probability:
             return None
         return random_crops(len(self.images), chance.scale, generator)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synq_fast.distributed import ALONE, Ranks
 from synq_fast.recipes.schema import Synthesis
-from synq_fast.seeding import generator_for
+from synq_fast.seeding import generator_for, normal_images
 from synq_fast.synthesis.losses import (
     BatchNormTeacher,
     Targets,
@@ -66,9 +66,10 @@ class PixelSynthesizer:
         """The optimization of a batch before its first iteration, and the labels (count,)."""
         generator = generator_for(self.seed, "synthesis", index)
         # Every class as often as any other, in random order, starting where the last batch ended.
-        labels = (torch.arange(count) + index * self.recipe.batch_size) % self.classes
-        labels = labels[torch.randperm(count, generator=generator)].to(self.device)
-        start = torch.randn(count, *self.input_shape, generator=generator).to(self.device)
+        order = torch.arange(count, device="cpu") + index * self.recipe.batch_size
+        mixed = torch.randperm(count, generator=generator, device="cpu")
+        labels = (order % self.classes)[mixed].to(self.device)
+        start = normal_images(count, self.input_shape, generator).to(self.device)
         recipe = self.recipe
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
 
@@ -119,7 +120,7 @@ class PixelSynthesizer:
             if index not in ranks.mine(range(len(groups))):
                 continue
             generator = generator_for(self.seed, "centers", index)
-            start = torch.randn(len(labels), *self.input_shape, generator=generator)
+            start = normal_images(len(labels), self.input_shape, generator)
 
             def terms(images: Tensor, labels: Tensor = labels) -> LossTerms:
                 logits, inputs = self.teacher(images)

@@ -25,7 +25,7 @@ class StreamedBank:
         self.device = device
         self.labels = torch.cat([shard.labels for shard in shards]).to(device)
         self._images = [shard.images for shard in shards]
-        self._ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
+        self._ends = torch.tensor([len(shard) for shard in shards], device="cpu").cumsum(0)
         self._starts = [0, *self._ends.tolist()]
 
     def __len__(self) -> int:
@@ -41,7 +41,10 @@ class StreamedBank:
             for shard, number in zip(shards, numbers.tolist(), strict=True)
         ]
         images = torch.empty(
-            len(views), *self._images[0].shape[1:], pin_memory=self.device.type == "cuda"
+            (len(views), *self._images[0].shape[1:]),
+            dtype=torch.float32,
+            device="cpu",
+            pin_memory=self.device.type == "cuda",
         )
         torch.stack(views, out=images)
         return send(images, self.device), self.labels[send(chosen, self.device)]

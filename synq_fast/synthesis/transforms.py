@@ -22,15 +22,15 @@ def random_crops(count: int, scale: tuple[float, float], generator: torch.Genera
         scale: smallest and largest share of the area that a crop keeps, in (0, 1].
         generator: CPU generator that decides the crops, so that devices agree.
     """
-    draws = torch.rand(5, count, generator=generator)
+    draws = torch.rand(5, count, generator=generator, dtype=torch.float32, device="cpu")
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     # Wider than 1 / area and the crop would be wider than the image.
     widest = (-area.log()).clamp(max=math.log(4 / 3))
     aspect = torch.exp(widest * (2 * draws[1] - 1))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
+    mirror = torch.where(draws[2] < 0.5, -1.0, 1.0).to(draws.dtype)
     # affine_grid spans [-1, 1]: a crop of relative size w can move its centre by 1 - w.
-    crops = torch.zeros(count, 2, 3)
+    crops = torch.zeros(count, 2, 3, dtype=torch.float32, device="cpu")
     crops[:, 0, 0], crops[:, 1, 1] = width * mirror, height
     crops[:, 0, 2] = (1 - width) * (2 * draws[3] - 1)
     crops[:, 1, 2] = (1 - height) * (2 * draws[4] - 1)

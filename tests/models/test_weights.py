@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from synq_fast.errors import CheckpointError, SynqFastError
+from synq_fast.errors import CheckpointError, SynqFastError, SynqFastWarning
 from synq_fast.models import cifar_resnet, load_weights
 
 
@@ -157,3 +157,107 @@ def test_nan_weights_are_refused(source, target, tmp_path):
     state["linear.bias"][3] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     refused(target, tmp_path / "nan.pth", "1 tensors hold NaN or infinity, first linear.bias")
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{k}": v for k, v in state.items()}
+
+
+ZERO = {"loss.weight": torch.zeros(3)}
+AVERAGED = {
+    "averaged model": lambda s: {"n_averaged": torch.tensor(3), **prefixed("module.", s)},
+    "wrapped averaged": lambda s: {
+        "state_dict": {"n_averaged": torch.tensor(3), **prefixed("module.", s)}
+    },
+    "averaged compiled": lambda s: {
+        "n_averaged": torch.tensor(3), **prefixed("module._orig_mod.", s)
+    },
+    "net": lambda s: {"net": s, "acc": 91.2, "epoch": 3},
+    "net data parallel": lambda s: {"net": prefixed("module.", s)},
+    "lightning": lambda s: {
+        "state_dict": prefixed("model.", s), "hyper_parameters": {"lr": 0.1}, "epoch": 1,
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(2)}}}],
+    },
+    "lightning net": lambda s: {"state_dict": prefixed("net.", s)},
+    "any one prefix": lambda s: prefixed("my_network.", s),
+    "nested prefixes": lambda s: prefixed("module.model.encoder.", s),
+    "nested wrappers": lambda s: {"model": {"state_dict": s}},
+    "ema alone": lambda s: {"ema": s, "step": 3},
+    "timm ema alone": lambda s: {"state_dict_ema": prefixed("module.", s)},
+    "ema of an averaged model": lambda s: {
+        "model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.", s)}
+    },
+    "part compiled": lambda s: {
+        k.replace("layer1.0.", "layer1._orig_mod.0."): v for k, v in s.items()
+    },
+    "optimizer beside": lambda s: {"model": s, "optimizer": {"state": {0: {"m": torch.ones(2)}}}},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", AVERAGED)
+def test_forms_of_other_trainers_load_without_a_word(source, target, tmp_path, form):
+    torch.save(AVERAGED[form](source.state_dict()), tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth")
+    assert same(source, target)
+
+
+def other():
+    return {k: v + 1 for k, v in cifar_resnet(8).state_dict().items()}
+
+
+BESIDE = {
+    "timm": (lambda s: {"state_dict": s, "state_dict_ema": other()}, "state_dict is read"),
+    "ema first": (lambda s: {"ema": other(), "model": s}, "model is read"),
+    "model and ema": (lambda s: {"model": s, "model_ema": prefixed("module.", other())}, "model_"),
+    "a loss": (
+        lambda s: {"state_dict": {**prefixed("model.", s), **ZERO}}, r"left out \(loss\.weight\)"
+    ),
+    "ema prefix": (
+        lambda s: {
+            "state_dict": {**prefixed("model_ema.module.", other()), **prefixed("model.", s)}
+        },
+        'named "model...."',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", BESIDE)
+def test_the_trained_weights_are_taken_and_it_is_said(source, target, tmp_path, form):
+    make, match = BESIDE[form]
+    torch.save(make(source.state_dict()), tmp_path / "w.pth")
+    with pytest.warns(SynqFastWarning, match=match):
+        load_weights(target, tmp_path / "w.pth")
+    assert same(source, target)
+
+
+def test_two_equal_copies_are_asked_about(source, target, tmp_path):
+    both = {**prefixed("student.", source.state_dict()), **prefixed("teacher.", other())}
+    torch.save({"state_dict": both}, tmp_path / "w.pth")
+    refused(target, tmp_path / "w.pth", r"several prefixes \(student\., teacher\.\); save the")
+
+
+def test_a_part_of_a_larger_network_is_no_checkpoint(tmp_path):
+    torch.save(cifar_resnet(8, num_classes=10).state_dict(), tmp_path / "w.pth")
+    refused(nn.Linear(64, 10), tmp_path / "w.pth", "missing from the file: weight")
+
+
+def test_an_error_shows_the_names_behind_the_prefix(target, tmp_path):
+    state = prefixed("model.", cifar_resnet(14).state_dict())
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    text = refused(target, tmp_path / "w.pth", "not a checkpoint of this model")
+    assert "layer1.1.bn1.bias (16,); " in text and "missing from the file" not in text
+
+
+def test_a_model_that_has_such_names_itself(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.model = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.register_buffer("n_averaged", torch.tensor(3))
+
+    torch.manual_seed(0)
+    first, second = Wrapper(), Wrapper()
+    torch.save(prefixed("module.", first.state_dict()), tmp_path / "w.pth")
+    load_weights(second, tmp_path / "w.pth")
+    assert same(first, second)
