@@ -21,7 +21,9 @@ def saved(teacher, path, dtype=torch.float32):
     """A quantized model with ranges, not trained; written to ``path``."""
     recipe, bits = tiny_recipe(quantization__range="minmax"), BitWidths(4, 4)
     channels_last(teacher.module)  # as in the engine
-    student = build_student(trace(teacher.module), bits, recipe.quantization).eval()
+    student = build_student(
+        trace(teacher.module, teacher.example()), bits, recipe.quantization
+    ).eval()
     with torch.no_grad(), observing(student):
         student(torch.randn(4, *teacher.input_shape))
     student.requires_grad_(False).to(dtype)

@@ -9,13 +9,15 @@ from torch import nn
 from synq_fast.identity import weights_hash
 from synq_fast.quant import trace
 from synq_fast.structure import difference, structure
-from tests.tiny import tiny_net
+from tests.tiny import tiny_images, tiny_net
+
+PAIRS = torch.zeros(2, 2)
 
 
 def traced(edit=lambda net: None):
     net = tiny_net()
     edit(net)
-    return trace(net)
+    return trace(net, tiny_images(2))
 
 
 class Scaled(nn.Module):
@@ -29,7 +31,7 @@ class Scaled(nn.Module):
 
 CHANGES = {
     "stride": lambda net: setattr(net.conv1, "stride", (2, 2)),
-    "padding": lambda net: setattr(net.conv2, "padding", (0, 0)),
+    "padding": lambda net: setattr(net.conv1, "padding", (0, 0)),
     "padding_mode": lambda net: setattr(net.conv2, "padding_mode", "reflect"),
     "eps": lambda net: setattr(net.bn1, "eps", 1e-3),
     "class": lambda net: setattr(net, "relu", nn.ReLU6()),
@@ -46,14 +48,14 @@ def test_settings_that_the_code_does_not_show(change):
 
 
 def test_numbers_in_the_code():
-    first, second = (structure(trace(Scaled(scale))) for scale in (2.0, 3.0))
+    first, second = (structure(trace(Scaled(scale), tiny_images(2))) for scale in (2.0, 3.0))
     found = difference(first, second)
     assert found is not None and "2.0" in found and "3.0" in found
 
 
 def test_a_node_too_many():
     longer = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    found = difference(structure(trace(longer[:1])), structure(trace(longer)))
+    found = difference(structure(trace(longer[:1], PAIRS)), structure(trace(longer, PAIRS)))
     assert found is not None
 
 
@@ -64,7 +66,7 @@ def test_what_changes_nothing_is_no_structure():
 
     assert difference(structure(traced()), structure(traced(idle))) is None
     dropouts = (nn.Sequential(nn.Dropout(p), nn.Linear(2, 2)).eval() for p in (0.1, 0.5))
-    assert difference(*(structure(trace(module)) for module in dropouts)) is None
+    assert difference(*(structure(trace(module, PAIRS)) for module in dropouts)) is None
 
 
 def test_a_setting_of_another_version_is_passed_over():
@@ -78,6 +80,6 @@ def test_buffers_outside_the_state_dict_are_part_of_the_hash():
         module = nn.Sequential(nn.Linear(2, 2))
         nn.init.zeros_(module[0].weight), nn.init.zeros_(module[0].bias)
         module[0].register_buffer("shift", torch.tensor(by), persistent=False)
-        return trace(module)
+        return trace(module, PAIRS)
 
     assert weights_hash(shifted(1.0)) == weights_hash(shifted(1.0)) != weights_hash(shifted(2.0))
