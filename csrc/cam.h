@@ -25,8 +25,6 @@ SYNQ_HOST_DEVICE bool by_element(CamKind kind) { return kind == CamKind::kLayerC
 
 // Below this fraction of its peak, the spread of a map is the rounding noise of the interpolation.
 constexpr float kFlatSpread = 1e-6f;
-// exp(score) is a factor of the whole map, which stretching removes: the cap keeps it finite.
-constexpr float kMaximumScore = 50.0f;
 
 // Pixel `pixel` of `large` sits at (pixel + 1/2) * small / large - 1/2; in integers, so rounded once.
 SYNQ_HOST_DEVICE Tap make_tap(int64_t pixel, int64_t small, int64_t large) {
@@ -51,6 +49,9 @@ SYNQ_HOST_DEVICE int64_t first_pixel(int64_t index, int64_t small, int64_t large
 // In this form the result is monotone in `weight` in spite of rounding: between two neighbours, the extrema are at the
 // first and the last pixel.
 SYNQ_HOST_DEVICE float interpolate(float left, float right, float weight) { return left + weight * (right - left); }
+
+// exp(score) of Grad-CAM++ is a factor of the whole map, which stretching removes: 1 stands for it, NaN stays.
+SYNQ_HOST_DEVICE float score_factor(float score) { return score != score ? score : 1.0f; }
 
 // Keeps NaN, unlike fmaxf.
 SYNQ_HOST_DEVICE float at_least(float value, float least) { return value < least ? least : value; }

@@ -26,8 +26,8 @@ struct CoarseParams {
   int64_t map_width;
   int32_t channels_last;
   CamKind kind;
-  float clamp;
-  float eps;
+  float clamp;  // least weight; Grad-CAM++: denominators nearer to zero count as zero
+  float eps;    // added to the spread of the map
   DType dtype;
 };
 

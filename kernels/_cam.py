@@ -56,10 +56,14 @@ def resized_row(coarse_ptr, row, column, weight, width, mask):
 @triton.jit
 def weights_kernel(
     a_ptr, g_ptr, score_ptr, weights_ptr, channels, positions,
-    a_image, a_channel, a_position, g_image, g_channel, g_position, clamp, eps,
+    a_image, a_channel, a_position, g_image, g_channel, g_position, clamp,
     PLUS_PLUS: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Program (image, tile of channels) finds the weights of Grad-CAM or Grad-CAM++."""
+    """Program (image, tile of channels) finds the weights of Grad-CAM or Grad-CAM++.
+
+    Numerator and denominator of alpha are divided by g^2, which would underflow; a denominator
+    nearer to zero than `clamp` counts as zero.
+    """
     program = tl.program_id(0).to(tl.int64)
     tiles = tl.cdiv(channels, CHANNELS)
     image = program // tiles
@@ -71,18 +75,18 @@ def weights_kernel(
     while start < positions:  # the interpreter cannot run `range` over tensors with every NumPy
         position = start + tl.arange(0, POSITIONS)
         mask = (channel < channels)[:, None] & (position < positions)[None, :]
-        g = tl.load(g_ptr + position[None, :] * g_position, mask=mask, other=0.0).to(tl.float32)
         if PLUS_PLUS:
-            a = tl.load(a_ptr + position[None, :] * a_position, mask=mask, other=0.0)
-            sums += a.to(tl.float32) * (g * g) * g
+            value = tl.load(a_ptr + position[None, :] * a_position, mask=mask, other=0.0)
         else:
-            sums += g
+            value = tl.load(g_ptr + position[None, :] * g_position, mask=mask, other=0.0)
+        sums += value.to(tl.float32)
         start += POSITIONS
     weight = tl.sum(sums, 1)
     if PLUS_PLUS:
-        third = weight[:, None]
+        total = weight[:, None]
         score = tl.load(score_ptr + image)
-        factor = tl.exp(tl.where(score > 50.0, 50.0, score))
+        # exp(score) is a factor of the whole map, which stretching removes: NaN alone stays.
+        factor = tl.where(score != score, score, 1.0)
         sums = tl.zeros((CHANNELS, POSITIONS), tl.float32)
         start = 0
         while start < positions:
@@ -90,9 +94,12 @@ def weights_kernel(
             mask = (channel < channels)[:, None] & (position < positions)[None, :]
             g = tl.load(g_ptr + position[None, :] * g_position, mask=mask, other=0.0)
             g = g.to(tl.float32)
-            denominator = g * g * 2.0 + third + eps
-            denominator = tl.where(denominator == 0.0, 1.0, denominator)
-            term = tl.div_rn(g * g, denominator) * at_least(g * factor, 0.0)
+            denominator = total * g + 2.0
+            size = tl.abs(denominator)
+            vanishes = (size < clamp) | (size == 0.0)
+            slope = at_least(g, 0.0) * factor
+            term = tl.where(vanishes, slope * g * g, slope)
+            term = tl.div_rn(term, tl.where(vanishes, 1.0, denominator))
             sums += tl.where(mask, term, 0.0)
             start += POSITIONS
         weight = tl.sum(sums, 1)
@@ -211,7 +218,6 @@ def make_coarse(
     score: torch.Tensor | None,
     kind: int,
     clamp: float,
-    eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the weights `(B, C)`, or `(B, 0)` by element, and the map `(B, 1, h, w)`."""
     images, channels, height, width = activations.shape
@@ -232,7 +238,7 @@ def make_coarse(
             tall = min(power_of_two(channels), 128 if by_column else 16)
             weights_kernel[(images * triton.cdiv(channels, tall),)](
                 a, g, a if score is None else score.contiguous(), weights, channels, positions,
-                *a_strides, *g_strides, clamp, eps, PLUS_PLUS=kind == PLUS_PLUS,
+                *a_strides, *g_strides, clamp, PLUS_PLUS=kind == PLUS_PLUS,
                 CHANNELS=tall, POSITIONS=wide, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
         coarse_kernel[(images * triton.cdiv(positions, columns),)](

@@ -15,7 +15,7 @@ def cam_alignment_loss(
     with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the loss, the weights `(B, C)` and, if asked for, the slope `(B, 1, h, w)`."""
-    weights, coarse = make_coarse(activations, gradients, None, GRAD_CAM, clamp, eps)
+    weights, coarse = make_coarse(activations, gradients, None, GRAD_CAM, clamp)
     if coarse.numel() == 0:
         return coarse.new_zeros(()), weights, coarse
     loss, slope = pull_back(coarse, target_map, eps, loss=True, with_slope=with_gradient)

@@ -56,7 +56,7 @@ def grad_cam(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the maps `(B, 1, height, width)`, weights and coarse maps of `make_coarse`."""
-    weights, coarse = make_coarse(activations, gradients, score, kind, clamp, eps)
+    weights, coarse = make_coarse(activations, gradients, score, kind, clamp)
     images, _, *small = coarse.shape
     result = coarse.new_empty((images, 1, height, width))
     if result.numel() == 0:

@@ -9,6 +9,8 @@ from synq_fast import reference
 from tests.tolerances import assert_close
 
 KINDS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam")
+NO_CLAMP = ("grad_cam_plus_plus", "hires_cam")
+CLAMPED = ("grad_cam", "layer_cam", "cam_alignment_loss")
 
 SHAPES = {
     ((1, 2, 1, 4), (1, 8)): "one row",
@@ -33,6 +35,7 @@ class Case(NamedTuple):
     target: torch.Tensor
     size: tuple[int, int]
     grid: tuple[int, int] | None
+    clamp: float | None = 1e-10
 
     def to(self, *args: Any) -> "Case":
         """Moves or converts every tensor."""
@@ -80,6 +83,13 @@ def cases(kind: str, dtype: torch.dtype, layouts: tuple[str, ...] = LAYOUTS) -> 
             )
 
 
+def unclamped(case: Case) -> Case:
+    """Returns a case whose channels speak for and against the class in turn, and all count."""
+    signs = torch.ones_like(case.gradients)
+    signs[(slice(None),) * (2 if case.grid else 1) + (slice(1, None, 2),)] = -0.1
+    return case._replace(gradients=case.gradients.abs() * signs, clamp=None)
+
+
 def call(module: Any, kind: str, case: Case, activations: torch.Tensor) -> torch.Tensor:
     """Calls one op of the family, or the loss."""
     if kind == "cam_alignment_loss":
@@ -88,7 +98,8 @@ def call(module: Any, kind: str, case: Case, activations: torch.Tensor) -> torch
         second, rest = (case.gradients,), (case.size,)
     if kind == "grad_cam_plus_plus":
         second = (*second, case.score)
-    return getattr(module, kind)(activations, *second, *rest, grid=case.grid)
+    options = {} if kind in NO_CLAMP else {"clamp": case.clamp}
+    return getattr(module, kind)(activations, *second, *rest, grid=case.grid, **options)
 
 
 def results(call_with: Callable[[torch.Tensor], torch.Tensor], case: Case) -> list[torch.Tensor]:

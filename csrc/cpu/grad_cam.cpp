@@ -19,20 +19,16 @@ SYNQ_INLINE V no_less(const V& value, float least) {
 // The least weight of one activation: HiResCAM has none.
 float least_weight(CamKind kind, float clamp) { return kind == CamKind::kLayerCam ? clamp : -__builtin_inff(); }
 
-// Grad-CAM++, for a float or a vector: what one position adds to sum(A g^3), and to the weight.
+// What one position adds to the weight of Grad-CAM++, for a float or a vector; `total` is the sum of the channel's
+// activations. Numerator and denominator of alpha are divided by g^2, which would underflow.
 template <typename V>
-SYNQ_INLINE V third_power(const V& activation, const V& gradient) {
-  return activation * (gradient * gradient) * gradient;
-}
-
-template <typename V>
-SYNQ_INLINE V plus_plus_term(const V& gradient, const V& third, float factor, float eps) {
+SYNQ_INLINE V plus_plus_term(const V& gradient, const V& total, float factor, float least) {
   const V zero{};
-  const V squared = gradient * gradient;
-  const V sum = squared * 2.0f + third + eps;
-  const V denominator = select(sum == zero, all_lanes<V>(1.0f), sum);
-  const V slope = gradient * factor;
-  return squared / denominator * select(slope < zero, zero, slope);
+  const V sum = total * gradient + 2.0f;
+  const V size = select(sum < zero, zero - sum, sum);
+  const auto vanishes = (size < all_lanes<V>(least)) | (size == zero);
+  const V slope = select(gradient < zero, zero, gradient) * factor;
+  return select(vanishes, slope * gradient * gradient, slope) / select(vanishes, all_lanes<V>(1.0f), sum);
 }
 
 template <int kRows, typename T>
@@ -43,17 +39,15 @@ void mean_weights(const T* gradients, int64_t count, float clamp, float (&weight
 }
 
 template <int kRows, typename T>
-void plus_plus_weights(const T* activations, const T* gradients, int64_t count, float factor, float eps,
+void plus_plus_weights(const T* activations, const T* gradients, int64_t count, float factor, float least,
                        float (&weights)[kRows]) {
-  float third[kRows];
+  float totals[kRows];
   const auto as_it_is = [](const Quad& sums) { return sums; };
-  total_rows(
-      activations, gradients, count, third, [](int, const auto& a, const auto& g) { return third_power(a, g); },
-      as_it_is);
+  total_rows(activations, activations, count, totals, [](int, const auto& a, const auto&) { return a; }, as_it_is);
   total_rows(
       gradients, gradients, count, weights,
       [&](int row, const auto& g, const auto&) {
-        return plus_plus_term(g, all_lanes<std::decay_t<decltype(g)>>(third[row]), factor, eps);
+        return plus_plus_term(g, all_lanes<std::decay_t<decltype(g)>>(totals[row]), factor, least);
       },
       as_it_is);
 }
@@ -109,7 +103,7 @@ void coarse_of_rows(const CoarseJob& job, const T* activations, const T* gradien
     if (job.kind == CamKind::kGradCam) {
       mean_weights(g, positions, job.clamp, weights);
     } else {
-      plus_plus_weights(a, g, positions, job.factor[image], job.eps, weights);
+      plus_plus_weights(a, g, positions, job.factor[image], job.clamp, weights);
     }
     __builtin_memcpy(job.weights + image * job.channels + channel, weights, sizeof weights);
     add_weighted_rows(a, weights, positions, coarse);
@@ -132,17 +126,16 @@ void column_weights(const CoarseJob& job, const T* activations, const T* gradien
     for (int64_t i = 0; i < count; ++i) weights[i] = at_least(weights[i] / positions, job.clamp);
     return;
   }
-  float third[kBlock] = {};
+  float totals[kBlock] = {};
   float a_buffer[kBlock];
   float g_buffer[kBlock];
   for (int64_t position = 0; position < job.positions; ++position) {
     const float* a = as_floats(activations + position * job.channels, count, a_buffer);
-    const float* g = as_floats(gradients + position * job.channels, count, g_buffer);
-    for (int64_t i = 0; i < count; ++i) third[i] += third_power(a[i], g[i]);
+    for (int64_t i = 0; i < count; ++i) totals[i] += a[i];
   }
   for (int64_t position = 0; position < job.positions; ++position) {
     const float* g = as_floats(gradients + position * job.channels, count, g_buffer);
-    for (int64_t i = 0; i < count; ++i) weights[i] += plus_plus_term(g[i], third[i], factor, job.eps);
+    for (int64_t i = 0; i < count; ++i) weights[i] += plus_plus_term(g[i], totals[i], factor, job.clamp);
   }
 }
 

@@ -13,15 +13,14 @@ namespace synq::cpu {
 struct CoarseJob {
   const void* activations;
   const void* gradients;
-  const float* factor;        // (images,), exp(score); Grad-CAM++ alone
+  const float* factor;        // (images,), score_factor(score); Grad-CAM++ alone
   int64_t activation_stride;  // elements from image to image
   int64_t gradient_stride;
   int64_t channels;
   int64_t positions;
   bool channels_last;
   CamKind kind;
-  float clamp;
-  float eps;
+  float clamp;  // least weight; Grad-CAM++: denominators nearer to zero count as zero
   DType dtype;
   float* weights;  // (images, channels), unless by_element(kind)
   float* coarse;   // (images, positions)

@@ -28,7 +28,6 @@ struct Image {
   float factor;
   float clamp;
   float least;  // weight of one activation
-  float eps;
 };
 
 struct Place {
@@ -42,14 +41,13 @@ __device__ __forceinline__ Place place() {
           static_cast<int>(threadIdx.x) % kWarp};
 }
 
-__device__ __forceinline__ float third_power(float activation, float gradient) {
-  return activation * (gradient * gradient) * gradient;
-}
-
-__device__ __forceinline__ float plus_plus_term(float gradient, float third, float factor, float eps) {
-  const float squared = gradient * gradient;
-  const float sum = squared * 2.0f + third + eps;
-  return squared / (sum == 0.0f ? 1.0f : sum) * at_least(gradient * factor, 0.0f);
+// What one position adds to the weight of Grad-CAM++; `total` is the sum of the channel's activations. Numerator and
+// denominator of alpha are divided by g^2, which would underflow.
+__device__ __forceinline__ float plus_plus_term(float gradient, float total, float factor, float least) {
+  const float sum = total * gradient + 2.0f;
+  const float slope = at_least(gradient, 0.0f) * factor;
+  const float size = fabsf(sum);
+  return size < least || size == 0.0f ? slope * gradient * gradient : slope / sum;
 }
 
 // Sums each column of `partial` over the warps; thread i has column i, of the first `count`.
@@ -67,15 +65,14 @@ __device__ __forceinline__ void row_weights(const Image<T>& image, const Place& 
     float sum = 0.0f;
 #pragma unroll 4
     for (int i = at.lane; i < image.positions; i += kWarp) {
-      const float gradient = to_float(image.gradients[start + i]);
-      sum += kPlusPlus ? third_power(to_float(image.activations[start + i]), gradient) : gradient;
+      sum += to_float((kPlusPlus ? image.activations : image.gradients)[start + i]);
     }
     sum = warp_sum(sum);
     if (kPlusPlus) {
       float weight = 0.0f;
 #pragma unroll 2
       for (int i = at.lane; i < image.positions; i += kWarp) {
-        weight += plus_plus_term(to_float(image.gradients[start + i]), sum, image.factor, image.eps);
+        weight += plus_plus_term(to_float(image.gradients[start + i]), sum, image.factor, image.clamp);
       }
       sum = warp_sum(weight);
     } else {
@@ -117,7 +114,7 @@ __device__ __forceinline__ void row_coarse(const Image<T>& image, const Place& a
 // Memory as (positions, channels): a warp takes packs of neighbouring channels, every at.warps-th position.
 template <typename T, bool kPlusPlus, int kCount>
 __device__ __forceinline__ void column_weights(const Image<T>& image, const Place& at, float (&partial)[kWarps][kTile],
-                                               float (&thirds)[kTile]) {
+                                               float (&totals)[kTile]) {
   constexpr int kWide = kCount * kWarp;
   for (int base = 0; base < image.channels; base += kWide) {
     const int first = base + at.lane * kCount;
@@ -126,19 +123,13 @@ __device__ __forceinline__ void column_weights(const Image<T>& image, const Plac
       if (first < image.channels) {
         for (int position = at.warp; position < image.positions; position += at.warps) {
           const int64_t start = static_cast<int64_t>(position) * image.channels + first;
-          const Pack<T, kCount> gradients = load_pack<kCount>(image.gradients + start);
-          Pack<T, kCount> activations = gradients;
-          if (kPlusPlus && step == 0) activations = load_pack<kCount>(image.activations + start);
+          const Pack<T, kCount> pack = load_pack<kCount>((step == 0 ? image.activations : image.gradients) + start);
 #pragma unroll
           for (int i = 0; i < kCount; ++i) {
-            const float gradient = to_float(gradients.values[i]);
-            if (!kPlusPlus) {
-              sums[i] += gradient;
-            } else if (step == 0) {
-              sums[i] += third_power(to_float(activations.values[i]), gradient);
-            } else {
-              sums[i] += plus_plus_term(gradient, thirds[at.lane * kCount + i], image.factor, image.eps);
-            }
+            const float value = to_float(pack.values[i]);
+            sums[i] += kPlusPlus && step == 1
+                           ? plus_plus_term(value, totals[at.lane * kCount + i], image.factor, image.clamp)
+                           : value;
           }
         }
       }
@@ -150,7 +141,7 @@ __device__ __forceinline__ void column_weights(const Image<T>& image, const Plac
            i += static_cast<int>(blockDim.x)) {
         const float sum = sum_warps(partial, i, at.warps);
         if (kPlusPlus && step == 0) {
-          thirds[i] = sum;
+          totals[i] = sum;
         } else {
           image.weights[base + i] = kPlusPlus ? sum : at_least(sum / static_cast<float>(image.positions), image.clamp);
         }
@@ -185,7 +176,7 @@ template <typename T, bool kChannelsLast, bool kPacked>
 __global__ void __launch_bounds__(kMaximumThreads, 1) coarse_kernel(const CoarseParams params) {
   constexpr int kCount = count_of<T, kPacked>;
   __shared__ float partial[kWarps][kTile];
-  __shared__ float thirds[kTile];
+  __shared__ float totals[kTile];
   const Place at = place();
   const bool elements = by_element(params.kind);
   const bool plus_plus = params.kind == CamKind::kGradCamPlusPlus;
@@ -199,17 +190,13 @@ __global__ void __launch_bounds__(kMaximumThreads, 1) coarse_kernel(const Coarse
     image.coarse = params.coarse + b * image.positions;
     image.clamp = params.clamp;
     image.least = params.kind == CamKind::kLayerCam ? params.clamp : -INFINITY;
-    image.eps = params.eps;
     image.factor = 0.0f;
-    if (plus_plus) {
-      const float score = params.score[b];
-      image.factor = expf(score > kMaximumScore ? kMaximumScore : score);
-    }
+    if (plus_plus) image.factor = score_factor(params.score[b]);
     if (kChannelsLast) {
       if (plus_plus) {
-        column_weights<T, true, kCount>(image, at, partial, thirds);
+        column_weights<T, true, kCount>(image, at, partial, totals);
       } else if (!elements) {
-        column_weights<T, false, kCount>(image, at, partial, thirds);
+        column_weights<T, false, kCount>(image, at, partial, totals);
       }
       __syncthreads();
       if (elements) {

@@ -7,7 +7,6 @@
 #include <torch/library.h>
 
 #include <atomic>
-#include <cmath>
 #include <memory>
 #include <new>
 #include <tuple>
@@ -83,8 +82,7 @@ void for_each_image(int64_t images, int64_t weight, const cpu::MapJob& job, cons
   });
 }
 
-cpu::CoarseJob make_coarse_job(const CamInput& input, CamKind kind, double clamp, double eps, Tensor& weights,
-                               Tensor& coarse) {
+cpu::CoarseJob make_coarse_job(const CamInput& input, CamKind kind, double clamp, Tensor& weights, Tensor& coarse) {
   cpu::CoarseJob job{};
   job.activations = input.activations.const_data_ptr();
   job.gradients = input.gradients.const_data_ptr();
@@ -95,7 +93,6 @@ cpu::CoarseJob make_coarse_job(const CamInput& input, CamKind kind, double clamp
   job.channels_last = input.channels_last;
   job.kind = kind;
   job.clamp = static_cast<float>(clamp);
-  job.eps = static_cast<float>(eps);
   job.dtype = input.dtype;
   job.weights = weights.mutable_data_ptr<float>();
   job.coarse = coarse.mutable_data_ptr<float>();
@@ -112,14 +109,12 @@ Triple grad_cam_cpu(const Tensor& activations, const Tensor& gradients, const Ma
   Tensor weights = at::empty({input.images, by_element(kind) ? 0 : input.channels}, options);
   Tensor coarse = at::empty({input.images, 1, input.height, input.width}, options);
   if (map.numel() == 0) return {map, weights, coarse};
-  cpu::CoarseJob job = make_coarse_job(input, kind, clamp, eps, weights, coarse);
+  cpu::CoarseJob job = make_coarse_job(input, kind, clamp, weights, coarse);
   c10::SmallVector<float, 64> factors;
   if (scores.defined()) {
     factors.resize(input.images);
     const float* values = scores.const_data_ptr<float>();
-    for (int64_t i = 0; i < input.images; ++i) {
-      factors[i] = std::exp(values[i] > kMaximumScore ? kMaximumScore : values[i]);
-    }
+    for (int64_t i = 0; i < input.images; ++i) factors[i] = score_factor(values[i]);
     job.factor = factors.data();
   }
   Resizing resizing(coarse, height, width, eps);
@@ -180,7 +175,7 @@ Triple cam_alignment_loss_cpu(const Tensor& activations, const Tensor& gradients
   Tensor slope = at::empty({with_gradient ? input.images : 0, 1, input.height, input.width}, options);
   if (input.images == 0) return {at::zeros({}, options), weights, slope};
   Tensor coarse = at::empty({input.images, 1, input.height, input.width}, options);
-  const cpu::CoarseJob job = make_coarse_job(input, CamKind::kGradCam, clamp, eps, weights, coarse);
+  const cpu::CoarseJob job = make_coarse_job(input, CamKind::kGradCam, clamp, weights, coarse);
   Resizing resizing(coarse, target.size(2), target.size(3), eps);
   resizing.job.other = target.const_data_ptr();
   resizing.job.dtype = check_dtype(op, "target_map", target);

@@ -19,7 +19,6 @@ constexpr Shape kShapes[] = {{1, 1},  {1, 7},   {3, 15},  {7, 16},   {8, 17},  {
 constexpr CamKind kKinds[] = {CamKind::kGradCam, CamKind::kGradCamPlusPlus, CamKind::kLayerCam, CamKind::kHiResCam};
 constexpr int64_t kImages = 2;
 constexpr float kClamp = 0.01f;
-constexpr float kEps = 1e-7f;
 
 // Images lie `stride` elements apart; what is between them must not be read.
 template <typename T>
@@ -61,14 +60,16 @@ Maps expected_maps(const Inputs<T>& in, const Shape& shape, CamKind kind, const 
     };
     std::vector<double> weights;
     for (int64_t c = 0; c < shape.channels; ++c) {
-      double mean = 0.0, third = 0.0, weight = 0.0;
+      double mean = 0.0, total = 0.0, weight = 0.0;
       for (int64_t p = 0; p < shape.positions; ++p) {
         mean += g(c, p) / static_cast<double>(shape.positions);
-        third += a(c, p) * g(c, p) * g(c, p) * g(c, p);
+        total += a(c, p);
       }
       for (int64_t p = 0; p < shape.positions; ++p) {
         const double squared = g(c, p) * g(c, p);
-        weight += squared / (2.0 * squared + third + double(kEps)) * std::max(0.0, g(c, p) * in.factor[image]);
+        const double denominator = 2.0 * squared + total * squared * g(c, p);
+        const bool vanishes = std::fabs(denominator) < double(kClamp) * squared || denominator == 0.0;
+        weight += squared / (vanishes ? 1.0 : denominator) * std::max(0.0, g(c, p) * in.factor[image]);
       }
       weights.push_back(kind == CamKind::kGradCam ? std::max(mean, double(kClamp)) : weight);
     }
@@ -138,7 +139,6 @@ TEST(coarse_maps) {
                                  channels_last,
                                  kind,
                                  kClamp,
-                                 kEps,
                                  dtype,
                                  by_element(kind) ? nullptr : weights.data(),
                                  coarse.data()};
@@ -221,7 +221,6 @@ TEST(threads_on_disjoint_rows_and_images) {
                                channels_last,
                                CamKind::kGradCam,
                                kClamp,
-                               kEps,
                                DType::kFloat32,
                                weights.data(),
                                coarse.data()};

@@ -9,10 +9,12 @@ from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_integer,
     check_not_empty,
+    check_number,
     check_same_device,
     check_shape,
     shape_text,
 )
+from synq_fast.reference._cam import least_weight
 
 _default = torch.ops.synq_fast.grad_cam.default
 _triton = torch.ops.synq_fast.grad_cam.triton
@@ -58,6 +60,13 @@ def _check_grid(activations: torch.Tensor, grid: object) -> None:
         )
 
 
+def check_clamp(clamp: float | None) -> float:
+    """Returns the least weight that the kernels take; raises TypeError or ValueError if bad."""
+    if clamp is not None:
+        check_number("clamp", clamp, least=0)
+    return least_weight(clamp)
+
+
 def on_reference(name: str, *tensors: torch.Tensor) -> bool:
     """Whether the reference computes this: by choice, for want of a kernel, or for float64."""
     backend = select(name, tensors[0].device)
@@ -92,7 +101,10 @@ def compute_map(
     eps: float,
     grid: tuple[int, int] | None,
 ) -> torch.Tensor:
-    """Calls the kernel of the map ops on checked arguments."""
+    """Calls the kernel of the map ops on checked arguments.
+
+    For Grad-CAM++, `clamp` is the distance from zero below which a denominator counts as zero.
+    """
     op = _triton if select(name, activations.device) == "triton" else _default
     images = kernel_inputs(activations, gradients, grid)
     result: torch.Tensor = op(*images, score, KINDS[name], *size, clamp, eps)[0]

@@ -3,7 +3,7 @@
 import torch
 
 from synq_fast.ops._backend import select
-from synq_fast.ops._cam import check_cam_tensors, kernel_inputs, on_reference
+from synq_fast.ops._cam import check_cam_tensors, check_clamp, kernel_inputs, on_reference
 from synq_fast.ops._tensor_checks import (
     check_dims,
     check_float_tensor,
@@ -22,22 +22,22 @@ def cam_alignment_loss(
     gradients: torch.Tensor,
     target_map: torch.Tensor,
     *,
-    clamp: float = 1e-10,
+    clamp: float | None = 1e-10,
     eps: float = 1e-10,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Computes the mean squared difference of a Grad-CAM map and a target map.
 
-    The map is `grad_cam(activations, gradients, (H, W))` at the size of the target. The loss is
-    differentiable, once, in `activations` only: the channel weights and the target are constants.
-    Neither pass writes a map of that size.
+    The map is `grad_cam(activations, gradients, (H, W))` at the size of the target, with the same
+    `clamp` and `eps`. The loss is differentiable, once, in `activations` only: the channel weights
+    and the target are constants. Neither pass writes a map of that size.
 
     Args:
         activations: `(B, C, h, w)`, contiguous or channels_last, or tokens `(B, N, C)` with
             `grid`; float16, bfloat16, float32 or float64.
         gradients: Gradient of the class score in the activations, same shape.
         target_map: `(B, 1, H, W)`, the teacher's map as a rule; a floating type.
-        clamp: Least channel weight, at least 0.
+        clamp: Least channel weight, at least 0, or None, as in `grad_cam`.
         eps: Added to the spread of the map, at least 0.
         grid: `(h, w)` of the tokens of a transformer, N = h * w without class tokens.
 
@@ -63,7 +63,7 @@ def cam_alignment_loss(
             f"activations and at least one pixel, got {shape_text(target_map)}"
         )
     check_same_device("target_map", target_map, "activations", activations)
-    check_number("clamp", clamp, least=0)
+    least = check_clamp(clamp)
     check_number("eps", eps, least=0)
     name = "cam_alignment_loss"
     if on_reference(name, activations, gradients, target_map):
@@ -71,5 +71,5 @@ def cam_alignment_loss(
     op = _triton if select(name, activations.device) == "triton" else _default
     images = kernel_inputs(activations, gradients, grid)
     with_gradient = torch.is_grad_enabled() and activations.requires_grad
-    result: torch.Tensor = op(*images, target_map, clamp, eps, with_gradient)[0]
+    result: torch.Tensor = op(*images, target_map, least, eps, with_gradient)[0]
     return result

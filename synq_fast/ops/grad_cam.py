@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._cam import check_cam_tensors, check_clamp, compute_map, on_reference
 from synq_fast.ops._tensor_checks import check_number, check_size
 from synq_fast.reference.grad_cam import grad_cam as _reference
 
@@ -12,14 +12,15 @@ def grad_cam(
     gradients: torch.Tensor,
     size: tuple[int, int],
     *,
-    clamp: float = 1e-10,
+    clamp: float | None = 1e-10,
     eps: float = 1e-10,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Computes class activation maps in [0, 1] at the size of the image.
 
-    The weight of a channel is the mean of its gradient, at least `clamp`. The weighted sum of the
-    channels goes through ReLU, is resized bilinearly (corners not aligned) and stretched by
+    The weight of a channel is the mean of its gradient, at least `clamp`; `clamp=None` leaves it as
+    it is, which is the map of the Grad-CAM paper. The weighted sum of the channels goes through
+    ReLU, is resized bilinearly (corners not aligned) and stretched by
     `(S - min) / (max - min + eps)` per image. A map whose spread is below 1e-6 of its maximum is
     all zero with zero gradient: stretching it would show rounding noise.
 
@@ -32,7 +33,9 @@ def grad_cam(
         gradients: Gradient of the class score in the activations, same shape.
         size: `(height, width)` of the map in pixels.
         clamp: Least channel weight, at least 0; drops the channels that speak against the class.
-        eps: Added to the spread, at least 0.
+            None keeps them.
+        eps: Added to the spread, at least 0; with 0 the map does not depend on the scale of the
+            loss.
         grid: `(h, w)` of the tokens of a transformer, N = h * w without class tokens; tokens are
             read as they lie, also where `x[:, 1:]` has cut a class token off.
 
@@ -45,12 +48,13 @@ def grad_cam(
             fill the grid, or `size`, `clamp` or `eps` is out of bounds.
         BackendUnavailableError: The backend asked for cannot run here.
 
-    Source: Selvaraju et al., "Grad-CAM", ICCV 2017, eq. 1-2; the clamp is that of SynQ (ICLR 2025).
+    Source: Selvaraju et al., "Grad-CAM", ICCV 2017, eq. 1-2, which has no clamp; the
+    default is that of SynQ (ICLR 2025).
     """
     check_cam_tensors(activations, gradients, grid)
     size = check_size(size)
-    check_number("clamp", clamp, least=0)
+    least = check_clamp(clamp)
     check_number("eps", eps, least=0)
     if on_reference("grad_cam", activations, gradients):
         return _reference(activations, gradients, size, clamp=clamp, eps=eps, grid=grid)
-    return compute_map("grad_cam", activations, gradients, None, size, clamp, eps, grid)
+    return compute_map("grad_cam", activations, gradients, None, size, least, eps, grid)

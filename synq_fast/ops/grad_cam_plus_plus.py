@@ -25,10 +25,13 @@ def grad_cam_plus_plus(
     """Computes Grad-CAM++ maps in [0, 1] at the size of the image.
 
     With A the activations of a channel, g its gradients and S the score, the weight of the channel
-    is `sum(alpha * relu(exp(S) * g))` with `alpha = g^2 / (2 g^2 + sum(A g^3) + eps)`, sums over
-    the positions. From the weights on, the map is made as in `grad_cam`, with the same rule for
-    flat maps. exp(S) is one factor for the whole map, which the stretching removes up to `eps`;
-    scores above 50 count as 50, which keeps it finite.
+    is `sum(alpha * relu(exp(S) * g))` with `alpha = g^2 / (2 g^2 + sum(A) * g^3)`: the sum of A
+    runs over the positions, g is the gradient at the position. A denominator of zero counts as
+    one. From the weights on, the map is made as in `grad_cam` with `eps=0`, with the same rule for
+    flat maps. exp(S) is a positive factor of the whole map, which the stretching removes.
+
+    The weights are computed with alpha as `1 / (2 + sum(A) * g)`, so gradients of any scale that
+    float32 holds count. The map does depend on that scale, through alpha.
 
     The map is differentiable, once, in `activations`; the weights are constants to autograd.
 
@@ -36,9 +39,11 @@ def grad_cam_plus_plus(
         activations: `(B, C, h, w)`, contiguous or channels_last, or tokens `(B, N, C)` with
             `grid`; float16, bfloat16, float32 or float64.
         gradients: Gradient of the class score in the activations, same shape.
-        score: Class score of each image, a logit, `(B,)`.
+        score: Class score of each image, a logit, `(B,)`; as its exponential drops out, only a
+            NaN shows in the map.
         size: `(height, width)` of the map in pixels.
-        eps: Added to the denominator of alpha and to the spread of the map, at least 0.
+        eps: A denominator of alpha below this in magnitude, in units of g^2, counts as zero; at
+            least 0. The default is the rounding error of the denominator in float32.
         grid: `(h, w)` of the tokens of a transformer, N = h * w without class tokens.
 
     Returns:
@@ -50,7 +55,8 @@ def grad_cam_plus_plus(
             fill the grid, or `size` or `eps` is out of bounds.
         BackendUnavailableError: The backend asked for cannot run here.
 
-    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018.
+    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018, eq. 19; the rule for zero is that of the
+    authors' code. The published SynQ code has `sum(A * g^3) + eps` in the denominator instead.
     """
     check_cam_tensors(activations, gradients, grid)
     check_float_tensor("score", score)
@@ -61,4 +67,4 @@ def grad_cam_plus_plus(
     name = "grad_cam_plus_plus"
     if on_reference(name, activations, gradients, score):
         return _reference(activations, gradients, score, size, eps=eps, grid=grid)
-    return compute_map(name, activations, gradients, score.float(), size, 0.0, eps, grid)
+    return compute_map(name, activations, gradients, score.float(), size, eps, 0.0, grid)

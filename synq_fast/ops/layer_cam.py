@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._cam import check_cam_tensors, check_clamp, compute_map, on_reference
 from synq_fast.ops._tensor_checks import check_number, check_size
 from synq_fast.reference.layer_cam import layer_cam as _reference
 
@@ -12,7 +12,7 @@ def layer_cam(
     gradients: torch.Tensor,
     size: tuple[int, int],
     *,
-    clamp: float = 1e-10,
+    clamp: float | None = 1e-10,
     eps: float = 1e-10,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
@@ -30,7 +30,8 @@ def layer_cam(
             `grid`; float16, bfloat16, float32 or float64.
         gradients: Gradient of the class score in the activations, same shape.
         size: `(height, width)` of the map in pixels.
-        clamp: Least weight, at least 0; 0 is the paper's ReLU.
+        clamp: Least weight, at least 0; 0 is the paper's ReLU. None keeps negative gradients,
+            which is `hires_cam`.
         eps: Added to the spread, at least 0.
         grid: `(h, w)` of the tokens of a transformer, N = h * w without class tokens.
 
@@ -48,8 +49,8 @@ def layer_cam(
     """
     check_cam_tensors(activations, gradients, grid)
     size = check_size(size)
-    check_number("clamp", clamp, least=0)
+    least = check_clamp(clamp)
     check_number("eps", eps, least=0)
     if on_reference("layer_cam", activations, gradients):
         return _reference(activations, gradients, size, clamp=clamp, eps=eps, grid=grid)
-    return compute_map("layer_cam", activations, gradients, None, size, clamp, eps, grid)
+    return compute_map("layer_cam", activations, gradients, None, size, least, eps, grid)

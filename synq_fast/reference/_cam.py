@@ -1,5 +1,7 @@
 """From activations and their weights to a normalised class activation map."""
 
+import math
+
 import torch
 
 from synq_fast.reference._precision import to_compute
@@ -21,6 +23,11 @@ def prepare(
         to_compute(as_images(activations, grid)),
         to_compute(as_images(gradients, grid).detach()),
     )
+
+
+def least_weight(clamp: float | None) -> float:
+    """Returns the bound that the kernels take; below minus infinity is nothing, and NaN stays."""
+    return -math.inf if clamp is None else clamp
 
 
 def weighted_map(

@@ -11,7 +11,7 @@ def cam_alignment_loss(
     gradients: torch.Tensor,
     target_map: torch.Tensor,
     *,
-    clamp: float = 1e-10,
+    clamp: float | None = 1e-10,
     eps: float = 1e-10,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:

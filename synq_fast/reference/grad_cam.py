@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.reference._cam import prepare, weighted_map
+from synq_fast.reference._cam import least_weight, prepare, weighted_map
 
 
 def grad_cam(
@@ -10,11 +10,11 @@ def grad_cam(
     gradients: torch.Tensor,
     size: tuple[int, int],
     *,
-    clamp: float = 1e-10,
+    clamp: float | None = 1e-10,
     eps: float = 1e-10,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Returns the normalised Grad-CAM map; see `synq_fast.ops.grad_cam`."""
     activations, gradients = prepare(activations, gradients, grid)
-    weights = gradients.mean((2, 3), keepdim=True).clamp_min(clamp)
+    weights = gradients.mean((2, 3), keepdim=True).clamp_min(least_weight(clamp))
     return weighted_map(activations, weights, size, eps)

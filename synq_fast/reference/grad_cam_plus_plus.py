@@ -5,10 +5,6 @@ import torch
 from synq_fast.reference._cam import prepare, weighted_map
 from synq_fast.reference._precision import to_compute
 
-# exp(score) is one positive factor per map, which the normalisation removes: capping it changes
-# nothing but keeps it finite.
-MAX_SCORE = 50.0
-
 
 def grad_cam_plus_plus(
     activations: torch.Tensor,
@@ -22,16 +18,20 @@ def grad_cam_plus_plus(
     """Returns the normalised Grad-CAM++ map; see `synq_fast.ops.grad_cam_plus_plus`."""
     activations, gradients = prepare(activations, gradients, grid)
     weights = plus_plus_weights(activations.detach(), gradients, to_compute(score.detach()), eps)
-    return weighted_map(activations, weights, size, eps)
+    return weighted_map(activations, weights, size, 0.0)
 
 
 def plus_plus_weights(
     activations: torch.Tensor, gradients: torch.Tensor, score: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """Returns the channel weights `(B, C, 1, 1)`."""
-    squared = gradients.square()
-    third = (activations * squared * gradients).sum((2, 3), keepdim=True)
-    denominator = 2 * squared + third + eps
-    alpha = squared / torch.where(denominator == 0, 1.0, denominator)
-    slope = (score.clamp_max(MAX_SCORE).exp()[:, None, None, None] * gradients).relu()
-    return (alpha * slope).sum((2, 3), keepdim=True)
+    """Returns the channel weights `(B, C, 1, 1)`, without their common factor exp(score).
+
+    Numerator and denominator of alpha are divided by g^2, which would underflow.
+    """
+    denominator = 2 + activations.sum((2, 3), keepdim=True) * gradients
+    vanishes = (denominator.abs() < eps) | (denominator == 0)
+    # The stretching removes exp(score), a positive factor of the whole map: NaN alone stays.
+    factor = torch.where(score.isnan(), score, 1.0)[:, None, None, None]
+    slope = gradients.relu() * factor
+    slope = torch.where(vanishes, slope * gradients.square(), slope)
+    return (slope / torch.where(vanishes, 1.0, denominator)).sum((2, 3), keepdim=True)

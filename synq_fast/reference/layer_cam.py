@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.reference._cam import prepare, weighted_map
+from synq_fast.reference._cam import least_weight, prepare, weighted_map
 
 
 def layer_cam(
@@ -10,10 +10,11 @@ def layer_cam(
     gradients: torch.Tensor,
     size: tuple[int, int],
     *,
-    clamp: float = 1e-10,
+    clamp: float | None = 1e-10,
     eps: float = 1e-10,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Returns the normalised LayerCAM map; see `synq_fast.ops.layer_cam`."""
     activations, gradients = prepare(activations, gradients, grid)
-    return weighted_map(activations, gradients.clamp_min(clamp), size, eps)
+    weights = gradients.clamp_min(least_weight(clamp))
+    return weighted_map(activations, weights, size, eps)

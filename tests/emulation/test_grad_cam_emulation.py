@@ -11,6 +11,7 @@ import torch
 
 from synq_fast.ops._definitions.grad_cam import KINDS
 from tests.cam_cases import (
+    CLAMPED,
     DTYPES,
     TIES,
     Case,
@@ -18,6 +19,7 @@ from tests.cam_cases import (
     cases,
     gradients_for,
     tie_case,
+    unclamped,
 )
 from tests.emulation.build import build, shifted
 
@@ -95,8 +97,10 @@ class Kernels:
     def results(self, kind: str, case: Case) -> list[torch.Tensor]:
         """Returns value and gradient for the incoming gradient of tests.cam_cases.results."""
         number = KINDS.get(kind, 0)
-        clamp = 1e-10
-        eps = 1e-7 if kind == "grad_cam_plus_plus" else 1e-10
+        clamp = float("-inf") if case.clamp is None else case.clamp
+        eps = 1e-10
+        if kind == "grad_cam_plus_plus":
+            clamp, eps = 1e-7, 0.0
         last = case.activations.stride(1) == 1 and case.activations.shape[1] > 1
         images, channels, height, width = case.activations.shape
         a, g = (memory(x, last, self.shift) for x in (case.activations, case.gradients))
@@ -158,6 +162,21 @@ def check(kernels: Kernels, kind: str, case: Case) -> None:
 def test_cases(library, kind: str) -> None:
     for case in cases(kind, torch.float32, ("contiguous", "channels_last")):
         check(Kernels(library), kind, case)
+
+
+@pytest.mark.parametrize("kind", CLAMPED)
+def test_without_a_clamp(library, kind: str) -> None:
+    for case in cases(kind, torch.float32, ("contiguous", "channels_last")):
+        check(Kernels(library), kind, unclamped(case))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_plus_plus_counts_gradients_of_any_scale(library, scale: float, layout) -> None:
+    a, g = (torch.rand(2, 8, 5, 6).to(memory_format=layout) for _ in range(2))
+    g = (g - 0.3) * scale
+    case = Case("", a, g, torch.tensor([-200.0, 200.0]), torch.rand(2, 1, 9, 8), (9, 8), None)
+    check(Kernels(library), "grad_cam_plus_plus", case)
 
 
 @pytest.mark.parametrize("kind", ["grad_cam", "layer_cam", "cam_alignment_loss"])

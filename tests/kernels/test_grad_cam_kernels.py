@@ -5,6 +5,7 @@ import torch
 
 from synq_fast import ops
 from tests.cam_cases import (
+    CLAMPED,
     DTYPES,
     KINDS,
     TIES,
@@ -14,7 +15,9 @@ from tests.cam_cases import (
     cases,
     results,
     tie_case,
+    unclamped,
 )
+from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 ALL_KINDS = (*KINDS, "cam_alignment_loss")
@@ -35,6 +38,29 @@ def test_cases(kind: str) -> None:
     contiguous = list(cases(kind, torch.float32, ("contiguous",)))
     for case in (contiguous[0], contiguous[2], list(cases(kind, torch.float32, ("tokens",)))[5]):
         check(kind, case)
+
+
+@pytest.mark.parametrize("kind", CLAMPED)
+def test_without_a_clamp(kind: str) -> None:
+    check(kind, unclamped(list(cases(kind, torch.float32, ("contiguous",)))[2]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e8])
+def test_plus_plus_counts_gradients_of_any_scale(scale: float) -> None:
+    a, g = torch.rand(2, 2, 8, 3, 4)
+    g = (g - 0.3) * scale
+    case = Case("", a, g, torch.tensor([-200.0, 200.0]), torch.rand(2, 1, 5, 4), (5, 4), None)
+    check("grad_cam_plus_plus", case)
+
+
+def test_plus_plus_counts_a_denominator_of_zero_as_one() -> None:
+    a = torch.tensor([[[[-4.0, 2.0, 0.0]], [[9.0, 1.0, 6.0]]]])
+    g = torch.tensor([[[[1.0, 0.5, 0.0]], [[0.0, 0.0, 1.0]]]])
+    for eps in (0.0, 1e-7):
+        cam = ops.grad_cam_plus_plus(a, g, torch.zeros(1), (1, 3), eps=eps)
+        expected = (1.5 * a[:, :1].double() + a[:, 1:].double() / 18).relu()
+        expected = (expected - expected.min()) / (expected.max() - expected.min())
+        assert_close(cam, expected, "cam_map")
 
 
 @pytest.mark.parametrize("kind", ["layer_cam"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from synq_fast import ops, reference
 from tests.cam_cases import (
+    CLAMPED,
     DTYPES,
     KINDS,
     TIES,
@@ -24,6 +25,7 @@ from tests.cam_cases import (
     gradients_for,
     results,
     tie_case,
+    unclamped,
 )
 from tests.ops.backends import BACKENDS, require
 from tests.tolerances import assert_close
@@ -51,6 +53,64 @@ def test_value_and_gradient(device, kind, dtype):
         assert actual[0].dtype == torch.float32
         assert actual[1].dtype == dtype
         assert_results_close(actual, kind, case)
+
+
+@pytest.mark.parametrize("kind", CLAMPED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_a_clamp(device, kind, dtype):
+    noticed = False
+    for case in map(unclamped, cases(kind, dtype)):
+        here = case.to(device)
+        actual = results(lambda leaf, here=here: call(ops, kind, here, leaf), here)
+        assert_results_close(actual, kind, case)
+        clamped = call(ops, kind, here._replace(clamp=1e-10), here.activations)
+        noticed |= (clamped - actual[0]).abs().max().item() > 0.01
+    assert noticed
+
+
+@pytest.mark.parametrize("kind", ["grad_cam", "layer_cam"])
+@pytest.mark.parametrize("where", ["activations", "gradients"])
+def test_nan_passes_where_nothing_is_clamped(device, kind, where):
+    tensors = {name: torch.rand(2, 5, 4, 4) for name in ("activations", "gradients")}
+    tensors[where][1, 2, 1, 1] = float("nan")
+    cam = getattr(ops, kind)(*(x.to(device) for x in tensors.values()), (8, 9), clamp=None)
+    assert cam[1].isnan().all()
+    assert cam[0].isfinite().all()
+
+
+def test_layer_cam_without_a_clamp_is_hires_cam(device):
+    a, g = torch.randn(2, 2, 6, 5, 4, device=device)
+    assert torch.equal(ops.layer_cam(a, g, (9, 8), clamp=None), ops.hires_cam(a, g, (9, 8)))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_plus_plus_counts_gradients_of_any_scale(device, scale, layout):
+    a, g = torch.rand(2, 19, 6, 7), torch.randn(2, 19, 6, 7) * scale
+    a[:, 3] -= 3.0  # a negative sum
+    case = Case("", a, g, torch.tensor([-200.0, 200.0]), torch.rand(2, 1, 9, 8), (9, 8), None)
+    here = case._replace(
+        activations=a.to(memory_format=layout), gradients=g.to(memory_format=layout)
+    ).to(device)
+    actual = results(lambda leaf: call(ops, "grad_cam_plus_plus", here, leaf), here)
+    assert_results_close(actual, "grad_cam_plus_plus", case)
+    assert_close(actual[0].amax((1, 2, 3)).cpu(), [1.0, 1.0], "cam_map")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("eps", [0.0, 1e-7, 0.1])
+def test_plus_plus_denominators_of_zero_count_as_one(device, layout, eps):
+    for channels in (2, 19):  # alone and in a group of channels
+        a, g = torch.zeros(2, 1, channels, 1, 20)
+        a[0, 0, 0, :2] = torch.tensor([-4.0, 2.0])
+        a[0, 1, 0, :3] = torch.tensor([9.0, 1.0, 6.0])
+        g[0, 0, 0, :2] = torch.tensor([1.0, 0.5])  # denominators 0 and 1: 1 + 0.5 / 1
+        g[0, 1, 0, 4] = 1.0  # 1 / (2 + 16)
+        here = [x.to(device, memory_format=layout) for x in (a, g)]
+        score = torch.zeros(1, device=device)
+        cam = ops.grad_cam_plus_plus(*here, score, (1, 20), eps=eps).cpu()
+        expected = (1.5 * a[:, 0].double() + a[:, 1].double() / 18).relu()
+        assert_close(cam[0], expected / expected.max(), "cam_map")
 
 
 @pytest.mark.parametrize("kind", TIE_KINDS)
@@ -284,13 +344,14 @@ def test_gradient_checks_can_fail():
 PROGRAM = """
 import torch
 from synq_fast import _C, ops
-from tests.cam_cases import DTYPES, KINDS, TIES, call, cases, results, tie_case
-from tests.cam_cases import assert_results_close
+from tests.cam_cases import CLAMPED, DTYPES, KINDS, TIES, call, cases, results, tie_case
+from tests.cam_cases import assert_results_close, unclamped
 LAYOUTS = ("contiguous", "channels_last")
 count = 0
 for kind in (*KINDS, "cam_alignment_loss"):
     ties = [] if kind == "grad_cam_plus_plus" else map(tie_case, TIES)
     for case in [*(c for d in DTYPES for c in cases(kind, d, LAYOUTS)), *ties]:
+        case = unclamped(case) if kind in CLAMPED and count % 3 == 0 else case
         actual = results(lambda leaf: call(ops, kind, case, leaf), case)
         assert_results_close(actual, kind, case)
         count += 1

@@ -1,5 +1,6 @@
 """The registered class activation map ops inside PyTorch's own machinery."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,17 @@ def arguments(name, a, g):
         "grad_cam": [
             (a, g, torch.rand(2) if kind == 1 else None, kind, 8, 6, 1e-10, 1e-10)
             for kind in range(4)
-        ],
+        ]
+        + [(a, g, None, 0, 8, 6, -math.inf, 1e-10)],
         "grad_cam_backward": [
             (TARGET, weights if kind < 2 else g, coarse, kind, 0.0, 1e-10, last, a.dtype)
             for kind in range(4)
         ],
-        "cam_alignment_loss": [(a, g, TARGET, 1e-10, 1e-10, flag) for flag in (False, True)],
+        "cam_alignment_loss": [
+            (a, g, TARGET, clamp, 1e-10, flag)
+            for clamp in (1e-10, -math.inf)
+            for flag in (False, True)
+        ],
         "cam_alignment_loss_backward": [(torch.tensor(0.7), weights, coarse, last, a.dtype)],
     }[name]
 
@@ -79,6 +85,7 @@ def test_the_fallback_equals_the_kernels(name):
 
 def model(a, g, target):
     cam = ops.layer_cam(a * 2, g, (8, 6)) + ops.grad_cam(a, g, (8, 6))
+    cam = cam + ops.grad_cam(a, -g, (8, 6), clamp=None)
     tokens, token_gradients = (x.flatten(2).transpose(1, 2).contiguous() for x in (a, g))
     loss = ops.cam_alignment_loss(tokens, token_gradients, target, grid=(3, 4))
     return cam.square().mean() + loss
@@ -103,14 +110,14 @@ def test_compile(dynamic):
 def test_export():
     class Module(torch.nn.Module):
         def forward(self, a, g):
-            return ops.grad_cam(a, g, (8, 6))
+            return ops.grad_cam(a, g - 0.5, (8, 6), clamp=None)
 
     batch = torch.export.Dim("batch")
     program = torch.export.export(Module(), (A, G), dynamic_shapes=({0: batch}, {0: batch}))
     names = {node.target for node in program.graph.nodes if node.op == "call_function"}
     assert torch.ops.synq_fast.grad_cam.default in names
     a, g = torch.rand(2, 7, 5, 3, 4)
-    assert torch.equal(program.module()(a, g), ops.grad_cam(a, g, (8, 6)))
+    assert torch.equal(program.module()(a, g), Module()(a, g))
 
 
 def test_a_second_derivative_is_an_error():

@@ -1,4 +1,4 @@
-"""Grad-CAM++: golden maps, an oracle written with loops, extreme scores, gradients."""
+"""Grad-CAM++: an oracle written with loops, the published variant, zero denominators, gradients."""
 
 import math
 
@@ -11,64 +11,94 @@ from tests.golden_cases import golden_cases
 from tests.tolerances import assert_close
 
 
-def looped_map(activations, gradients, score, eps):
-    """The map of one image at the size of its activations, in float64 with explicit loops."""
+def looped_map(activations, gradients):
+    """The map of one image at the size of its activations, eq. 19 in float64 with loops."""
     a, g = activations.double().numpy(), gradients.double().numpy()
     channels, height, width = a.shape
     total = np.zeros((height, width))
     for c in range(channels):
-        third = sum(a[c, i, j] * g[c, i, j] ** 3 for i in range(height) for j in range(width))
         weight = 0.0
         for i in range(height):
             for j in range(width):
-                alpha = g[c, i, j] ** 2 / (2 * g[c, i, j] ** 2 + third + eps)
-                weight += alpha * max(math.exp(score) * g[c, i, j], 0)
+                numerator = g[c, i, j] ** 2
+                denominator = 2 * g[c, i, j] ** 2 + a[c].sum() * g[c, i, j] ** 3
+                if denominator == 0:
+                    denominator = 1
+                weight += numerator / denominator * max(g[c, i, j], 0)
         total += weight * a[c]
     total = np.maximum(total, 0)
-    return (total - total.min()) / (total.max() - total.min() + eps)
+    return (total - total.min()) / (total.max() - total.min())
 
 
-def test_golden(golden):
+def published_map(activations, gradients, score, size):
+    """The map of the published SynQ code, which sums A g^3 and adds an absolute eps."""
+    a, g = activations.double(), gradients.double()
+    third = (a * g**3).sum((2, 3), keepdim=True)
+    alpha = g**2 / (2 * g**2 + third + 1e-7)
+    weights = (alpha * (score.double().exp()[:, None, None, None] * g).relu()).sum((2, 3))
+    return ops.grad_cam(a, weights[:, :, None, None].expand_as(a), size, clamp=None, eps=1e-7)
+
+
+def test_the_published_code_is_not_the_paper(golden):
     seen = 0
     for _, case in golden_cases(golden("grad_cam")):
         if case["kind"] == "grad_cam_pp":
+            inputs = case["activations"], case["gradients"], case["score"]
             size = tuple(case["size"].tolist())
-            cam = ops.grad_cam_plus_plus(
-                case["activations"], case["gradients"], case["score"], size
-            )
-            assert_close(cam, case["map"], "cam_map")
+            assert_close(published_map(*inputs, size), case["map"], "cam_map")
+            cam = ops.grad_cam_plus_plus(*inputs, size)
+            assert (cam - case["map"]).abs().max() > 0.01
+            small = inputs[0].shape[2:]
+            cam = ops.grad_cam_plus_plus(*inputs, small)
+            for n in range(len(cam)):
+                assert_close(cam[n, 0], looped_map(inputs[0][n], inputs[1][n]), "cam_map")
             seen += 1
     assert seen
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2, 2), (3, 5, 4, 6), (1, 17, 7, 7)])
-def test_against_loops(shape):
-    activations, gradients = torch.rand(shape), torch.randn(shape).abs()
-    score = torch.randn(shape[0])
-    cam = ops.grad_cam_plus_plus(activations, gradients, score, shape[2:])
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8])
+def test_against_loops(shape, scale):
+    """Squares and cubes of such gradients are not numbers of float32."""
+    activations, gradients = torch.rand(shape), torch.randn(shape) * scale
+    cam = ops.grad_cam_plus_plus(activations, gradients, torch.randn(shape[0]), shape[2:])
     for n in range(shape[0]):
-        expected = looped_map(activations[n], gradients[n], score[n].item(), 1e-7)
-        assert_close(cam[n, 0], expected, "cam_map")
+        assert_close(cam[n, 0], looped_map(activations[n], gradients[n]), "cam_map")
 
 
-def test_score_scales_the_map_within_eps_only():
-    activations, gradients = torch.rand(2, 3, 4, 5, 5).double()
+def test_by_hand():
+    activations = torch.tensor([[[[1.0, 2.0], [0.0, 1.0]], [[0.0, 0.0], [3.0, 1.0]]]])
+    gradients = torch.tensor([[[[1.0, 0.0], [-1.0, 0.5]], [[0.25, 0.0], [0.0, 0.0]]]])
+    # Both sums of A are 4: weights 1 / 6 + 0.5 / 4 and 0.25 / 3.
+    first, second = 7 / 24, 2 / 24
+    total = torch.tensor([[first, 2 * first], [3 * second, first + second]]).double()
+    expected = (total - total.min()) / (total.max() - total.min())
+    cam = ops.grad_cam_plus_plus(activations, gradients, torch.zeros(1), (2, 2))
+    assert_close(cam[0, 0], expected, "cam_map")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("eps", "weight"), [(0.0, 17.0), (0.05, 17.0), (0.1, 1.0)])
+def test_a_denominator_near_zero(dtype, eps, weight):
+    """Here g is 1 and the denominator 1 / 16 unless eps makes it one."""
+    activations = torch.tensor([[[[-2.9375, 1.0]], [[32.0, 0.0]]]], dtype=dtype)
+    gradients = torch.tensor([[[[1.0, 0.0]], [[0.0, 4.0]]]], dtype=dtype)
+    cam = ops.grad_cam_plus_plus(activations, gradients, torch.zeros(1), (1, 2), eps=eps)
+    # The first channel's weight is 16 or 1, the second's 4 / (2 + 128).
+    first = 16.0 if weight > 1 else 1.0
+    total = torch.tensor([-2.9375 * first + 32 * 4 / 130, first]).relu().double()
+    assert_close(cam[0, 0, 0], (total - total.min()) / (total.max() - total.min()), "cam_map")
+
+
+def test_the_score_drops_out():
+    activations, gradients = torch.rand(2, 3, 4, 5, 5)
     maps = [
-        ops.grad_cam_plus_plus(activations, gradients, torch.full((3,), s).double(), (9, 9))
-        for s in (5.0, 20.0, 49.0, 51.0, 1e4, math.inf)
+        ops.grad_cam_plus_plus(activations, gradients, torch.full((3,), s), (9, 9))
+        for s in (0.0, -300.0, 50.0, 1e4, math.inf, -math.inf)
     ]
+    assert maps[0].max() == 1
     for cam in maps[1:]:
-        assert_close(cam, maps[0], "cam_map")
-    faint = ops.grad_cam_plus_plus(activations, gradients, torch.full((3,), -20.0).double(), (9, 9))
-    assert faint.max() < 0.5
-
-
-def test_large_scores_stay_finite_in_float32():
-    leaf = torch.rand(2, 3, 4, 4, requires_grad=True)
-    cam = ops.grad_cam_plus_plus(leaf, torch.rand(2, 3, 4, 4), torch.tensor([90.0, 500.0]), (8, 8))
-    cam.sum().backward()
-    assert_close(cam.amax((1, 2, 3)), [1.0, 1.0], "cam_map")
-    assert leaf.grad.isfinite().all()
+        assert torch.equal(cam, maps[0])
 
 
 def test_zero_gradient_and_flat_map_are_zero():
@@ -94,11 +124,11 @@ def test_gradient_in_activations_holds_the_weights_constant():
         return (cam * target).sum()
 
     (grad,) = torch.autograd.grad(loss(leaf), leaf)
-    squared, third = gradients**2, (leaf * gradients**3).sum((2, 3), keepdim=True)
-    weights = squared / (2 * squared + third + 1e-7) * gradients * score.exp()[:, None, None, None]
+    squared, total = gradients**2, leaf.sum((2, 3), keepdim=True)
+    weights = squared / (2 * squared + total * gradients**3) * gradients
     weights = weights.sum((2, 3), keepdim=True).detach()
     # Positive weights: Grad-CAM with these as its constant gradients has the same map.
-    same = ops.grad_cam(leaf, weights.expand_as(leaf), (5, 5), eps=1e-7)
+    same = ops.grad_cam(leaf, weights.expand_as(leaf), (5, 5), eps=0.0)
     (expected,) = torch.autograd.grad((same * target).sum(), leaf)
     assert_close(grad, expected, "float64")
     assert gradients.grad is None

@@ -121,7 +121,7 @@ def _reference_map(
         if score is None:
             weights = channel_weights(gradients, clamp)
         else:
-            weights = plus_plus_weights(activations.float(), gradients.float(), score, eps)[
+            weights = plus_plus_weights(activations.float(), gradients.float(), score, clamp)[
                 :, :, 0, 0
             ]
         coarse = coarse_map(activations, weights)
