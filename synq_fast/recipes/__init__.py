@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from synq_fast.errors import RecipeError
 from synq_fast.recipes.schema import Recipe
+from synq_fast.recipes.toml import dumps
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,7 +69,7 @@ def load_recipe(
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as TOML, every value written out; ``load_recipe`` reads it back unchanged."""
-    return tomli_w.dumps(dataclasses.asdict(recipe))
+    return dumps(dataclasses.asdict(recipe))
 
 
 def parse_value(text: str) -> Any:
