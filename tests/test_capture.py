@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from synq_fast.capture import capture, capture_stream, waits, warm_up
+from synq_fast.distributed import ALONE, joined
+from synq_fast.finetune.prefetch import Prefetcher
 from tests.pretended_gpu import PretendedGpu
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -109,3 +111,19 @@ def test_the_message_that_is_recognised_is_pytorchs():
     except OSError:
         pytest.skip("this PyTorch has no CUDA")
     assert b"called a synchronizing CUDA operation" in content
+
+
+def test_a_run_makes_its_gpu_the_current_one(gpu):
+    with joined(SECOND) as ranks:
+        assert ranks is ALONE and gpu.index == 1
+    assert gpu.index == 0
+
+
+def test_batches_are_copied_on_a_stream_that_is_never_captured(gpu):
+    # PyTorch gives the same stream again after 32 of one priority.
+    prefetcher = Prefetcher(lambda step: (), SECOND)
+    prefetcher.close()
+    capture_stream(SECOND)
+    copies, captures = gpu.streams
+    assert copies.index == captures.index == 1
+    assert (copies.priority, captures.priority) == (-1, 0)
