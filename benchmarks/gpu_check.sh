@@ -31,17 +31,21 @@ give_up() {
 }
 skip() { echo "skipped: $1 ($2)"; }
 fail() { failed="$failed; $1"; }
-# attempt NAME SECONDS COMMAND...: a stage ends at its own limit, or where the whole check's is reached.
-attempt() {
+# begin NAME SECONDS: sets own, the seconds of a stage: its own limit, or what the whole check's leaves.
+begin() {
   name=$1 own=$2
-  shift 2
   left=$((started + limit - $(date +%s)))
   if [ "$left" -lt 5 ]; then
     fail "$name (not reached)"
-    return
+    return 1
   fi
   [ "$own" -gt "$left" ] && own=$left
   echo "== $((limit - left)) s: $name"
+}
+# attempt NAME SECONDS COMMAND...
+attempt() {
+  begin "$1" "$2" || return
+  shift 2
   timeout -k 5 "$own" "$@"
   code=$?
   case $code in
@@ -118,10 +122,10 @@ attempt "recordings" 60 "$python" $pytest tests/cuda/test_replay_cuda.py \
 # writes.
 sanitizing=""
 sanitize() {
-  tool=$1 own=$2
+  tool=$1
+  begin "compute-sanitizer $tool" "$2" || return
   set -- --kernel-name kns=synq
   [ "$tool" = initcheck ] && set --
-  echo "== compute-sanitizer $tool"
   timeout -k 5 "$own" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool "$tool" --error-exitcode 9 "$@" \
     "$python" -m benchmarks.every_op --device cuda --backend cuda \
