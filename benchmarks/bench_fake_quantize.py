@@ -1,4 +1,4 @@
-"""Static fake quantization of activations, forward, float32."""
+"""Static fake quantization of activations, forward."""
 
 from __future__ import annotations
 
@@ -40,14 +40,21 @@ def _aten(x: Tensor, low: Tensor, high: Tensor, axis: int | None) -> Callable[[]
     return columns.call(torch.fake_quantize_per_channel_affine, x, scale, zero_point, axis, 0, last)
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize("axis", [None, CHANNEL_AXIS], ids=["per_tensor", "per_channel"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def bench_fake_quantize(
-    shape: tuple[int, ...], axis: int | None, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, ...],
+    axis: int | None,
+    layout: str,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against eager, compiled and ATen's fake quantization and a copy of the tensor."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
     low, high = _ranges(x, axis)
+    x = x.to(dtype, memory_format=harness.MEMORY_FORMATS[layout])
     arguments = (x, low, high, BITS)
 
     ours, omitted = columns.our_columns(ops.fake_quantize, *arguments, axis=axis)
@@ -65,14 +72,17 @@ def bench_fake_quantize(
         assert (compiled() != expected).float().mean() < 1e-3
         rows["reference, torch.compile"] = compiled
     granularity = "per_tensor" if axis is None else "per_channel"
-    rows[f"aten fake_quantize_{granularity}_affine"] = _aten(x, low, high, axis)
+    if dtype == torch.float32:
+        rows[f"aten fake_quantize_{granularity}_affine"] = _aten(x, low, high, axis)
+    else:
+        omitted[f"aten fake_quantize_{granularity}_affine"] = "float32 alone"
     rows["clone"] = columns.call(torch.clone, x)
     compare(
-        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits",
+        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits{harness.kind(layout, dtype)}",
         rows,
         ours=next(iter(ours), None),
         copy="clone",
-        bytes_moved=2 * 4 * math.prod(shape),
+        bytes_moved=2 * x.nbytes,
         elements=math.prod(shape),
         omitted=omitted,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -20,17 +19,24 @@ BITS = 4
 EPS = 1e-5
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
 @pytest.mark.parametrize("op", ["relu", "affine_relu", "affine_residual_relu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
 def bench_relu_fake_quantize(
-    op: str, layout: str, backward: bool, compare: Callable[..., harness.Comparison]
+    op: str,
+    layout: str,
+    backward: bool,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """One pass against the compiled reference, our ops in a row, and eager PyTorch before ours."""
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    memory_format = harness.MEMORY_FORMATS[layout]
     generator = torch.Generator().manual_seed(0)
     x, residual, gradient = (
-        torch.randn(SHAPE, generator=generator).to(harness.DEVICE, memory_format=memory_format)
+        torch.randn(SHAPE, generator=generator)
+        .to(dtype)
+        .to(harness.DEVICE, memory_format=memory_format)
         for _ in range(3)
     )
     x.requires_grad_(backward)
@@ -83,11 +89,11 @@ def bench_relu_fake_quantize(
         rows[column] = lambda call=call: run(call)
     rows["clone"] = x.detach().clone
     compare(
-        f"{op} {'x'.join(map(str, SHAPE))} {layout}, "
+        f"{op} {'x'.join(map(str, SHAPE))} {layout}{harness.kind('contiguous', dtype)}, "
         f"{'forward and backward' if backward else 'forward'}",
         rows,
         ours=next(iter(ours), None),
         copy="clone",
-        bytes_moved=((8 if added else 5) if backward else 2 + added) * 4 * math.prod(SHAPE),
+        bytes_moved=((8 if added else 5) if backward else 2 + added) * x.nbytes,
         omitted=omitted,
     )

@@ -39,11 +39,11 @@ only_engines_allocator = pytest.mark.parametrize(
 )
 
 
-def bench_step(case: Case, compare: Compare, show: Show) -> None:
+def bench_step(case: Case, precision: str, compare: Compare, show: Show) -> None:
     """Four bits, the data's preparation included; hooks do not accumulate while it is timed."""
     work = load(case)
     columns = {
-        "ours": engine_trainer(work).advance,
+        "ours": engine_trainer(work, precision=precision).advance,
         # Ten standing hooks are the mean of the first twenty steps.
         FIRST: published_step(work, step_config(work, standing_hooks=10)),
         LATE: published_step(work, step_config(work, standing_hooks=1000)),
@@ -51,7 +51,7 @@ def bench_step(case: Case, compare: Compare, show: Show) -> None:
         PLAIN: plain_step(work.teacher.module, work.images),
     }
     row = compare(
-        work.title,
+        work.titled(precision),
         columns,
         ours="ours",
         clock="wall",
@@ -64,15 +64,17 @@ def bench_step(case: Case, compare: Compare, show: Show) -> None:
 
 
 @only_engines_allocator
-def bench_breakdown(first_case: Case, allocator: str, show: Show, rounds_of: Rounds) -> None:
+def bench_breakdown(
+    first_case: Case, precision: str, allocator: str, show: Show, rounds_of: Rounds
+) -> None:
     """Where our step's time goes, and what it costs beyond the plain passes."""
     work = load(first_case)
-    profiled = engine_trainer(work, record=False)
+    profiled = engine_trainer(work, record=False, precision=precision)
     show(
         breakdown.breakdown(
             "step",
-            f"{work.title}: where ours spends its time",
-            engine_trainer(work).advance,
+            f"{work.titled(precision)}: where ours spends its time",
+            engine_trainer(work, precision=precision).advance,
             plain_step(work.teacher.module, work.images),
             profiled.advance,
             partial(breakdown.step_scopes, profiled),

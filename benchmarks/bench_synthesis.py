@@ -35,18 +35,20 @@ def _call_each(call: Callable[[], object]) -> None:
         call()
 
 
-def bench_synthesis(case: Case, compare: Compare, show: Show) -> None:
+def bench_synthesis(case: Case, precision: str, compare: Compare, show: Show) -> None:
     """Half of the iterations of large images are augmented, as published; small ones never are."""
     work = load(case)
     config = synthesis_config(work)
     columns: dict[str, Callable[[], object]] = {
-        "ours": EngineSynthesis(work, augment=work.large, iterations=ITERATIONS),
+        "ours": EngineSynthesis(
+            work, augment=work.large, iterations=ITERATIONS, precision=precision
+        ),
         PUBLISHED: PublishedIterations(work, config, ITERATIONS),
         "published, switches off": PublishedIterations(work, config.lean(), ITERATIONS),
         PLAIN: partial(_call_each, plain_synthesis(work.teacher.module, work.images)),
     }
     row = compare(
-        work.title,
+        work.titled(precision),
         columns,
         ours="ours",
         clock="wall",
@@ -61,18 +63,20 @@ def bench_synthesis(case: Case, compare: Compare, show: Show) -> None:
 
 @only_engines_allocator
 def bench_synthesis_breakdown(
-    first_case: Case, allocator: str, show: Show, rounds_of: Rounds
+    first_case: Case, precision: str, allocator: str, show: Show, rounds_of: Rounds
 ) -> None:
     """Where our iteration's time goes, and what it costs beyond the plain passes."""
     work = load(first_case)
     ours, profiled = (
-        EngineSynthesis(work, augment=work.large, iterations=ITERATIONS, record=record)
+        EngineSynthesis(
+            work, augment=work.large, iterations=ITERATIONS, record=record, precision=precision
+        )
         for record in (True, False)
     )
     show(
         breakdown.breakdown(
             "synthesis",
-            f"{work.title}: where ours spends its time",
+            f"{work.titled(precision)}: where ours spends its time",
             ours,
             plain_synthesis(work.teacher.module, work.images),
             profiled,

@@ -67,6 +67,10 @@ class Workload:
         """Model, pixels and batch."""
         return f"{self.case.model} {self.images.shape[-1]}px batch {self.case.batch}"
 
+    def titled(self, precision: str) -> str:
+        """The title and, where there is a choice, what the networks compute in."""
+        return self.title if len(harness.precisions()) == 1 else f"{self.title}, {precision}"
+
     def rounds(self, small: int, large: int) -> int:
         """A number of rounds; on a GPU no step is large."""
         return large if self.large and harness.DEVICE.type == "cpu" else small

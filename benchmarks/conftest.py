@@ -10,6 +10,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from synq_fast.precision import tensor_float32
+
 from . import cases, harness, results_file, summary
 from .progress import Progress
 from .tables import Table
@@ -79,6 +81,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = cases.chosen(metafunc.config, metafunc.module.CASES)
         found = found[:1] if name == "first_case" else found
         metafunc.parametrize(name, found, ids=lambda case: f"{case.model}-{case.batch}")
+    if "precision" in metafunc.fixturenames:
+        metafunc.parametrize("precision", harness.precisions(), indirect=True)
     if "allocator" in metafunc.fixturenames and not chosen:
         metafunc.parametrize("allocator", harness.allocator_settings(), indirect=True)
 
@@ -106,6 +110,13 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def allocator(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test under an allocator setting; gives the setting's name."""
     with harness.allocator(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What all networks of the test compute in; gives its name."""
+    with tensor_float32(request.param == "tf32"):
         yield request.param
 
 

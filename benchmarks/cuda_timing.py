@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from synq_fast.capture import capture, warm_up
+
 # Short enough for many rounds, long against the clock's half microsecond.
 GRAPH_SECONDS = 1e-3
 MOST_CALLS = 500
@@ -90,7 +92,7 @@ def _sample(calls: list[Call]) -> Sample:
     estimate = min(single() for _ in range(3))
     count = graph_calls(estimate, len(calls))
     try:
-        replay = capture(calls, count)
+        replay = captured(calls, count)
     except RuntimeError as error:
         torch.cuda.synchronize()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -105,29 +107,28 @@ def graph_calls(seconds: float, inputs: int) -> int:
     return inputs * max(1, round(wanted / inputs))
 
 
-def capture(calls: Sequence[Call], count: int) -> Call:
+def captured(calls: Sequence[Call], count: int) -> Call:
     """Captures ``count`` calls, in turns, in one CUDA graph; returns what replays it.
 
     Raises:
         RuntimeError: The work cannot be captured.
     """
-    # Libraries and the allocator set themselves up in a first run, which must not be captured.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def all_calls() -> None:
         for call in calls:
             call()
-    torch.cuda.current_stream().wait_stream(stream)
+
+    # Libraries and the allocator set themselves up in a first run, which must not be captured.
+    warm_up(all_calls, device)
+    warm_up(all_calls, device, must_not_wait=True)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    current = torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            for index in range(count):
-                calls[index % len(calls)]()
-    finally:
-        # A capture that fails leaves its own stream behind as the current one.
-        torch.cuda.set_stream(current)
+
+    def in_turns() -> None:
+        for index in range(count):
+            calls[index % len(calls)]()
+
+    graph, _ = capture(in_turns, device)
     graph.replay()
     torch.cuda.synchronize()
     return graph.replay

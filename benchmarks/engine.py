@@ -80,7 +80,9 @@ def _traced(work: Workload) -> tuple[fx.GraphModule, TapPoints]:
     return graph, find_tap_points(graph, work.images[:2])
 
 
-def engine_trainer(work: Workload, parts: Parts = Parts(), *, record: bool = True) -> Trainer:
+def engine_trainer(
+    work: Workload, parts: Parts = Parts(), *, record: bool = True, precision: str = "float32"
+) -> Trainer:
     """A trainer whose ``advance`` is one step as the engine does it, its data included.
 
     Ranges are the extremes of the batch, as the published student's are. On a GPU the step is
@@ -103,6 +105,7 @@ def engine_trainer(work: Workload, parts: Parts = Parts(), *, record: bool = Tru
         learning_rate=1e-12,
         steps=10**9,
         cuda_graph=record,
+        precision=precision,
         distillation=replace(distillation, soft_labels_only_if_difficult=parts.difficulty_mask),
         features=Features(losses.alignment_weight, in_perturbed_pass=work.large),
         cam=Cam(losses.cam_weight if parts.cam else 0.0),
@@ -121,7 +124,13 @@ class EngineSynthesis:
     """
 
     def __init__(
-        self, work: Workload, *, augment: bool, iterations: int, record: bool = True
+        self,
+        work: Workload,
+        *,
+        augment: bool,
+        iterations: int,
+        record: bool = True,
+        precision: str = "float32",
     ) -> None:
         """Prepare.
 
@@ -130,6 +139,7 @@ class EngineSynthesis:
             augment: half of the iterations crop and flip the images, as published for ImageNet.
             iterations: how many a call does, an even number.
             record: on a GPU, replay iterations from recordings.
+            precision: of the teacher, "float32" or "tf32".
         """
         taps = BatchNormTeacher(*_traced(work))
         chances = (1.0, 0.0) if augment else (0.0,)
@@ -142,6 +152,7 @@ class EngineSynthesis:
                     batch_size=len(work.labels),
                     focal_gamma=2.0,
                     augment_probability=chance,
+                    precision=precision,
                     cuda_graph=record,
                 ),
                 input_shape=work.teacher.input_shape,

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ Inputs = tuple[Tensor, ...]
 Function = Callable[..., Any]
 # Of the largest value, for what is not exact: that is compared with the reference in float64.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
+BACKENDS = {"cpu": ["cpu"], "cuda": ["cuda", "triton"]}
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ def captured_difference(case: Case, inputs: Inputs, device: str) -> str:
         captured[:] = results(case, ops, on_device, device)
 
     try:
-        cuda_timing.capture([call], 1)
+        cuda_timing.captured([call], 1)
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return difference(captured, results(case, ops, on_device, device), exact=True)
@@ -239,46 +243,75 @@ def captured_difference(case: Case, inputs: Inputs, device: str) -> str:
 
 def backends(op: str, device: str) -> list[str]:
     """The backends with a kernel for an op that run on a device here."""
-    wanted = ("cuda", "triton") if device == "cuda" else ("cpu",)
     kernels = info.report().kernels.get(op, ())
     available = ops.available_backends()
-    return [name for name in wanted if name in kernels and available[name] is None]
+    return [name for name in BACKENDS[device] if name in kernels and available[name] is None]
+
+
+def verdicts_of(op: str, wanted: Sequence[str], device: str, capture: bool) -> list[Verdict]:
+    """The verdicts of an op on every backend that is wanted; one that is missing is wrong."""
+    if not hasattr(ops, op):
+        return [Verdict(op, "none", CASES[op].exact, "this installation has no such op")]
+    found = backends(op, device)
+    reasons = ops.available_backends()
+    missing = [
+        Verdict(op, name, CASES[op].exact, reasons.get(name) or "no kernel of it is built here")
+        for name in wanted
+        if name not in found
+    ]
+    checked = [name for name in found if name in wanted]
+    return [*missing, *(check(op, name, device, capture) for name in checked)]
+
+
+def in_a_process(op: str, backend: str | None, device: str, capture: bool) -> list[Verdict]:
+    """`verdicts_of` in a process of its own: several at a time, and none ends the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "verdicts.json"
+        command = [sys.executable, "-m", __spec__.name, "--device", device, "--op", op]
+        command += ["--json", str(file)] + ["--capture"] * capture
+        command += ["--backend", backend] if backend else []
+        done = subprocess.run(command, capture_output=True, text=True)
+        if file.exists():
+            return [Verdict(**fields) for fields in json.loads(file.read_text())["verdicts"]]
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    wrong = f"its process ended with status {done.returncode}: {last}"
+    return [Verdict(op, backend or device, CASES[op].exact, wrong)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the ops named on the command line; 1 if one is wrong."""
+    """Check the ops named on the command line; 1 if one is wrong, or a backend is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--backend", help="only this one")
+    parser.add_argument("--backend", choices=("cpu", "cuda", "triton"), help="only this one")
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--capture", action="store_true", help="in a CUDA graph too")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="written after each op")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device on this machine")
-    verdicts = []
-    for op in options.op:
-        if not hasattr(ops, op):
-            print(f"{op}: skipped, this installation has no such op")
-            continue
-        found = backends(op, options.device)
-        if options.backend:
-            found = [name for name in found if name == options.backend]
-        if not found:
-            print(f"{op}: skipped, no kernel of {options.backend or options.device} runs here")
-        for backend in found:
-            verdict = check(op, backend, options.device, options.capture)
-            verdicts.append(verdict)
-            lines = [
-                verdict.wrong,
-                verdict.not_captured and f"not captured: {verdict.not_captured}",
-            ]
-            print(f"{op} ({backend}): {'; '.join(filter(None, lines)) or 'right'}", flush=True)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"verdicts": [asdict(verdict) for verdict in verdicts]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    verdicts: list[Verdict] = []
+    for found in _each(options):
+        verdicts += found
+        for verdict in found:
+            print(f"{verdict.op} ({verdict.backend}): {verdict.text}", flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            content = {"verdicts": [asdict(verdict) for verdict in verdicts]}
+            options.json.write_text(json.dumps(content, indent=2) + "\n")
     return 1 if any(verdict.wrong or verdict.not_captured for verdict in verdicts) else 0
+
+
+def _each(options: argparse.Namespace) -> Iterator[list[Verdict]]:
+    """The verdicts of each op, as soon as they are there."""
+    choice = options.backend, options.device, options.capture
+    if options.jobs > 1 and len(options.op) > 1:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            yield from pool.map(lambda op: in_a_process(op, *choice), options.op)
+        return
+    wanted = [options.backend] if options.backend else BACKENDS[options.device]
+    for op in options.op:
+        yield verdicts_of(op, wanted, options.device, options.capture)
 
 
 if __name__ == "__main__":

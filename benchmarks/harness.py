@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import torch
 
+from synq_fast.replay import WARM_UP
+
 from . import cuda_timing
 from .cuda_timing import Sample
 from .rows import Comparison as Comparison
@@ -21,6 +23,9 @@ from .rows import Timing as Timing
 
 THREADS = 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Calls on a GPU before the first that is timed: what records itself has done so, and replayed once.
+RECORDED = WARM_UP + 2
 
 _Size = TypeVar("_Size")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -52,6 +57,28 @@ def sizes(*, cpu: Sequence[_Size], cuda: Sequence[_Size] | None = None) -> list[
         cuda: sizes on a GPU, one of them at least 64 MiB; by default those of the CPU.
     """
     return list(cpu if cuda is None or DEVICE.type == "cpu" else cuda)
+
+
+def dtypes() -> list[torch.dtype]:
+    """What activations are stored in: on a GPU also as bf16 networks have them."""
+    return [torch.float32] if DEVICE.type == "cpu" else [torch.float32, torch.bfloat16]
+
+
+def layouts() -> list[str]:
+    """How activations lie in memory, where a suite has no layouts of its own on a CPU."""
+    return ["contiguous"] if DEVICE.type == "cpu" else ["contiguous", "channels_last"]
+
+
+def kind(layout: str, dtype: torch.dtype) -> str:
+    """What a row's title says of both: nothing of contiguous float32."""
+    names = [layout] if layout != "contiguous" else []
+    names += [str(dtype).removeprefix("torch.")] if dtype != torch.float32 else []
+    return "".join(f" {name}" for name in names)
+
+
+def precisions() -> list[str]:
+    """What the networks of a comparison compute in, all columns alike: TF32 is a GPU's."""
+    return ["float32"] if DEVICE.type == "cpu" else ["float32", "tf32"]
 
 
 def allocator_settings() -> list[str]:
@@ -121,7 +148,8 @@ def interleave(
         columns: name to callable; each is called without arguments.
         rounds: how often the whole sequence of columns is run; at least 2.
         calls: calls of one column in a row, timed together by the wall clock.
-        warmup: untimed calls of each column first.
+        warmup: untimed calls of each column first; on a GPU by the wall clock at least
+            ``RECORDED``, so that no call is timed before it is replayed.
         clock: "device" takes a GPU's own time, of a CUDA graph where the work can be captured;
             "wall" includes what the host does around it. On a CPU there is only the wall clock.
         after_round: called with the number of rounds done.
@@ -129,6 +157,8 @@ def interleave(
     Returns:
         Name to timing; a round begins one column later than the round before it.
     """
+    if clock == "wall" and DEVICE.type == "cuda":
+        warmup = max(warmup, RECORDED)
     for call in columns.values():
         for _ in range(warmup):
             call()

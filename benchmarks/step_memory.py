@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from synq_fast.precision import tensor_float32
+from synq_fast.replay import WARM_UP
+
 from . import harness
 from .cases import Case, Workload, load
 from .engine import engine_trainer
@@ -29,15 +32,18 @@ def step_peak(name: str, case: Case, threads: int = harness.THREADS) -> int:
     """Bytes that a step needs at its peak, beyond what stays between two steps.
 
     On a CPU that is the resident memory of a fresh process, under the allocator setting that the
-    engine works with; on a GPU what PyTorch has allocated.
+    engine works with; on a GPU what PyTorch has allocated while it records the step and replays it.
     """
     if harness.DEVICE.type == "cuda":
         run = program(name, load(case))
-        run()
-        run()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
+        with tensor_float32(False):
+            for _ in range(WARM_UP):
+                run()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            # The recording, whose memory stays its own, and a replay of it.
+            for _ in range(harness.RECORDED - WARM_UP):
+                run()
         return int(torch.cuda.max_memory_allocated() - before)
     package = __package__
     setup = f"""

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from synq_fast import reference
 from synq_fast.kernels._layout import INTERPRETED, finished, on_device_of, output_like, power_of_two
+from synq_fast.precision import matmul_uses_tensor_float32
 
 LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
 LINES = 32
@@ -83,7 +84,7 @@ def filter_axis(
     """Writes the filtered `x`, in memory (outer, n, inner), to `y`."""
     rows = min(ROWS, max(16, power_of_two(n)))
     lines = outer * inner
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    precision = "tf32" if matmul_uses_tensor_float32() else "tf32x3"
     with on_device_of(x):
         axis_kernel[(triton.cdiv(lines, LINES) * triton.cdiv(n, rows),)](
             x, y, matrix_of(n, cutoff, x.device), lines, inner, n,

@@ -12,6 +12,7 @@ from synq_fast.checkpoint_file import CheckpointFile
 from synq_fast.errors import CheckpointError, SynqFastWarning
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.out_of_memory import memory_errors
+from synq_fast.precision import autocast, tensor_float32
 from synq_fast.quant import held_weights, observing
 
 
@@ -24,6 +25,7 @@ def calibrate(
     report: Callable[[int], None] | None = None,
     checkpoint: CheckpointFile | None = None,
     fingerprint: str = "",
+    precision: str = "float32",
 ) -> None:
     """Observe the student's activations on batches 0 to ``count - 1`` and freeze their ranges.
 
@@ -34,6 +36,7 @@ def calibrate(
         report: called with the number of batches done.
         checkpoint: where to go on from, and where to save when that is due.
         fingerprint: of the run that a checkpoint belongs to; another's is passed over.
+        precision: of the network, "float32", "tf32" or "bf16", as in fine-tuning.
 
     Raises:
         OutOfMemoryError: a batch does not fit; the ranges depend on it as a whole.
@@ -42,7 +45,9 @@ def calibrate(
     with observing(student), held_weights(student), memory_errors("calibration", advice):
         done = _restore(student, checkpoint, fingerprint) if checkpoint else 0
         for step in range(done, count):
-            student(batches(step)[0])
+            images = batches(step)[0]
+            with tensor_float32(precision == "tf32"), autocast(images.device, precision):
+                student(images)
             if checkpoint is not None and checkpoint.due and step + 1 < count:
                 texts = {"batches": str(step + 1), "fingerprint": fingerprint}
                 # While they observe, quantizers hold their observers' state beside the ranges.

@@ -375,6 +375,7 @@ class _Run:
                 report=lambda done: phase.update(done, {}),
                 checkpoint=folder.calibration if folder else None,
                 fingerprint=self.fingerprint(self.recipe, self.bits),
+                precision=self.recipe.finetune.precision,
             )
         # Equal already on equal devices; others may round differently.
         for quantizer in student.modules():

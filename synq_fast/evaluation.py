@@ -18,8 +18,8 @@ from synq_fast.data.decoding import worker_deaths
 from synq_fast.defaults import plain_defaults
 from synq_fast.devices import chosen_device
 from synq_fast.errors import DataError, ModelError
-from synq_fast.finetune.precision import tensor_float32
 from synq_fast.models.teacher import Teacher, module_device
+from synq_fast.precision import tensor_float32
 
 PRECISIONS = ("float32", "tf32", "bf16")
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synq_fast.capture import capture, capture_stream, waits, warm_up
 from synq_fast.errors import OutOfMemoryError, SynqFastError, SynqFastWarning
 from synq_fast.out_of_memory import is_out_of_memory, reason_of
 
-_WARM_UP = 3
+WARM_UP = 3
+"""Calls of the work before it is recorded."""
 
 
 class Replayed:
@@ -59,8 +61,8 @@ class Replayed:
         if not self.record:
             return self.work(*inputs)
         self._calls += 1
-        if self._calls <= _WARM_UP:
-            return self._on_side_stream(inputs)
+        if self._calls <= WARM_UP:
+            return self._warm_up(inputs)
         if self._graph is None and not self._record(inputs):
             return self.work(*inputs)
         assert self._graph is not None
@@ -70,13 +72,16 @@ class Replayed:
         assert self._result is not None
         return self._result.clone()
 
-    def _on_side_stream(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Call the work as recording will: lazy initialisations must happen before it."""
-        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            result = self.work(*inputs)
-        current.wait_stream(side)
+    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Call the work as recording will; the last time it shows that it does not wait."""
+        last = self._calls == WARM_UP
+        try:
+            result = warm_up(lambda: self.work(*inputs), self.device, must_not_wait=last)
+        except RuntimeError as error:
+            if not waits(error):
+                raise
+            raise _cannot_be_recorded(error) from error
+        current, side = torch.cuda.current_stream(self.device), capture_stream(self.device)
         for tensor in (*inputs, result):
             tensor.record_stream(current)
             tensor.record_stream(side)
@@ -102,22 +107,22 @@ class Replayed:
         return False
 
     def _recorded(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, which read the next batches, may pin memory and query events meanwhile.
-            recording = torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local")
-            with torch.cuda.device(self.device), recording:
-                self._result = self.work(*self._inputs)
+            graph, self._result = capture(lambda: self.work(*self._inputs), self.device, self._pool)
         except RuntimeError as error:
             # Ending a recording that has failed may raise an error of its own.
             for cause in (error, error.__context__):
                 if cause is not None and is_out_of_memory(cause):
                     text = f"recording a CUDA graph ran out of memory ({reason_of(cause)})"
                     raise OutOfMemoryError(text) from error
-            reason = str(error).splitlines()[0]
-            raise SynqFastError(
-                f"the work cannot be recorded as a CUDA graph ({reason}). Some part of the model "
-                f"may wait for the device, or memory may be short: set cuda_graph = false in this "
-                f"section of the recipe"
-            ) from error
+            raise _cannot_be_recorded(error) from error
         return graph
+
+
+def _cannot_be_recorded(error: RuntimeError) -> SynqFastError:
+    reason = str(error).splitlines()[0]
+    return SynqFastError(
+        f"the work cannot be recorded as a CUDA graph ({reason}). Some part of the model "
+        f"may wait for the device, or memory may be short: set cuda_graph = false in this "
+        f"section of the recipe"
+    )

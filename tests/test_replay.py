@@ -1,47 +1,30 @@
 import pytest
 import torch
 
-from synq_fast import replay
 from synq_fast.errors import SynqFastError, SynqFastWarning
-from synq_fast.replay import Replayed
+from synq_fast.replay import WARM_UP, Replayed
+from tests.pretended_gpu import PretendedGpu
+
+CUDA = torch.device("cuda", 1)
 
 
-class Failing:
-    """In place of ``torch.cuda.graph``: a recording that fails in its work or at its end."""
-
-    def __init__(self, *_, **__) -> None:
-        pass
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+@pytest.fixture
+def gpu(monkeypatch) -> PretendedGpu:
+    return PretendedGpu().install(monkeypatch)
 
 
-class Silent(Failing):
-    def __exit__(self, kind, error, trace) -> None:
-        pass
-
-
-def as_if_on_gpu(monkeypatch, ending, error) -> tuple[Replayed, list[int]]:
-    """Work whose fourth call, the recording, fails."""
+def failing_at_the_recording(gpu, error, *, invalid=False):
+    """Work whose fourth call, the recording, fails, and perhaps its end as well."""
     calls = []
 
     def work(x):
         calls.append(len(calls))
-        if len(calls) == 4:
+        if len(calls) == WARM_UP + 1:
+            gpu.capturing.invalid = invalid
             raise error
         return x + 1
 
-    replayed = Replayed(work, torch.device("cpu"))
-    replayed.record = True
-    monkeypatch.setattr(replayed, "_on_side_stream", lambda inputs: work(*inputs))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", ending)
-    monkeypatch.setattr(torch.cuda, "device", Silent)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    return replayed, calls
+    return Replayed(work, CUDA), calls
 
 
 def test_nothing_is_recorded_on_a_cpu():
@@ -50,18 +33,60 @@ def test_nothing_is_recorded_on_a_cpu():
     assert [replayed(torch.tensor(n)).item() for n in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("ending", [Silent, Failing])
-def test_recording_that_does_not_fit_is_done_without_and_said(monkeypatch, ending):
+def test_work_is_recorded_on_its_own_device(gpu):
+    seen = []
+
+    def work(x):
+        seen.append((gpu.index, gpu.mode))
+        return x + 1
+
+    replayed = Replayed(work, CUDA)
+    for number in range(6):
+        replayed(torch.tensor(number))
+    # Two plain calls, one that may not wait, the recording; then only replays.
+    assert seen == [(1, 0), (1, 0), (1, "error"), (1, 0)]
+    assert [(graph.index, graph.replays) for graph in gpu.graphs] == [(1, 3)]
+
+
+@pytest.mark.parametrize("invalid", [False, True])
+def test_recording_that_does_not_fit_is_done_without_and_said(gpu, invalid):
     lack = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-    replayed, calls = as_if_on_gpu(monkeypatch, ending, lack)
+    replayed, calls = failing_at_the_recording(gpu, lack, invalid=invalid)
     with pytest.warns(SynqFastWarning, match=r"2 GiB\.\): going on without a recording") as caught:
         results = [replayed(torch.tensor(n)).item() for n in range(6)]
     assert results == [1, 2, 3, 4, 5, 6]
-    assert len(caught) == 1 and len(calls) == 7 and replay._WARM_UP == 3
+    assert len(caught) == 1 and len(calls) == 7
 
 
-def test_work_that_cannot_be_recorded_is_an_error(monkeypatch):
-    replayed, _ = as_if_on_gpu(monkeypatch, Silent, RuntimeError("operation not permitted"))
-    with pytest.raises(SynqFastError, match=r"not permitted.*cuda_graph = false"):
+@pytest.mark.parametrize("invalid", [False, True])
+def test_work_that_cannot_be_recorded_is_an_error(gpu, invalid):
+    reason = RuntimeError("operation not permitted")
+    replayed, _ = failing_at_the_recording(gpu, reason, invalid=invalid)
+    with pytest.raises(SynqFastError, match=r"cannot be recorded.*cuda_graph = false"):
         for number in range(6):
             replayed(torch.tensor(number))
+    # Other work can be recorded in this process all the same.
+    other = Replayed(lambda x: x + 1, CUDA)
+    for number in range(6):
+        other(torch.tensor(number))
+    assert gpu.graphs[-1].replays == 3
+
+
+def test_work_that_waits_for_the_device_never_gets_as_far_as_a_capture(gpu):
+    def work(x):
+        gpu.wait()
+        return x
+
+    replayed, calls = Replayed(work, CUDA), 0
+    with pytest.raises(SynqFastError, match=r"synchronizing.*cuda_graph = false"):
+        for _ in range(6):
+            replayed(torch.tensor(0))
+            calls += 1
+    assert calls == WARM_UP - 1 and gpu.graphs == []
+
+
+def test_other_errors_of_the_work_are_its_own(gpu):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        Replayed(lambda x: (_ for _ in ()).throw(RuntimeError("shapes differ")), CUDA)(
+            torch.ones(1)
+        )

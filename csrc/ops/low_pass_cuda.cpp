@@ -2,7 +2,6 @@
 // spectrum's mask, so the op can be captured in a CUDA graph.
 #include "low_pass.h"
 
-#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -17,6 +16,7 @@
 #include "ops/low_pass_choice.h"
 #include "ops/low_pass_op.h"
 #include "ops/lru_cache.h"
+#include "ops/matmul_precision.h"
 #include "ops/tensors.h"
 
 namespace synq {
@@ -79,7 +79,7 @@ void filter_products(const Images& images, const Response& response, Tensor& y) 
   params.channels = images.channels;
   params.height = {images.height, height->data()};
   params.width = {images.width, width->data()};
-  params.tf32 = at::globalContext().allowTF32CuBLAS();
+  params.tf32 = matmul_uses_tf32();
   params.dtype = check_dtype("low_pass", "x", images.x);
   C10_CUDA_CHECK(static_cast<cudaError_t>(low_pass_cuda(params, c10::cuda::getCurrentCUDAStream().stream())));
 }

@@ -32,16 +32,17 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """The ranks of this run while the block runs.
 
     The caller's process group is used where there is one; under torchrun one is made, gloo for
-    CPUs and nccl for GPUs, and destroyed in the end; otherwise the process is alone.
+    CPUs and nccl for GPUs, and destroyed in the end; otherwise the process is alone. A GPU is
+    PyTorch's current device inside the block.
 
     Raises:
         DistributedError: the processes cannot meet or do not fit together.
     """
     given = dist.is_available() and dist.is_initialized()
-    if not given and world_size() == 1:
-        yield ALONE
-        return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if not given and world_size() == 1:
+            yield ALONE
+            return
         if not given:
             _make_group(device)
         failed = True

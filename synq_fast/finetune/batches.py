@@ -11,6 +11,7 @@ from torch import Tensor
 from synq_fast import ops
 from synq_fast.finetune.prefetch import Prefetcher, Tensors
 from synq_fast.memory import send
+from synq_fast.precision import tensor_float32
 from synq_fast.recipes.schema import Filter
 from synq_fast.seeding import generator_for
 from synq_fast.synthesis.bank import Bank
@@ -21,7 +22,8 @@ def filtered(images: Tensor, recipe: Filter) -> Tensor:
     """Images (B, C, H, W) after the recipe's low-pass filter."""
     if recipe.kind == "none":
         return images
-    return ops.low_pass(images, recipe.cutoff, kind=recipe.kind, order=recipe.order)
+    with tensor_float32(False):
+        return ops.low_pass(images, recipe.cutoff, kind=recipe.kind, order=recipe.order)
 
 
 @lru_cache(maxsize=4)

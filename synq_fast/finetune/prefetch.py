@@ -22,7 +22,8 @@ class Prefetcher:
     def __init__(self, read: Callable[[int], Tensors], device: torch.device, depth: int = 2):
         """Prepare to read ``depth`` steps ahead; to a GPU on a stream of its own."""
         self._read, self._depth = read, depth
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # PyTorch hands its streams out in turns; those of this priority are never captured.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="synq-fast-batches")
         self._ahead: dict[int, Future[tuple[Tensors, torch.cuda.Event | None]]] = {}
 

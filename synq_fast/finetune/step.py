@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, fx
 
 from synq_fast.errors import ModelError
-from synq_fast.finetune.precision import tensor_float32
 from synq_fast.finetune.terms import Batch, any_needs, build_terms
+from synq_fast.precision import autocast, tensor_float32
 from synq_fast.quant import Tapped, TapPoints, View, energy_name, folded, fused, held_weights
 from synq_fast.recipes.schema import Finetune
 
@@ -109,6 +109,5 @@ class SynqStep:
         }
 
     def _run(self, network: Tapped, images: Tensor) -> View:
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(images.device, self.recipe.precision):
             return network(images)

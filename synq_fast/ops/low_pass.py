@@ -32,8 +32,8 @@ def low_pass(
     The filter is linear and its own adjoint: backward is the same filter and saves nothing. It is
     computed in float32 (float64 for float64 input, by the reference), whatever the autocast state,
     and half types are rounded once at the end. The float32 error is at most 5e-6 on N(0, 1) input;
-    on a GPU `torch.backends.cuda.matmul.allow_tf32` trades it for about 1e-3. A NaN or an infinity
-    spreads over its image plane. channels_last images stay so, others become contiguous.
+    on a GPU PyTorch's switch for TF32 in matrix products trades it for about 1e-3. A NaN or an
+    infinity spreads over its image plane. channels_last images stay so, others become contiguous.
 
     No Fourier transform is needed. A circular filter is a product with a circulant matrix along
     each side, and the matrix of an even filter falls apart into small ones when a line is folded

@@ -13,13 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from synq_fast.errors import RecipeError
 from synq_fast.paths import user_path
 from synq_fast.recipes.consistency import check_consistency
 from synq_fast.recipes.default import default_recipe
 from synq_fast.recipes.schema import Recipe
+from synq_fast.recipes.toml import dumps
 from synq_fast.text_files import read_text
 
 if sys.version_info >= (3, 11):
@@ -74,7 +73,7 @@ def load_recipe(
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as TOML, every value written out; ``load_recipe`` reads it back unchanged."""
-    return tomli_w.dumps(dataclasses.asdict(recipe))
+    return dumps(dataclasses.asdict(recipe))
 
 
 def parse_value(text: str) -> Any:

@@ -76,6 +76,8 @@ class Synthesis:
     augment_probability: float = _number(0.0, 0, 1)
     """Share of steps that see every image randomly cropped and mirrored."""
     augment_scale: tuple[float, float] = _area(0.4, 1.0)
+    precision: str = _choice("float32", "float32", "tf32")
+    """Arithmetic of the teacher on a GPU."""
     cuda_graph: bool = True
     """On a GPU, record an iteration once and replay it."""
     centers: Centers = field(default_factory=Centers)
@@ -174,7 +176,8 @@ class Finetune:
     crop_scale: tuple[float, float] = _area(0.5, 1.0)
     """Share of the area kept by the random crops; (1, 1) only mirrors."""
     precision: str = _choice("float32", "float32", "tf32", "bf16")
-    """Arithmetic of the two networks; quantizers and losses stay in float32."""
+    """Arithmetic of the two networks, in calibration as well; quantizers, losses and the low-pass
+    filter stay in float32. PyTorch's own switches for TF32 have no effect in a run."""
     bank: str = _choice("auto", "auto", "memory", "stream")
     """Where the images are: "stream" reads each batch from the shards, "auto" does where the images
     would take more than half of the free memory. The batches are the same."""

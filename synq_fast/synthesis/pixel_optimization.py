@@ -12,6 +12,7 @@ from synq_fast.errors import NonFiniteLossError
 from synq_fast.memory import send
 from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
 from synq_fast.out_of_memory import memory_errors
+from synq_fast.precision import tensor_float32
 from synq_fast.replay import Replayed
 from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoint
 from synq_fast.synthesis.plateau import Plateau
@@ -55,6 +56,7 @@ class PixelOptimization:
         generator: torch.Generator,
         *,
         augmentation: Augmentation | None = None,
+        precision: str = "float32",
         record: bool = True,
     ) -> None:
         """Prepare.
@@ -65,15 +67,17 @@ class PixelOptimization:
             schedule: steps and rates.
             generator: CPU generator of the augmentation.
             augmentation: what the terms see instead of the images; by default nothing else.
+            precision: of products and convolutions on a GPU, "float32" or "tf32".
             record: on a GPU, replay a recording of the iteration.
         """
         device = images.device
         images = images.clone(memory_format=torch.channels_last)
         self.images, self.terms, self.schedule = images.requires_grad_(), terms, schedule
         self.generator, self.augmentation = generator, augmentation
+        self.precision = precision
         rate = torch.tensor(schedule.learning_rate, dtype=torch.float32, device=device)
         self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
-        self.optimizer = torch.optim.Adam([self.images], rate, fused=True)
+        self.optimizer = torch.optim.Adam([self.images], rate, fused=True, capturable=True)
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._plain, self._cropped = (
             Replayed(self._iterate, device, record=record, pool=pool) for _ in range(2)
@@ -154,12 +158,13 @@ class PixelOptimization:
         return dict(zip(self._names, values[-1].tolist(), strict=True))
 
     def _iterate(self, *crops: Tensor) -> Tensor:
-        losses = self.terms(crop(self.images, *crops) if crops else self.images)
-        self._names = tuple(losses)
-        values = torch.stack(list(losses.values()))
-        total = values.sum()
         self.optimizer.zero_grad()
-        total.backward(inputs=[self.images])
+        with tensor_float32(self.precision == "tf32"):
+            losses = self.terms(crop(self.images, *crops) if crops else self.images)
+            values = torch.stack(list(losses.values()))
+            total = values.sum()
+            total.backward(inputs=[self.images])
+        self._names = tuple(losses)
         self.optimizer.step()
         self.plateau.step(total.detach())
         return values.detach()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from synq_fast.distributed import ALONE, Ranks
+from synq_fast.precision import tensor_float32
 from synq_fast.recipes.schema import Synthesis
 from synq_fast.seeding import generator_for, normal_images
 from synq_fast.synthesis.losses import (
@@ -91,6 +92,7 @@ class PixelSynthesizer:
             Schedule(recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience),
             generator,
             augmentation=Augmentation(recipe.augment_probability, recipe.augment_scale),
+            precision=recipe.precision,
             record=recipe.cuda_graph,
         )
         return optimization, labels
@@ -155,7 +157,12 @@ class PixelSynthesizer:
             return kept.to(self.device)
         checkpoint = keep.of(name) if keep else None
         images = PixelOptimization(
-            start.to(self.device), terms, schedule, generator, record=self.recipe.cuda_graph
+            start.to(self.device),
+            terms,
+            schedule,
+            generator,
+            precision=self.recipe.precision,
+            record=self.recipe.cuda_graph,
         ).run(report, checkpoint)
         if keep is not None:
             keep.write_result(name, images)
@@ -167,7 +174,8 @@ class PixelSynthesizer:
         total = sum(map(len, batches))
         moments: list[Tensor] = []
         for batch in batches:
-            _, inputs = self.teacher(batch)
+            with tensor_float32(self.recipe.precision == "tf32"):
+                _, inputs = self.teacher(batch)
             means = [x.double().mean((0, 2, 3)) for x in inputs]
             squares = [x.double().square().mean((0, 2, 3)) for x in inputs]
             share = len(batch) / total

@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import columns, cuda_timing, harness
+from tests.pretended_gpu import PretendedGpu
 
 
-class PretendedGpu:
-    """Stands for `torch.cuda`: calls take the time they say; a graph repeats what it captured."""
+class TimedGpu(PretendedGpu):
+    """Calls take the time they say; a graph repeats what it captured."""
 
     def __init__(self, cache: int = 1000) -> None:
-        self.clock, self.cache, self.capturing, self.fails = 0.0, cache, None, False
-        self.graphs: list[list[object]] = []
-        self.streams_set = 0
+        super().__init__()
+        self.clock, self.cache = 0.0, cache
 
     def work(self, name: object, milliseconds: float) -> None:
         if self.capturing is None:
             self.clock += milliseconds
         else:
-            self.capturing.append((name, milliseconds))
+            self.capturing.calls.append((name, milliseconds))
 
-    def current_device(self):
-        return 0
+    def replay(self, graph):
+        super().replay(graph)
+        for call in graph.calls:
+            self.work(*call)
 
     def get_device_properties(self, _):
         return SimpleNamespace(L2_cache_size=self.cache)
-
-    def synchronize(self):
-        pass
-
-    def Stream(self):
-        return SimpleNamespace(wait_stream=lambda other: None)
-
-    current_stream = Stream
-
-    def stream(self, _):
-        return contextlib.nullcontext()
-
-    def set_stream(self, stream):
-        self.streams_set += 1
-
-    def CUDAGraph(self):
-        graph = SimpleNamespace(calls=[])
-        graph.replay = lambda: [self.work(*call) for call in graph.calls]
-        return graph
-
-    @contextlib.contextmanager
-    def graph(self, graph):
-        self.capturing = graph.calls
-        self.graphs.append(graph.calls)
-        try:
-            yield
-            if self.fails:
-                raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        finally:
-            self.capturing = None
 
     def Event(self, enable_timing):
         event = SimpleNamespace(at=None)
@@ -70,8 +41,7 @@ class PretendedGpu:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    gpu = PretendedGpu()
-    monkeypatch.setattr(cuda_timing.torch, "cuda", gpu)
+    gpu = TimedGpu().install(monkeypatch)
     monkeypatch.setattr(harness, "DEVICE", torch.device("cuda"))
     return gpu
 
@@ -81,7 +51,7 @@ def test_a_graph_repeats_short_work_on_all_inputs(gpu):
     timings = harness.interleave({"a": rotation}, rounds=3)
     assert timings["a"].how == "CUDA graph of 9 calls, 3 inputs"
     assert timings["a"].median == pytest.approx(0.11e-3)
-    assert [name for name, _ in gpu.graphs[0]] == [0, 1, 2] * 3
+    assert [name for name, _ in gpu.graphs[0].calls] == [0, 1, 2] * 3
 
 
 def test_long_work_is_captured_once(gpu):
@@ -94,18 +64,32 @@ def test_a_row_rotates_only_where_all_columns_do(gpu):
     rotation = cuda_timing.Rotation([lambda i=i: gpu.work(i, 50.0) for i in range(4)])
     timings = harness.interleave({"a": rotation, "b": lambda: gpu.work("b", 1.0)}, rounds=3)
     assert "1 input" in timings["a"].how and "1 input" in timings["b"].how
-    assert {name for graph in gpu.graphs for name, _ in graph} == {0, "b"}
+    assert {name for graph in gpu.graphs for name, _ in graph.calls} == {0, "b"}
 
 
-def test_what_cannot_be_captured_is_timed_with_events_and_says_so(gpu):
-    gpu.fails = True
-    timings = harness.interleave({"a": lambda: gpu.work("a", 2.0)}, rounds=3)
-    assert timings["a"].median == pytest.approx(2e-3)
-    assert gpu.streams_set == 1
-    assert timings["a"].how == (
-        "events around one call, 1 input; "
-        "not captured: operation not permitted when stream is capturing"
+def test_what_waits_is_timed_with_events_and_says_so(gpu):
+    def waits():
+        gpu.work("waits", 2.0)
+        gpu.wait()
+
+    timings = harness.interleave({"waits": waits, "after": lambda: gpu.work("a", 50.0)}, rounds=3)
+    assert timings["waits"].median == pytest.approx(2e-3)
+    assert timings["waits"].how == (
+        "events around one call, 1 input; not captured: called a synchronizing CUDA operation"
     )
+    assert timings["after"].how == "CUDA graph of 1 calls, 1 input"
+
+
+def test_a_capture_that_fails_does_not_disturb_the_columns_after_it(gpu):
+    def fails():
+        gpu.work("fails", 2.0)
+        if gpu.capturing is not None:
+            gpu.wait()
+
+    timings = harness.interleave({"fails": fails, "after": lambda: gpu.work("a", 50.0)}, rounds=3)
+    assert timings["fails"].median == pytest.approx(2e-3)
+    assert timings["fails"].how.startswith("events around one call, 1 input; not captured: ")
+    assert timings["after"].how == "CUDA graph of 1 calls, 1 input"
 
 
 def test_the_wall_clock_on_request(gpu):

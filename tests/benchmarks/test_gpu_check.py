@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import every_op, results_file, targets
 from benchmarks.rows import Comparison, Timing
 from synq_fast import info, ops, reference
 
-ROOT = Path(__file__).parents[2]
 OPS = [op for op in every_op.CASES if hasattr(ops, op)]
 
 
@@ -113,60 +107,44 @@ def test_every_public_op_and_kernel_is_covered():
     assert set(info.report().kernels) <= every_op.COVERED
 
 
+needs_native = pytest.mark.skipif(
+    ops.available_backends()["cpu"] is not None, reason="no native kernels here"
+)
+
+
+@needs_native
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_every_op_in_as_many_processes_gives_the_same(jobs, tmp_path, capsys):
+    path = tmp_path / "verdicts.json"
+    chosen = ["fake_quantize", "quantize_codes"]
+    assert every_op.main(["--op", *chosen, "--jobs", jobs, "--json", str(path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == chosen
+    stored = [every_op.Verdict(**v) for v in json.loads(path.read_text())["verdicts"]]
+    assert stored == [every_op.Verdict(op, "cpu", True) for op in chosen]
+
+
+@pytest.mark.parametrize("asked", ["triton", None], ids=["asked for", "the device's own"])
+def test_a_missing_backend_is_a_failure(asked, tmp_path, capsys, monkeypatch):
+    # As where a build has failed.
+    monkeypatch.setattr(every_op, "backends", lambda op, device: [])
+    path = tmp_path / "verdicts.json"
+    choice = ["--backend", asked] if asked else []
+    assert every_op.main(["--op", "fake_quantize", *choice, "--json", str(path)]) == 1
+    assert "right" not in capsys.readouterr().out
+    (stored,) = json.loads(path.read_text())["verdicts"]
+    assert stored["backend"] == (asked or "cpu") and stored["wrong"]
+
+
+def test_an_op_whose_process_ends_is_wrong(monkeypatch):
+    monkeypatch.setattr(every_op.sys, "executable", "/bin/false")
+    (verdict,) = every_op.in_a_process("low_pass", "cuda", "cuda", True)
+    assert verdict.op == "low_pass" and "ended with status 1" in verdict.wrong
+
+
+@needs_native
 def test_every_op_from_the_command_line(tmp_path, capsys):
     path = tmp_path / "verdicts.json"
     code = every_op.main(["--op", "fake_quantize", "--json", str(path)])
     assert code == 0 and "fake_quantize" in capsys.readouterr().out
     stored = json.loads(path.read_text())["verdicts"]
     assert all(v["op"] == "fake_quantize" and not v["wrong"] for v in stored)
-
-
-def gpu_check(python: Path | str, results: Path, path: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHON": str(python), "RESULTS": str(results), "PATH": path}
-    script = ROOT / "benchmarks" / "gpu_check.sh"
-    return subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="would run the whole check")
-def test_without_a_gpu_each_step_is_skipped_by_name(tmp_path):
-    done = gpu_check(sys.executable, tmp_path, os.environ["PATH"])
-    assert done.returncode == 0, done.stderr
-    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
-    assert done.stdout.count("\n") == len(skipped)
-    for step in (
-        "build with CUDA",
-        "GPU tests",
-        "every op",
-        "compute-sanitizer",
-        "whole steps",
-        "targets",
-    ):
-        assert any(step in line and "no CUDA device" in line for line in skipped)
-
-
-@pytest.mark.parametrize("sanitizer", [False, True])
-def test_with_a_gpu_each_step_runs_and_failures_are_named(tmp_path, sanitizer):
-    # A pretended Python that notes its arguments, has everything, and fails the targets.
-    python = tmp_path / "python"
-    python.write_text(
-        '#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "ran: $*"\n[ "$2" != benchmarks.targets ]\n'
-    )
-    python.chmod(0o755)
-    if sanitizer:
-        tool = tmp_path / "compute-sanitizer"
-        tool.write_text('#!/bin/sh\necho "sanitizer: $*"\n')
-        tool.chmod(0o755)
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "fake_quantize-cuda.json").touch()
-    done = gpu_check(python, tmp_path / "results", f"{tmp_path}:/usr/bin:/bin")
-    assert done.returncode == 1
-    assert done.stdout.endswith("failed: targets\n")
-    assert "ran: -m pytest -m cuda tests" in done.stdout
-    for suite in (ROOT / "benchmarks").glob("bench_*.py"):
-        assert f"ran: -m pytest benchmarks/{suite.name}" in done.stdout
-    for batch in (16, 256):
-        assert f"--model resnet18 --batch {batch} --write-results" in done.stdout
-    assert "fake_quantize-cuda.json" in done.stdout.partition("ran: -m benchmarks.targets")[2]
-    tools = [f"--tool {t} " in done.stdout for t in ("memcheck", "racecheck", "synccheck")]
-    assert tools == [sanitizer] * 3
-    assert ("skipped: compute-sanitizer" in done.stdout) is not sanitizer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,14 +20,29 @@ def device(monkeypatch):
     return lambda name: monkeypatch.setattr(harness, "DEVICE", torch.device(name))
 
 
-def test_interleave_finds_the_slower_column(device):
+class Clock:
+    """A clock that goes on only where a column says so, however busy the machine is."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def takes(self, seconds):
+        self.now += seconds
+
+
+def test_interleave_finds_the_slower_column(device, monkeypatch):
     device("cpu")
-    timings = harness.interleave(
-        {"fast": lambda: None, "slow": lambda: time.sleep(0.002)}, rounds=5
-    )
-    assert timings["slow"].median > 0.002 > timings["fast"].median
+    clock, longer = Clock(monkeypatch), itertools.count()
+    columns = {
+        "fast": lambda: clock.takes(0.001),
+        "slow": lambda: clock.takes(0.002 + 0.001 * next(longer)),
+    }
+    timings = harness.interleave(columns, rounds=5, warmup=0)
+    assert timings["fast"].median == pytest.approx(0.001)
+    assert timings["slow"].median == pytest.approx(0.004)
     assert timings["slow"].rounds == 5
-    assert timings["slow"].fastest <= timings["slow"].median
+    assert timings["slow"].fastest == pytest.approx(0.002)
     assert timings["slow"].how == "wall clock"
 
 
@@ -49,12 +65,17 @@ def test_a_call_of_several_works_is_divided():
     assert Timing(6.0, 4.0, 2.0, 9).divided(2) == Timing(3.0, 2.0, 1.0, 9)
 
 
-def test_several_calls_are_timed_together(device):
+def test_several_calls_are_timed_together(device, monkeypatch):
     device("cpu")
-    count = []
-    timings = harness.interleave({"a": lambda: count.append(1)}, rounds=3, calls=7, warmup=2)
+    clock, count = Clock(monkeypatch), []
+
+    def call():
+        count.append(1)
+        clock.takes(0.5)
+
+    timings = harness.interleave({"a": call}, rounds=3, calls=7, warmup=2)
     assert len(count) == 2 + 3 * 7
-    assert timings["a"].median < 1e-3
+    assert timings["a"].median == pytest.approx(0.5)
 
 
 def test_sizes_of_the_device(device):

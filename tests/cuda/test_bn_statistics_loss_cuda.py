@@ -5,6 +5,7 @@ import torch
 
 from synq_fast import ops
 from tests.golden_cases import golden_cases
+from tests.recording import recorded
 from tests.statistics_cases import (
     DTYPES,
     SHAPES,
@@ -101,13 +102,7 @@ def test_every_run_gives_the_same_bits_and_is_captured(chosen) -> None:
         loss = ops.bn_statistics_losses(leaves, means, variances)
         return loss, *torch.autograd.grad(loss, leaves)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     for _ in range(3):
         graph.replay()
         for mine, theirs in zip(captured, step(), strict=True):

@@ -5,6 +5,7 @@ import torch
 
 from synq_fast import ops, reference
 from tests.kernel_cases import DTYPES, assert_same_bits
+from tests.recording import recorded
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.cuda
@@ -68,13 +69,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
         mean, square = ops.channel_moments(x)
         return [mean, square, *torch.autograd.grad((square - mean.square()).sum(), x)]
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
     graph.replay()

@@ -6,6 +6,7 @@ import torch
 from synq_fast import ops
 from tests.golden_cases import golden_cases
 from tests.logit_cases import CASES, DTYPES, check_losses, random_logits
+from tests.recording import recorded
 
 pytestmark = pytest.mark.cuda
 
@@ -78,13 +79,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
         kl, ce, difficulty = ops.distillation_loss(student, teacher, labels)
         return kl, ce, difficulty, *torch.autograd.grad(kl + 5 * ce, student)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     teacher.copy_(torch.randn_like(teacher))
     graph.replay()
     for mine, theirs in zip(captured, step(), strict=True):

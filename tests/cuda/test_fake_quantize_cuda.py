@@ -12,6 +12,7 @@ from tests.kernel_cases import (
     cases,
     special_values,
 )
+from tests.recording import recorded
 
 pytestmark = pytest.mark.cuda
 
@@ -119,13 +120,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
             *ops.quantize_codes(x, low, high, 8, axis=1),
         ]
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     x.copy_(torch.randn_like(x))
     graph.replay()
     for mine, theirs in zip(captured, step(), strict=True):

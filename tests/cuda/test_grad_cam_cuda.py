@@ -5,6 +5,7 @@ import torch
 
 from synq_fast import ops, reference
 from tests.cam_cases import KINDS, Case, assert_results_close, call, gradients_for, results
+from tests.recording import recorded
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.cuda
@@ -52,13 +53,7 @@ def test_capture_in_a_cuda_graph(kind):
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), gradient
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     case.activations.copy_(torch.rand_like(case.activations))
     graph.replay()
     for mine, theirs in zip(captured, step(), strict=True):

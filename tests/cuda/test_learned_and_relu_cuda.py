@@ -5,6 +5,7 @@ import torch
 
 from synq_fast import ops, reference
 from tests.kernel_cases import DTYPES, assert_same_bits
+from tests.recording import recorded
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.cuda
@@ -149,13 +150,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
         y = ops.fake_quantize_learned(y, scale, 0.0, 4, axis=1)
         return [y, *torch.autograd.grad(y.sum(), (x, *leaves, scale))]
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
     graph.replay()

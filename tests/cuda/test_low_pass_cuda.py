@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from synq_fast import ops, reference
+from synq_fast.capture import capture, warm_up
+from synq_fast.precision import tensor_float32
 from tests.kernel_cases import DTYPES
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -64,12 +66,8 @@ def test_unaligned_memory(chosen, shift) -> None:
 def test_tf32_is_a_choice(chosen) -> None:
     x = torch.randn(16, 3, 64, 64)
     expected = reference.low_pass(x.double(), 16.0)
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
+    with tensor_float32(True):
         error = (ops.low_pass(x.cuda(), 16.0).cpu() - expected).abs().max()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
     assert TOLERANCES["low_pass"].atol < error < 1e-2
 
 
@@ -87,13 +85,8 @@ def test_capture_in_a_cuda_graph(chosen, kind, warm) -> None:
     # A cutoff that nothing else uses: without warming up the graph has to build what it needs.
     cutoff = 7.25 if warm else 7.375
     x = torch.randn(8, 3, 32, 36, device="cuda")
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        ops.low_pass(x, cutoff if warm else 1.0, kind=kind)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = ops.low_pass(x, cutoff, kind=kind)
+    warm_up(lambda: ops.low_pass(x, cutoff if warm else 1.0, kind=kind), x.device)
+    graph, y = capture(lambda: ops.low_pass(x, cutoff, kind=kind), x.device)
     x.copy_(torch.randn_like(x))
     graph.replay()
     expected = reference.low_pass(x.double().cpu(), cutoff, kind=kind)

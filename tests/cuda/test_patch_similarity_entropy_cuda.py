@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from synq_fast import ops
+from synq_fast.precision import tensor_float32
 from tests.kernel_cases import DTYPES
+from tests.recording import recorded
 from tests.similarity_cases import CASES, LARGE, assert_right, evaluate, make_tokens
 
 pytestmark = pytest.mark.cuda
@@ -38,12 +40,8 @@ def test_large(chosen, shape) -> None:
 def test_tf32_is_not_used(chosen) -> None:
     tokens = make_tokens((2, 100, 96)).cuda()
     expected = evaluate(ops.patch_similarity_entropy, tokens)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
+    with tensor_float32(True):
         actual = evaluate(ops.patch_similarity_entropy, tokens)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
     for mine, theirs in zip(actual, expected, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -73,13 +71,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
         (gradient,) = torch.autograd.grad(entropy.sum(), tokens)
         return entropy.detach(), gradient
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     with torch.no_grad():
         tokens.copy_(make_tokens((4, 49, 96)))
     graph.replay()

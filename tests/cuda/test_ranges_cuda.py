@@ -6,6 +6,7 @@ import torch
 from synq_fast import ops, reference
 from tests.kernel_cases import DTYPES, assert_same_bits
 from tests.range_cases import DISTRIBUTIONS, SIZES, assert_best, distribution
+from tests.recording import recorded
 
 pytestmark = pytest.mark.cuda
 
@@ -90,13 +91,7 @@ def test_capture_in_a_cuda_graph(chosen) -> None:
         ops.update_range(x, *state)
         return ops.search_range(x, 4)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = recorded(step)
     for part in state:
         part.zero_()
     batches = [torch.randn_like(x) * (i + 1) for i in range(3)]

@@ -1,9 +1,12 @@
 """Steps and iterations recorded as CUDA graphs: as unrecorded ones, without a wait."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from synq_fast.errors import SynqFastError
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
@@ -14,6 +17,7 @@ from tests.tiny import tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 pytestmark = pytest.mark.cuda
 CUDA = torch.device("cuda")
+ROOT = Path(__file__).parents[2]
 
 
 def test_replays_read_their_inputs_and_keep_their_state():
@@ -33,11 +37,52 @@ def test_recordings_may_share_memory():
         assert torch.equal(a, (x * 2).sin()) and torch.equal(b, (x * 3).sin())
 
 
-def test_work_that_waits_for_the_device_is_an_error_that_says_what_to_do():
-    work = Replayed(lambda x: x * x.sum().item(), CUDA)
-    with pytest.raises(SynqFastError, match="cuda_graph = false"):
-        for _ in range(5):
-            work(torch.ones(2, device=CUDA))
+# In processes of their own: what these captures leave behind would show in every later test.
+WAITS = """
+import pytest, torch
+from synq_fast.errors import SynqFastError
+from synq_fast.replay import Replayed
+
+cuda = torch.device("cuda")
+work = Replayed(lambda x: x * x.sum().item(), cuda)
+with pytest.raises(SynqFastError, match="cuda_graph = false"):
+    for _ in range(5):
+        work(torch.ones(2, device=cuda))
+"""
+FAILS = """
+import pytest, torch
+from synq_fast.capture import capture, warm_up
+from tests.recording import recorded
+
+cuda = torch.device("cuda")
+x = torch.ones(2, device=cuda)
+warm_up(lambda: x.sum().item(), cuda)
+before = torch.cuda.current_stream()
+for _ in range(2):
+    with pytest.raises(RuntimeError):
+        capture(lambda: x.sum().item(), cuda)
+assert torch.cuda.current_stream() == before
+torch.cuda.empty_cache()
+graph, y = recorded(lambda: x * 2)
+graph.replay()
+assert y.tolist() == [2.0, 2.0]
+torch.randn(3, device=cuda)
+"""
+
+
+@pytest.mark.parametrize("program", [WAITS, FAILS], ids=["found before", "found by the capture"])
+def test_work_that_waits_is_an_error_and_leaves_the_process_usable(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_work_is_recorded_on_a_device_that_is_not_current():
+    second = torch.device("cuda", 1)
+    state = torch.zeros((), device=second)
+    work = Replayed(lambda x: state.add_(x).clone(), second)
+    results = [work(torch.ones((), device=second)).item() for _ in range(6)]
+    assert results == [1, 2, 3, 4, 5, 6] and torch.cuda.current_device() == 0
 
 
 def trained(record: bool, **overrides) -> tuple[list[torch.Tensor], Trainer]:

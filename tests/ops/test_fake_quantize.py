@@ -12,6 +12,7 @@ from synq_fast import ops, reference
 from tests.golden_cases import golden_cases
 from tests.ops.backends import BACKENDS, assert_same, require
 from tests.ops.cases import ALL, axes, channel_ranges, layouts, special_values, ties
+from tests.recording import recorded
 
 ROOT = Path(__file__).parents[2]
 BITS = (2, 3, 4, 5, 8, 9, 16)
@@ -209,11 +210,9 @@ def test_autocast_keeps_the_type():
 def test_cuda_graph():
     x = torch.randn(1000, device="cuda")
     low, high = torch.tensor(-1.0, device="cuda"), torch.tensor(1.0, device="cuda")
-    ops.fake_quantize(x, low, high, 4)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = ops.fake_quantize(x, low, high, 4)
-        z = ops.fake_quantize(x, -2.0, 2.0, 4)
+    graph, (y, z) = recorded(
+        lambda: (ops.fake_quantize(x, low, high, 4), ops.fake_quantize(x, -2.0, 2.0, 4))
+    )
     x.copy_(torch.randn(1000))
     graph.replay()
     assert_same(y, reference.fake_quantize(x, low, high, 4))
