@@ -19,7 +19,11 @@ constexpr int kThreads = 256;
 constexpr int kMinimumBlocks = 4;
 // Parts that a reduction over a whole tensor is divided into, all channels together: several for every block that
 // today's devices hold. A constant, so that the order of a sum, and with it its bits, is the same on every device.
+#if defined(SYNQ_EMULATION)
+constexpr int64_t kReductionParts = emulation::kReductionParts;
+#else
 constexpr int64_t kReductionParts = 2048;
+#endif
 
 inline int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 

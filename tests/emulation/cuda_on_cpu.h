@@ -63,6 +63,8 @@ inline Block& block() {
 
 // Each number of multiprocessors is a device of its own; each device holds this many blocks on one of them.
 constexpr int kBlocksPerMultiprocessor = 16;
+// Few enough that small tensors have parts of several steps.
+constexpr int64_t kReductionParts = 16;
 
 inline int& multiprocessors() {
   static int count = 1;

@@ -1,4 +1,4 @@
-"""The emulator sees what would go wrong on a GPU: each defect, and its right form, with many seeds."""
+"""The emulator sees what would go wrong on a GPU: each defect, and its right form, many seeds."""
 
 import ctypes
 
