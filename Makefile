@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTHON_SOURCES := synq_fast kernels tests benchmarks examples setup.py
 CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test native-test sanitize lint typecheck bench compile-check build format clean
+.PHONY: demo test native-test sanitize lint typecheck bench compile-check compile-check-all build format clean
 
 # A new run each time; `synq-fast quantize --resume` is for interrupted ones.
 demo: build
@@ -40,6 +40,10 @@ bench: build
 
 # Compiles the device code without a device and inspects the result.
 compile-check: build
+	$(BIN)/python -m pytest tests/compile -m "not slow"
+
+# Every specialisation of the Triton kernels too: minutes more.
+compile-check-all: build
 	$(BIN)/python -m pytest tests/compile
 
 lint: typecheck

@@ -49,7 +49,8 @@ def partials_kernel(
     else:
         channel = group
         shift = tl.load(running_mean_ptr + channel)
-    count = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # Channels side by side have their elements in the same rows: one count for all saves registers.
+    count = tl.zeros((ROWS, 1 if BY_COLUMN else COLUMNS), tl.float32)
     mean = tl.zeros((ROWS, COLUMNS), tl.float32)
     deviation = tl.zeros((ROWS, COLUMNS), tl.float32)
     tile = split
@@ -63,7 +64,7 @@ def partials_kernel(
         mask = (row < outer)[:, None] & (column < columns)[None, :]
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - shift
         delta = tl.where(mask, x - mean, 0.0)
-        count += tl.where(mask, 1.0, 0.0)
+        count += tl.where((row < outer)[:, None] if BY_COLUMN else mask, 1.0, 0.0)
         mean += delta / tl.maximum(count, 1.0)
         deviation += delta * tl.where(mask, x - mean, 0.0)
         tile += splits
@@ -75,7 +76,7 @@ def partials_kernel(
     target = partial_ptr + split * channels + channel
     step = splits * channels
     if BY_COLUMN:
-        tl.store(target, total, mask=channel < channels)
+        tl.store(target, tl.broadcast_to(total, (COLUMNS,)), mask=channel < channels)
         tl.store(target + step, centre, mask=channel < channels)
         tl.store(target + 2 * step, deviation, mask=channel < channels)
     else:

@@ -1,11 +1,8 @@
 // y[i] = operation(x[i], gradient[i], factors of i's channel): the one elementwise kernel of the family.
 //
-// A thread's elements lie a grid's width apart. The grid is chosen so that this distance is a multiple of
-// channels * inner whenever the device can hold such a grid; a thread then meets the same channels at every step and
+// A thread's elements lie a grid's width apart; with a periodic grid it meets the same channels at every step and
 // computes their factors once, whatever the layout. No result depends on the grid.
 #pragma once
-
-#include <numeric>
 
 #include "../affine.h"
 #include "memory.cuh"
@@ -133,17 +130,15 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
 template <typename Operation, int kCount>
 int launch_packs(MapArguments<Operation> arguments, void* stream) {
   arguments.packs = std::max<int64_t>(arguments.elements - arguments.head, 0) / kCount;
-  const int64_t needed = std::max<int64_t>(ceil_divide(arguments.packs, kThreads), 1);
-  const int64_t limit = resident_blocks();
-  int64_t blocks = std::min(needed, limit);
   if (arguments.channels == 1) {
-    return launch(affine_map_kernel<Operation, kCount, false>, blocks, kThreads, 0, stream, arguments);
+    const int64_t needed = std::max<int64_t>(ceil_divide(arguments.packs, kThreads), 1);
+    return launch_striding(affine_map_kernel<Operation, kCount, false>, needed, kThreads, 0, stream, arguments);
   }
-  const int64_t period = arguments.channels * arguments.inner;
-  const int64_t multiple = period / std::gcd(period, static_cast<int64_t>(kThreads) * kCount);
-  arguments.periodic = needed > limit && multiple <= limit;
-  if (arguments.periodic) blocks = limit / multiple * multiple;
-  return launch(affine_map_kernel<Operation, kCount, true>, blocks, kThreads, 0, stream, arguments);
+  const auto kernel = affine_map_kernel<Operation, kCount, true>;
+  const MapGrid grid = map_grid(arguments.packs, kThreads * kCount, arguments.channels * arguments.inner,
+                                resident_blocks(kernel, kThreads));
+  arguments.periodic = grid.periodic;
+  return launch(kernel, grid.blocks, kThreads, 0, stream, arguments);
 }
 
 // Params is one of the family's parameter structs. Packs need x, the gradient and y to reach a pack boundary at the

@@ -6,8 +6,6 @@
 // accuracy.
 #include "../bn_statistics_loss.h"
 
-#include <numeric>
-
 #include "memory.cuh"
 
 namespace synq {
@@ -278,7 +276,7 @@ Plan make_plan(const BnStatisticsParams& params) {
   const int64_t steps = plan.by_column ? ceil_divide(params.outer, kThreads / kColumnThreads)
                                        : ceil_divide(params.outer * params.inner, kThreads * count);
   const int64_t useful = ceil_divide(steps, kPacksPerThread);
-  plan.splits = std::min({useful, ceil_divide(resident_blocks(), units), kMaximumSplits});
+  plan.splits = std::min({useful, ceil_divide(kReductionParts, units), kMaximumSplits});
   plan.items = units * plan.splits;
   plan.parts = plan.by_column ? params.inner * plan.splits : plan.splits;
   return plan;
@@ -291,9 +289,9 @@ int launch_statistics(const BnStatisticsParams& params, void* stream) {
   const T* x = static_cast<const T*>(params.x);
   const Layout layout{params.outer, params.channels, params.inner};
   const Partials partials{params.workspace, params.channels * plan.parts};
-  const int64_t blocks = std::min(plan.items, resident_blocks());
   const auto run = [&](auto kernel) {
-    return launch(kernel, blocks, kThreads, 0, stream, x, params.running_mean, partials, layout, plan.splits);
+    return launch_striding(kernel, plan.items, kThreads, 0, stream, x, params.running_mean, partials, layout,
+                           plan.splits);
   };
   int error;
   if (plan.by_column) {
@@ -305,17 +303,12 @@ int launch_statistics(const BnStatisticsParams& params, void* stream) {
   return launch(finish_kernel, 1, kThreads, 0, stream, params, partials, plan.parts);
 }
 
-// The distance between a thread's elements is a multiple of channels * inner wherever the device holds such a grid, so
-// that a thread computes its coefficients once. No result depends on the grid.
 template <typename T, int kCount>
 int launch_gradient(const BnGradientParams& params, int64_t elements, void* stream) {
-  const int64_t needed = ceil_divide(elements, kThreads * kCount);
-  const int64_t limit = resident_blocks();
-  const int64_t period = params.channels * params.inner;
-  const int64_t multiple = period / std::gcd(period, static_cast<int64_t>(kThreads) * kCount);
-  const bool periodic = needed > limit && multiple <= limit;
-  const int64_t blocks = periodic ? limit / multiple * multiple : std::min(needed, limit);
-  return launch(gradient_kernel<T, kCount>, blocks, kThreads, 0, stream, params, elements, periodic);
+  const auto kernel = gradient_kernel<T, kCount>;
+  const MapGrid grid =
+      map_grid(elements / kCount, kThreads * kCount, params.channels * params.inner, resident_blocks(kernel, kThreads));
+  return launch(kernel, grid.blocks, kThreads, 0, stream, params, elements, grid.periodic);
 }
 
 }  // namespace

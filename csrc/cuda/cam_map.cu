@@ -216,7 +216,7 @@ int launch_pull(const MapParams& params, void* stream) {
                   stream, params);
   });
   if (error != cudaSuccess) return error;
-  return launch(finish_kernel<kLoss>, std::min(params.images, resident_blocks()), kThreads, 0, stream, params);
+  return launch_striding(finish_kernel<kLoss>, params.images, kThreads, 0, stream, params);
 }
 
 }  // namespace

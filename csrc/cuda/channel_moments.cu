@@ -155,29 +155,28 @@ bool is_packed(const ChannelMomentsParams& params) {
          (params.y == nullptr || is_aligned(params.y, kPackBytes));
 }
 
-// Parts that each sum is divided into so that all together fill the device. Depends on sizes and device alone.
+// Parts that each sum is divided into. Depends on sizes alone.
 int64_t splits_of(const ChannelMomentsParams& params) {
   const bool wide = params.dtype == DType::kFloat32;
   const int64_t pack = wide ? pack_size<float>() : pack_size<__half>();
   const int64_t work = params.innermost ? params.samples * ceil_divide(params.channels, kColumns) : params.groups();
   const int64_t share = params.innermost ? 4 * kThreads / kColumns : 4 * kThreads * pack;
   const int64_t useful = ceil_divide(params.positions, share);
-  return std::min({useful, ceil_divide(resident_blocks(), work), kMaximumSplits});
+  return std::min(useful, ceil_divide(kReductionParts, work));
 }
 
 template <typename T>
 int launch_moments(const ChannelMomentsParams& params, const MomentsArguments& arguments, void* stream) {
   if (params.innermost) {
     const int64_t items = params.samples * arguments.splits * ceil_divide(params.channels, kColumns);
-    return launch(column_moments_kernel<T>, std::min(items, resident_blocks()), kThreads, 0, stream, arguments);
+    return launch_striding(column_moments_kernel<T>, items, kThreads, 0, stream, arguments);
   }
   const bool packed = is_packed<T>(params);
   const int64_t packs = params.positions / (packed ? pack_size<T>() : 1);
   const int threads = threads_for(ceil_divide(packs, arguments.splits));
-  // Small blocks leave room for more of them.
-  const int64_t blocks = std::min(params.groups() * arguments.splits, resident_blocks() * (kThreads / threads));
-  if (packed) return launch(run_moments_kernel<T, pack_size<T>()>, blocks, threads, 0, stream, arguments);
-  return launch(run_moments_kernel<T, 1>, blocks, threads, 0, stream, arguments);
+  const int64_t items = params.groups() * arguments.splits;
+  if (packed) return launch_striding(run_moments_kernel<T, pack_size<T>()>, items, threads, 0, stream, arguments);
+  return launch_striding(run_moments_kernel<T, 1>, items, threads, 0, stream, arguments);
 }
 
 template <typename T, int kCount, bool kInnermost>
@@ -185,11 +184,13 @@ int launch_gradient(const ChannelMomentsParams& params, void* stream) {
   const GradientArguments arguments = {
       params.x,        params.of_mean,  params.of_square, params.y, params.elements() / kCount,
       params.channels, params.positions};
-  const int64_t blocks = std::min(ceil_divide(arguments.packs, kThreads), resident_blocks());
+  const int64_t blocks = ceil_divide(arguments.packs, kThreads);
   if (params.elements() <= INT32_MAX) {
-    return launch(moments_gradient_kernel<T, kCount, kInnermost, uint32_t>, blocks, kThreads, 0, stream, arguments);
+    return launch_striding(moments_gradient_kernel<T, kCount, kInnermost, uint32_t>, blocks, kThreads, 0, stream,
+                           arguments);
   }
-  return launch(moments_gradient_kernel<T, kCount, kInnermost, int64_t>, blocks, kThreads, 0, stream, arguments);
+  return launch_striding(moments_gradient_kernel<T, kCount, kInnermost, int64_t>, blocks, kThreads, 0, stream,
+                         arguments);
 }
 
 }  // namespace
@@ -207,8 +208,7 @@ int channel_moments_cuda(const ChannelMomentsParams& params, void* stream) {
   const int error = with_element_type(
       params.dtype, [&](auto tag) { return launch_moments<typename decltype(tag)::Type>(params, arguments, stream); });
   if (error != cudaSuccess || splits == 1) return error;
-  return launch(finish_moments_kernel, std::min(params.groups(), resident_blocks()), threads_for(splits), 0, stream,
-                arguments);
+  return launch_striding(finish_moments_kernel, params.groups(), threads_for(splits), 0, stream, arguments);
 }
 
 int channel_moments_backward_cuda(const ChannelMomentsParams& params, void* stream) {

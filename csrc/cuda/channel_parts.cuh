@@ -9,7 +9,6 @@ namespace synq {
 
 constexpr int64_t kNarrowInner = 16;  // below this, a channel's pieces are too short to read on their own
 constexpr int kColumns = 32;          // columns a block reduces side by side
-constexpr int64_t kMaximumSplits = 2048;
 
 struct Layout {
   int64_t outer;
@@ -34,17 +33,16 @@ Layout layout_of(const Params& params) {
   return {params.outer, params.channels, params.inner};
 }
 
-// Parts that the rows of a matrix are divided into so that all columns together fill the device.
+// Parts that the rows of a matrix are divided into, of a few rows a thread.
 inline int64_t column_splits(const Layout& layout) {
   const int64_t useful = ceil_divide(layout.outer, 4 * kThreads / kColumns);
-  const int64_t wanted = ceil_divide(resident_blocks(), ceil_divide(layout.columns(), kColumns));
-  return std::min({useful, wanted, kMaximumSplits});
+  return std::min(useful, ceil_divide(kReductionParts, ceil_divide(layout.columns(), kColumns)));
 }
 
-// Parts that each channel is divided into so that all together fill the device.
+// Parts that each channel is divided into, of a few packs a thread.
 inline int64_t channel_splits(const Layout& layout, int pack) {
   const int64_t useful = ceil_divide(layout.length(), 4 * kThreads * pack);
-  return std::min({useful, ceil_divide(resident_blocks(), layout.channels), kMaximumSplits});
+  return std::min(useful, ceil_divide(kReductionParts, layout.channels));
 }
 
 // One warp at least, one block at most, about four elements or packs a thread.

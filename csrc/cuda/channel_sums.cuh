@@ -194,10 +194,10 @@ int launch_channel_sums(const Params& params, const typename Operation::Argument
   if (layout.is_narrow()) {
     arguments.splits = column_splits(layout);
     const int64_t items = ceil_divide(layout.columns(), kColumns) * arguments.splits;
-    error = launch(column_sums_kernel<Operation>, std::min(items, resident_blocks()), kThreads, 0, stream, arguments);
+    error = launch_striding(column_sums_kernel<Operation>, items, kThreads, 0, stream, arguments);
   } else {
     arguments.splits = channel_splits(layout, kCount);
-    const int64_t blocks = std::min(layout.channels * arguments.splits, resident_blocks());
+    const int64_t items = layout.channels * arguments.splits;
     // A single channel may start and end anywhere; rows that follow each other must all start at a boundary.
     const bool single = layout.channels == 1;
     const int64_t head = single ? std::min(elements_to_boundary(arguments.x), layout.inner) : 0;
@@ -206,15 +206,15 @@ int launch_channel_sums(const Params& params, const typename Operation::Argument
                         is_aligned(arguments.y + head, kPackBytes) && is_residual_aligned<Operation>(operation, head);
     if (packed) {
       arguments.head = head;
-      error = launch(channel_sums_kernel<Operation, kCount>, blocks, kThreads, 0, stream, arguments);
+      error = launch_striding(channel_sums_kernel<Operation, kCount>, items, kThreads, 0, stream, arguments);
     } else {
-      error = launch(channel_sums_kernel<Operation, 1>, blocks, kThreads, 0, stream, arguments);
+      error = launch_striding(channel_sums_kernel<Operation, 1>, items, kThreads, 0, stream, arguments);
     }
   }
   if (error != cudaSuccess) return error;
   const int64_t count = partial_sums<T>(layout);
-  return launch(finish_sums_kernel<Operation>, std::min(layout.channels, resident_blocks()), threads_for(count), 0,
-                stream, operation, static_cast<const Sums*>(arguments.partials), layout.channels, count);
+  return launch_striding(finish_sums_kernel<Operation>, layout.channels, threads_for(count), 0, stream, operation,
+                         static_cast<const Sums*>(arguments.partials), layout.channels, count);
 }
 
 }  // namespace synq

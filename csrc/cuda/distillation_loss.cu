@@ -228,9 +228,9 @@ int distillation_loss_backward_cuda(const DistillationGradientParams& params, vo
     const bool packed = params.elements % kTermPack == 0 && is_aligned(params.kl_gradient, kPackBytes) &&
                         is_aligned(params.ce_gradient, kPackBytes) && is_aligned(params.result, sizeof(T) * kTermPack);
     const int64_t items = packed ? params.elements / kTermPack : params.elements;
-    const int64_t blocks = std::min(ceil_divide(items, kThreads), resident_blocks());
-    if (packed) return launch(combine_kernel<T, kTermPack>, blocks, kThreads, 0, stream, params);
-    return launch(combine_kernel<T, 1>, blocks, kThreads, 0, stream, params);
+    const int64_t blocks = ceil_divide(items, kThreads);
+    if (packed) return launch_striding(combine_kernel<T, kTermPack>, blocks, kThreads, 0, stream, params);
+    return launch_striding(combine_kernel<T, 1>, blocks, kThreads, 0, stream, params);
   });
 }
 

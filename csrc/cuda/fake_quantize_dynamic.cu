@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
     Range range = empty_range();
     for (int first = static_cast<int>(threadIdx.x) * kCount; first < length; first += step) {
       const Pack<T, kCount> pack = load_pack<kCount>(x + layout.offset(channel, first));
-      store_pack<kCount>(row + first, pack);
+      store_shared_pack<kCount>(row + first, pack);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) range = include(range, to_float(pack.values[i]));
     }
@@ -110,14 +110,13 @@ int launch_row(const FakeQuantizeParams& params, const Layout& layout, void* str
   T* y = static_cast<T*>(params.y);
   const int64_t length = layout.length();
   const size_t bytes = static_cast<size_t>(length) * sizeof(T);
-  const int64_t blocks = std::min(layout.channels, resident_blocks());
   const bool packed = layout.inner % kCount == 0 && is_aligned(x, kPackBytes) && is_aligned(y, kPackBytes);
   if (packed) {
-    return launch(row_kernel<T, kCount>, blocks, threads_for(length / kCount), bytes, stream, x, y, params.out_min,
-                  params.out_max, layout, params.bits, params.symmetric);
+    return launch_striding(row_kernel<T, kCount>, layout.channels, threads_for(length / kCount), bytes, stream, x, y,
+                           params.out_min, params.out_max, layout, params.bits, params.symmetric);
   }
-  return launch(row_kernel<T, 1>, blocks, threads_for(length), bytes, stream, x, y, params.out_min, params.out_max,
-                layout, params.bits, params.symmetric);
+  return launch_striding(row_kernel<T, 1>, layout.channels, threads_for(length), bytes, stream, x, y, params.out_min,
+                         params.out_max, layout, params.bits, params.symmetric);
 }
 
 template <typename T>
@@ -132,9 +131,8 @@ int launch_dynamic(const FakeQuantizeParams& params, void* stream) {
   int error;
   if (plan.strategy == Strategy::kColumns) {
     const int64_t columns = layout.columns();
-    const int64_t blocks = std::min(ceil_divide(columns, kColumns) * plan.splits, resident_blocks());
-    error = launch(column_partials_kernel<T>, blocks, kThreads, 0, stream, x, low, high, layout.outer, columns,
-                   plan.splits);
+    error = launch_striding(column_partials_kernel<T>, ceil_divide(columns, kColumns) * plan.splits, kThreads, 0,
+                            stream, x, low, high, layout.outer, columns, plan.splits);
   } else {
     // Where there are no partials, this kernel's ranges are the result.
     error =
@@ -142,9 +140,9 @@ int launch_dynamic(const FakeQuantizeParams& params, void* stream) {
   }
   if (error == cudaSuccess && plan.partials > 0) {
     const int64_t count = plan.partials / layout.channels;
-    error = launch(finish_kernel, std::min(layout.channels, resident_blocks()), threads_for(count), 0, stream,
-                   static_cast<const float*>(low), static_cast<const float*>(high), params.out_min, params.out_max,
-                   layout.channels, count, params.symmetric);
+    error = launch_striding(finish_kernel, layout.channels, threads_for(count), 0, stream,
+                            static_cast<const float*>(low), static_cast<const float*>(high), params.out_min,
+                            params.out_max, layout.channels, count, params.symmetric);
   }
   if (error != cudaSuccess) return error;
   FakeQuantizeParams given = params;

@@ -275,15 +275,14 @@ int launch_coarse(const CoarseParams& params, void* stream) {
   constexpr int kCount = pack_size<T>();
   const int64_t elements = params.channels * params.height * params.width;
   const int threads = elements < kLargeImage ? kThreads : kMaximumThreads;
-  const int64_t blocks = std::min(params.images, resident_blocks());
   if (params.channels_last == 0) {
-    return launch(coarse_kernel<T, false, false>, blocks, threads, 0, stream, params);
+    return launch_striding(coarse_kernel<T, false, false>, params.images, threads, 0, stream, params);
   }
   const bool packed = params.channels % kCount == 0 && params.activation_stride % kCount == 0 &&
                       params.gradient_stride % kCount == 0 && is_aligned(params.activations, kPackBytes) &&
                       is_aligned(params.gradients, kPackBytes);
-  return packed ? launch(coarse_kernel<T, true, true>, blocks, threads, 0, stream, params)
-                : launch(coarse_kernel<T, true, false>, blocks, threads, 0, stream, params);
+  return packed ? launch_striding(coarse_kernel<T, true, true>, params.images, threads, 0, stream, params)
+                : launch_striding(coarse_kernel<T, true, false>, params.images, threads, 0, stream, params);
 }
 
 template <typename T, bool kByElement>
@@ -306,7 +305,7 @@ int cam_coarse_cuda(const CoarseParams& params, void* stream) {
 }
 
 int cam_stretch_cuda(const MapParams& params, void* stream) {
-  return launch(stretch_kernel, std::min(params.images, resident_blocks()), kThreads, 0, stream, params);
+  return launch_striding(stretch_kernel, params.images, kThreads, 0, stream, params);
 }
 
 int cam_spread_cuda(const SpreadParams& params, void* stream) {

@@ -82,34 +82,13 @@ __device__ __forceinline__ void load_tile(const AxisArguments& a, float* tile, i
                                 });
 }
 
-// In one access, which the compiler does not find here.
-template <typename T, int kCount>
-__device__ __forceinline__ void store_whole(T* target, const Pack<T, kCount>& pack) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (kCount == kPack) {
-    const size_t address = __cvta_generic_to_global(target);
-    if constexpr (sizeof(pack) == 16) {
-      const uint4 words = reinterpret_cast<const uint4&>(pack);
-      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words.x), "r"(words.y), "r"(words.z),
-                   "r"(words.w)
-                   : "memory");
-    } else {
-      const uint2 words = reinterpret_cast<const uint2&>(pack);
-      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(words.x), "r"(words.y) : "memory");
-    }
-    return;
-  }
-#endif
-  store_pack<kCount>(target, pack);
-}
-
 template <int kLines, int kCount, typename T>
 __device__ __forceinline__ void store_tile(const AxisArguments& a, float* tile, int64_t first) {
   for_each_item<kLines, kCount>(a, static_cast<T*>(a.y), tile, first, [](T* target, const float* source, int distance) {
     Pack<T, kCount> pack;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) pack.values[i] = from_float<T>(source[i * distance]);
-    store_whole(target, pack);
+    store_pack<kCount>(target, pack);
   });
 }
 

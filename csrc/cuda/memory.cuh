@@ -1,24 +1,19 @@
-// Element types, 128-bit packs and the launch configuration shared by the kernels.
+// Element types and 128-bit packs.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "../dtype.h"
+#include "launch.cuh"
 
 namespace synq {
 
-constexpr int kThreads = 256;
-// Resident blocks a multiprocessor must have room for: at most 64 registers a thread. Without it, ptxas for sm_80 aims
-// lower and spills.
-constexpr int kMinimumBlocks = 4;
 constexpr int kPackBytes = 16;
-// Two full waves of 256 threads: enough to hide latency, few enough that each thread reuses its quantizer.
-constexpr int64_t kBlocksPerMultiprocessor = 16;
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
@@ -49,8 +44,60 @@ __device__ __forceinline__ Pack<T, kCount> load_pack(const T* pointer) {
   return *reinterpret_cast<const Pack<T, kCount>*>(pointer);
 }
 
+// One instruction each.
+__device__ __forceinline__ void store_word(uint4* pointer, uint4 word) {
+#if defined(SYNQ_EMULATION)
+  emulation::store_global(pointer, word);
+#else
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(pointer)), "r"(word.x),
+               "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void store_word(uint2* pointer, uint2 word) {
+#if defined(SYNQ_EMULATION)
+  emulation::store_global(pointer, word);
+#else
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(pointer)), "r"(word.x), "r"(word.y)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void store_word(unsigned* pointer, unsigned word) {
+#if defined(SYNQ_EMULATION)
+  emulation::store_global(pointer, word);
+#else
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(pointer)), "r"(word) : "memory");
+#endif
+}
+
+template <typename Word, typename Packed>
+__device__ __forceinline__ void store_words(void* pointer, const Packed& pack) {
+  constexpr int kWords = sizeof(Packed) / sizeof(Word);
+  Word words[kWords];
+  memcpy(words, &pack, sizeof(pack));
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) store_word(static_cast<Word*>(pointer) + i, words[i]);
+}
+
+// To global memory, in stores of 128 bits or one of the whole pack. The compiler splits the copy of a struct into its
+// elements wherever the loop is unrolled or a call lies between.
 template <int kCount, typename T>
 __device__ __forceinline__ void store_pack(T* pointer, const Pack<T, kCount>& pack) {
+  if constexpr (kCount == 1) {
+    *pointer = pack.values[0];
+  } else if constexpr (sizeof(pack) % sizeof(uint4) == 0) {
+    store_words<uint4>(pointer, pack);
+  } else if constexpr (sizeof(pack) == sizeof(uint2)) {
+    store_words<uint2>(pointer, pack);
+  } else {
+    static_assert(sizeof(pack) == sizeof(unsigned));
+    store_words<unsigned>(pointer, pack);
+  }
+}
+
+// To shared memory, where a store to global memory would fault.
+template <int kCount, typename T>
+__device__ __forceinline__ void store_shared_pack(T* pointer, const Pack<T, kCount>& pack) {
   *reinterpret_cast<Pack<T, kCount>*>(pointer) = pack;
 }
 
@@ -59,8 +106,6 @@ constexpr int pack_size() {
   return kPackBytes / static_cast<int>(sizeof(T));
 }
 
-inline int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // Elements before the first 16-byte boundary.
@@ -68,26 +113,6 @@ template <typename T>
 int64_t elements_to_boundary(const T* pointer) {
   const uintptr_t past = reinterpret_cast<uintptr_t>(pointer) % kPackBytes;
   return past == 0 ? 0 : static_cast<int64_t>((kPackBytes - past) / sizeof(T));
-}
-
-// Blocks that fill the current device.
-inline int64_t resident_blocks() {
-  int device = 0;
-  int multiprocessors = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  return kBlocksPerMultiprocessor * multiprocessors;
-}
-
-template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void* stream,
-           Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 template <typename T>

@@ -95,22 +95,22 @@ template <typename T>
 int launch_channel_partials(const T* x, float* low, float* high, const Layout& layout, int64_t splits, bool symmetric,
                             void* stream) {
   constexpr int kCount = pack_size<T>();
-  const int64_t blocks = std::min(layout.channels * splits, resident_blocks());
+  const int64_t items = layout.channels * splits;
   // A single row may start and end anywhere; rows that follow each other must all start at a boundary.
   const int64_t head = layout.channels == 1 ? std::min(elements_to_boundary(x), layout.inner) : 0;
   const bool packed = layout.channels == 1 || (layout.inner % kCount == 0 && is_aligned(x, kPackBytes));
   if (packed) {
-    return launch(channel_partials_kernel<T, kCount>, blocks, kThreads, 0, stream, x, low, high, layout, splits, head,
-                  symmetric);
+    return launch_striding(channel_partials_kernel<T, kCount>, items, kThreads, 0, stream, x, low, high, layout, splits,
+                           head, symmetric);
   }
-  return launch(channel_partials_kernel<T, 1>, blocks, kThreads, 0, stream, x, low, high, layout, splits, int64_t{0},
-                symmetric);
+  return launch_striding(channel_partials_kernel<T, 1>, items, kThreads, 0, stream, x, low, high, layout, splits,
+                         int64_t{0}, symmetric);
 }
 
-// How many partial ranges a tensor is worth: enough to fill the device, each of a few packs a thread.
+// How many partial ranges a tensor is worth, each of a few packs a thread.
 inline int64_t range_splits(int64_t elements, DType dtype) {
   const int64_t pack = dtype == DType::kFloat32 ? pack_size<float>() : pack_size<__half>();
-  return std::min({ceil_divide(elements, 4 * kThreads * pack), resident_blocks(), kMaximumSplits});
+  return std::min(ceil_divide(elements, 4 * kThreads * pack), kReductionParts);
 }
 
 // The range of `count` partial ranges, or of elements where low and high are the same. Every thread of the block gets

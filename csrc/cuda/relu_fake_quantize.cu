@@ -98,6 +98,7 @@ struct ResidualReluFakeQuantize : AffineReluOperation, WithResidual<T> {
   using Input = T;
   using Output = T;
   static constexpr bool kReadsGradient = false;
+  static constexpr bool kGivesGradient = false;
 
   __device__ __forceinline__ explicit ResidualReluFakeQuantize(const Arguments& given)
       : AffineReluOperation(given), WithResidual<T>(given.beside) {}

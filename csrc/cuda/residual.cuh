@@ -13,9 +13,10 @@ struct ResidualArguments {
 };
 
 // Such an operation derives from this; its Arguments have a member `beside`, and its `apply` takes the residual after
-// the gradient and gives the gradient of the residual as its last argument.
+// the gradient and gives the gradient of the residual as its last argument, unless it hides kGivesGradient.
 template <typename T>
 struct WithResidual {
+  static constexpr bool kGivesGradient = true;
   const T* residual;
   T* grad_residual;
 
@@ -25,6 +26,11 @@ struct WithResidual {
 
 template <typename Operation>
 constexpr bool kHasResidual = std::is_base_of_v<WithResidual<typename Operation::Input>, Operation>;
+
+template <typename Operation, bool = kHasResidual<Operation>>
+constexpr bool kGivesResidualGradient = false;
+template <typename Operation>
+constexpr bool kGivesResidualGradient<Operation, true> = Operation::kGivesGradient;
 
 // The residual's values and gradients of one pack; nothing where there is no residual.
 template <typename Operation, int kCount>
@@ -37,7 +43,7 @@ struct ResidualPack {
     if constexpr (kHasResidual<Operation>) values = load_pack<kCount>(operation.residual + place);
   }
   __device__ __forceinline__ void store(const Operation& operation, int64_t place) const {
-    if constexpr (kHasResidual<Operation>) {
+    if constexpr (kGivesResidualGradient<Operation>) {
       if (operation.grad_residual != nullptr) store_pack<kCount>(operation.grad_residual + place, gradients);
     }
   }

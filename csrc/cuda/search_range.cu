@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 int64_t blocks_for(const SearchRangeParams& params) {
-  return std::min(ceil_divide(params.elements, kTile), resident_blocks());
+  return std::min(ceil_divide(params.elements, kTile), kReductionParts);
 }
 
 }  // namespace

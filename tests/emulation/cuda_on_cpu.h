@@ -1,7 +1,7 @@
 // Enough of CUDA's language to run the kernels of csrc/cuda, unchanged, on a CPU: blocks one after another, a block's
-// threads as coroutines that change places at barriers.
-// Warp exchanges expect all threads of the warp that still run. Included before each .cu file by the
-// tests.
+// threads as coroutines that change places at barriers. Blocks and threads come in random order, shared memory is
+// poisoned before each block, and what a GPU would fault on ends the launch (faults.h).
+// Included before each .cu file by the tests.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,6 +13,10 @@
 #include <functional>
 #include <type_traits>
 #include <vector>
+
+#include "faults.h"
+#include "schedule.h"
+#include "shared_memory.h"
 
 #undef __global__
 #undef __device__
@@ -47,6 +51,7 @@ struct Block {
   std::vector<std::vector<char>> stacks;
   std::vector<State> states;
   std::vector<uint64_t> exchange;
+  std::vector<unsigned> order;
   unsigned current = 0;
   std::function<void()> body;
 };
@@ -56,9 +61,21 @@ inline Block& block() {
   return instance;
 }
 
+// Each number of multiprocessors is a device of its own; each device holds this many blocks on one of them.
+constexpr int kBlocksPerMultiprocessor = 16;
+// Few enough that small tensors have parts of several steps.
+constexpr int64_t kReductionParts = 16;
+
 inline int& multiprocessors() {
   static int count = 1;
   return count;
+}
+
+// A store to global memory by its own instruction, which faults on any other.
+template <typename T>
+void store_global(T* pointer, T value) {
+  if (shared_memory().contains(pointer)) fault("a store to global memory with an address in shared memory");
+  *pointer = value;
 }
 
 inline int64_t launches = 0;
@@ -79,14 +96,18 @@ inline void release(unsigned first, unsigned last, State barrier) {
   }
 }
 
-// Returns false when the threads wait for each other forever.
-inline bool run_block(unsigned count, const std::function<void()>& body) {
+// Returns an error when the threads wait for each other forever, or when one of them faults.
+inline cudaError_t run_block(unsigned count, const std::function<void()>& body) {
   Block& b = block();
   b.body = body;
   b.threads.resize(count);
   b.stacks.resize(count, std::vector<char>(64 * 1024));
   b.states.assign(count, State::kReady);
   b.exchange.assign(count, 0);
+  b.order = random_order(count);
+  faults().any = false;
+  faults().scheduler = &b.scheduler;
+  poison_shared_memory();
   for (unsigned i = 0; i < count; ++i) {
     getcontext(&b.threads[i]);
     b.threads[i].uc_stack.ss_sp = b.stacks[i].data();
@@ -97,22 +118,26 @@ inline bool run_block(unsigned count, const std::function<void()>& body) {
   for (bool finished = false; !finished;) {
     bool moved = false;
     finished = true;
-    for (unsigned i = 0; i < count; ++i) {
+    shuffle(b.order);
+    for (const unsigned i : b.order) {
       if (b.states[i] == State::kReady) {
         b.current = i;
         threadIdx.x = i;
+        faults().in_thread = true;
         swapcontext(&b.scheduler, &b.threads[i]);
+        faults().in_thread = false;
+        if (faults().any) return cudaErrorAssert;
         moved = true;
       }
       finished = finished && b.states[i] == State::kDone;
     }
-    if (!finished && !moved) return false;
+    if (!finished && !moved) return cudaErrorLaunchTimeout;
     for (unsigned first = 0; first < count; first += warpSize) {
       release(first, first + warpSize < count ? first + warpSize : count, State::kAtWarpBarrier);
     }
     release(0, count, State::kAtBlockBarrier);
   }
-  return true;
+  return cudaSuccess;
 }
 
 inline void wait(State barrier) {
@@ -121,15 +146,21 @@ inline void wait(State barrier) {
   swapcontext(&b.threads[b.current], &b.scheduler);
 }
 
-// The value that another lane of the warp gives; its own where that lane does not exist.
+// The value that another lane of the warp gives; its own where that lane does not exist. Every lane that the mask names
+// must be there.
 template <typename T>
-T exchange(T value, unsigned lane) {
+T exchange(unsigned mask, T value, unsigned lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   Block& b = block();
   const unsigned self = b.current;
-  const unsigned source = self / warpSize * warpSize + lane;
+  const unsigned first = self / warpSize * warpSize;
+  const unsigned source = first + lane;
+  if ((mask >> (self - first) & 1) == 0) fault("an exchange by a lane that its mask leaves out");
   std::memcpy(&b.exchange[self], &value, sizeof value);
   wait(State::kAtWarpBarrier);
+  for (unsigned i = first; i < first + warpSize && i < b.states.size(); ++i) {
+    if ((mask >> (i - first) & 1) != 0 && b.states[i] == State::kDone) fault("an exchange with a lane that has left");
+  }
   T result = value;
   if (lane < warpSize && source < b.states.size()) std::memcpy(&result, &b.exchange[source], sizeof result);
   wait(State::kAtWarpBarrier);
@@ -187,16 +218,16 @@ inline void __syncthreads() { emulation::wait(emulation::State::kAtBlockBarrier)
 inline void __syncwarp(unsigned = 0xffffffffu) { emulation::wait(emulation::State::kAtWarpBarrier); }
 
 template <typename T>
-T __shfl_xor_sync(unsigned, T value, int mask, int = warpSize) {
-  return emulation::exchange(value, (threadIdx.x % warpSize) ^ static_cast<unsigned>(mask));
+T __shfl_xor_sync(unsigned mask, T value, int distance, int = warpSize) {
+  return emulation::exchange(mask, value, (threadIdx.x % warpSize) ^ static_cast<unsigned>(distance));
 }
 template <typename T>
-T __shfl_down_sync(unsigned, T value, unsigned delta, int = warpSize) {
-  return emulation::exchange(value, threadIdx.x % warpSize + delta);
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int = warpSize) {
+  return emulation::exchange(mask, value, threadIdx.x % warpSize + delta);
 }
 template <typename T>
-T __shfl_sync(unsigned, T value, int lane, int = warpSize) {
-  return emulation::exchange(value, static_cast<unsigned>(lane) % warpSize);
+T __shfl_sync(unsigned mask, T value, int lane, int = warpSize) {
+  return emulation::exchange(mask, value, static_cast<unsigned>(lane) % warpSize);
 }
 
 #define cudaLaunchKernelEx emulated_launch
@@ -208,20 +239,17 @@ cudaError_t emulated_launch(const cudaLaunchConfig_t* config, void (*kernel)(Par
   ++emulation::launches;
   blockDim.x = config->blockDim.x;
   gridDim = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
-  for (unsigned z = 0; z < gridDim.z; ++z) {
-    for (unsigned y = 0; y < gridDim.y; ++y) {
-      for (unsigned x = 0; x < gridDim.x; ++x) {
-        blockIdx = {x, y, z};
-        if (!emulation::run_block(config->blockDim.x, [&] { kernel(arguments...); })) return cudaErrorLaunchTimeout;
-      }
-    }
+  for (const unsigned i : emulation::random_order(gridDim.x * gridDim.y * gridDim.z)) {
+    blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y};
+    const cudaError_t error = emulation::run_block(config->blockDim.x, [&] { kernel(arguments...); });
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
 extern "C" {
 inline cudaError_t CUDARTAPI cudaGetDevice(int* device) {
-  *device = 0;
+  *device = emulation::multiprocessors();
   return cudaSuccess;
 }
 
@@ -230,6 +258,12 @@ inline cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr, 
   return cudaSuccess;
 }
 
+inline cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
+  *blocks = emulation::kBlocksPerMultiprocessor;
+  return cudaSuccess;
+}
+
+__attribute__((used)) inline void set_seed(uint64_t seed) { emulation::seed() = seed; }
 __attribute__((used)) inline void set_multiprocessors(int count) { emulation::multiprocessors() = count; }
 __attribute__((used)) inline int64_t launch_count() { return emulation::launches; }
 }

@@ -115,6 +115,19 @@ def test_grids_of_any_size(library, multiprocessors) -> None:
     library.set_multiprocessors(1)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_device_changes_no_bit(library, memory_format) -> None:
+    x = torch.randn(20, 24, 16, 16).to(memory_format=memory_format)
+    results = []
+    for multiprocessors in (1, 2, 7):
+        library.set_multiprocessors(multiprocessors)
+        losses, _, gradient = run(library, x, scales=(1.0, 2.0))
+        results.append((*losses, gradient))
+    library.set_multiprocessors(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_variance_does_not_cancel(library) -> None:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = (torch.randn(8, 4, 16, 16) + 1e4).to(memory_format=memory_format)

@@ -230,6 +230,24 @@ def test_layouts(device, shape, dtype: torch.dtype) -> None:
     check_relu(device, x, 4, 0, str(shape))
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 2048), (400, 24, 1)], ids=str)
+def test_the_device_changes_no_bit(library, shape) -> None:
+    x, pair = torch.randn(shape), (torch.rand(shape[1]) + 1, torch.randn(shape[1]))
+    results = []
+    for multiprocessors in (1, 2, 7):
+        library.set_multiprocessors(multiprocessors)
+        sums = torch.empty(2, shape[1])
+        y = call(
+            library, "learned_backward", LearnedParams, x, 0, "learned_workspace",
+            gradient=x, scale=pair[0], zero_point=pair[1], bits=4, gradient_scale=1.0,
+            grad_scale=sums[0], grad_zero_point=sums[1],
+        )  # fmt: skip
+        results.append((y, sums))
+    library.set_multiprocessors(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shift", [1, 3])
 def test_unaligned_memory(library, dtype: torch.dtype, shift: int) -> None:
