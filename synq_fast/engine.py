@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,16 @@ from synq_fast.identity import describe, fingerprint, weights_hash
 from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.progress import Phase, Reporter
-from synq_fast.quant import ActivationQuantizer, BitWidths, find_tap_points, held_weights, trace
+from synq_fast.quant import (
+    ActivationQuantizer,
+    BitWidths,
+    chosen_placement,
+    coverage_of,
+    find_tap_points,
+    held_weights,
+    leaf_names,
+    trace,
+)
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
@@ -105,6 +114,7 @@ def quantize(
             ranks,
         )
         folder = run.open_folder(output, resume)
+        run.report_coverage()
         run.evaluate_on(evaluation)
         if bank is None and output is not None:
             bank = Path(output) / "bank"
@@ -175,10 +185,14 @@ class _Run:
             )
         self.teacher = teacher.to(device)
         channels_last(self.teacher.module)
-        self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
+        self.bits, self.seed, self.device = bits, seed, device
         self.ranks = ranks
         self.reporter = Reporter(progress and ranks.is_first)
-        self.graph = trace(self.teacher.module, recipe.quantization.leaf_modules)
+        self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
+        self.graph = trace(self.teacher.module, self.leaves)
+        placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
+        quantization = replace(recipe.quantization, placement=placement)
+        self.recipe = recipe = replace(recipe, quantization=quantization)
         example = torch.zeros(2, *teacher.input_shape, device=device)
         self.points = find_tap_points(self.graph, example)
         self.metrics: Metrics = {"seconds": {}}
@@ -209,6 +223,22 @@ class _Run:
         identity = {**self.identity, "bits": str(self.bits)}
         seconds = self.recipe.finetune.checkpoint_seconds
         return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume, seconds)
+
+    def build_student(self) -> fx.GraphModule:
+        """The student before calibration, in eval mode."""
+        quantization = self.recipe.quantization
+        return build_student(self.graph, self.bits, quantization, self.leaves).eval()
+
+    def report_coverage(self) -> None:
+        """Say what will be quantized, before the first work.
+
+        Raises:
+            ModelError: nothing would be.
+        """
+        coverage = coverage_of(self.build_student())
+        self.metrics["coverage"] = coverage.as_dict()
+        for line in coverage.lines():
+            self.reporter.line(line)
 
     def evaluate_on(self, evaluation: str | Path | EvaluationSet | None) -> None:
         """Remember the evaluation set and measure the teacher on it."""
@@ -294,7 +324,7 @@ class _Run:
     ) -> tuple[fx.GraphModule, list[Record]]:
         """Calibrate and fine-tune a student on the bank; returns it with its history."""
         ranks, recipe = self.ranks, self.recipe.finetune
-        student = build_student(self.graph, self.bits, self.recipe.quantization).eval()
+        student = self.build_student()
         step = SynqStep(self.graph, student, self.points, recipe)
         part = part_of_batch(ranks, recipe.batch_size)
         share = (part.stop - part.start) / recipe.batch_size

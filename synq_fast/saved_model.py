@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import fx, nn
 
-from synq_fast.errors import CheckpointError
+from synq_fast.errors import CheckpointError, ModelError, RecipeError
 from synq_fast.files import read_tensors, write_tensors
 from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import ActivationQuantizer, BitWidths, quantized_copy, trace
+from synq_fast.quant import (
+    ActivationQuantizer,
+    BitWidths,
+    Coverage,
+    coverage_of,
+    leaf_names,
+    quantized_copy,
+    trace,
+)
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.recipes.schema import Quantization
 
 _KEY = "synq_fast"
 
 
-def build_student(teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization) -> fx.GraphModule:
-    """The quantized structure of a recipe around a traced teacher's weights, not calibrated."""
+def build_student(
+    teacher: fx.GraphModule,
+    bits: BitWidths,
+    recipe: Quantization,
+    leaves: Collection[str] = (),
+) -> fx.GraphModule:
+    """The quantized structure of a recipe around a traced teacher's weights, not calibrated.
+
+    Args:
+        teacher: the traced model; stays as it is.
+        bits: widths.
+        recipe: quantizers and their places.
+        leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
+    """
 
     def make_quantizer(activation_bits: int) -> ActivationQuantizer:
         return ActivationQuantizer(
@@ -37,6 +58,7 @@ def build_student(teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization
         bits.activation,
         placement=recipe.placement,
         make_quantizer=make_quantizer,
+        leaves=leaves,
     )
 
 
@@ -104,10 +126,12 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
         ) from error
     # As in the engine: convolutions round differently in another memory format.
     channels_last(base.module)
+    try:
+        leaves = leaf_names(base.module, recipe.quantization.leaf_modules)
+    except RecipeError as error:
+        raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
     student = build_student(
-        trace(base.module, recipe.quantization.leaf_modules),
-        BitWidths.parse(saved["bits"]),
-        recipe.quantization,
+        trace(base.module, leaves), BitWidths.parse(saved["bits"]), recipe.quantization, leaves
     )
     try:
         student.load_state_dict(state)
@@ -132,3 +156,24 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         CheckpointError: the file is missing, damaged, not a quantized model, or does not fit.
     """
     return load_quantized(path, model).module
+
+
+def coverage(model: nn.Module | str | Path, architecture: nn.Module | None = None) -> Coverage:
+    """How many weight layers and layer inputs of a quantized model are quantized, and the rest.
+
+    Args:
+        model: what ``quantize`` or ``load`` returned, or the path of a saved model or run folder.
+        architecture: the float architecture, where ``load`` of that path needs it.
+
+    Raises:
+        ModelError: the module is no quantized model.
+        CheckpointError: as in ``load``.
+    """
+    if isinstance(model, str | Path):
+        model = load(model, architecture)
+    if not isinstance(model, fx.GraphModule) or "placement" not in model.meta:
+        raise ModelError(
+            f"{type(model).__name__} is no model that synq-fast quantized; pass result.model, what "
+            f"synq_fast.load returned, or the path of a saved model"
+        )
+    return coverage_of(model)
