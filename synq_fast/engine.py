@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.devices import chosen_device
 from synq_fast.distributed import Ranks, joined, restarted
-from synq_fast.errors import ModelError
+from synq_fast.errors import ModelError, RecipeError, RunFolderError, SynqFastWarning
 from synq_fast.evaluation import EvaluationResult, evaluate
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.data_parallel import BatchMean, part_of_batch, resume_together
@@ -41,6 +42,7 @@ from synq_fast.quant import (
     trace,
 )
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
+from synq_fast.recipes.effects import without_effect_on_images
 from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student
@@ -102,6 +104,16 @@ def quantize(
             taken, damaged files, a loss that is not finite, or another process of the run that
             has stopped. Finished work stays in ``output``.
     """
+    if resume and output is None:
+        raise RunFolderError("resume continues the run in a folder: name it with output")
+    if evaluate_every < 0:
+        raise RecipeError(f"evaluate_every is a number of steps from 0, got {evaluate_every}")
+    if evaluate_every and evaluation is None:
+        warnings.warn(
+            "evaluate_every has no effect: no labelled images are given (evaluation)",
+            SynqFastWarning,
+            stacklevel=2,
+        )
     chosen = chosen_device(device)
     with joined(chosen) as ranks:
         run = _Run(
@@ -148,6 +160,8 @@ def synthesize(
     Returns:
         The images, in memory or in their files as ``finetune.bank`` says.
     """
+    for sentence in without_effect_on_images(overrides or {}):
+        warnings.warn(sentence, SynqFastWarning, stacklevel=2)
     chosen = chosen_device(device)
     with joined(chosen) as ranks:
         run = _Run(

@@ -96,6 +96,14 @@ def load_teacher(
         CheckpointError: the checkpoint is unreadable or belongs to another model.
     """
     if isinstance(model, Teacher):
+        asked: dict[str, Any] = {"input_shape": input_shape, "mean": mean, "std": std}
+        asked["num_classes"] = num_classes
+        other = [k for k, v in asked.items() if v is not None and v != getattr(model, k)]
+        if other or weights is not None:
+            raise ModelError(
+                f"{', '.join(other or ['weights'])} cannot be changed in a Teacher that is made "
+                f"already: pass it where the teacher is loaded, or use dataclasses.replace"
+            )
         return model if device is None else model.to(device)
     if isinstance(model, nn.Module):
         name = type(model).__name__

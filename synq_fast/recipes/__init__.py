@@ -7,13 +7,15 @@ import difflib
 import math
 import sys
 import typing
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from synq_fast.errors import RecipeError
+from synq_fast.errors import RecipeError, SynqFastWarning
+from synq_fast.recipes.effects import without_effect
 from synq_fast.recipes.schema import Recipe
 
 if sys.version_info >= (3, 11):
@@ -36,7 +38,7 @@ def list_recipes() -> list[str]:
 def load_recipe(
     name_or_path: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a recipe and apply overrides; warns of overrides that can have no effect.
 
     Args:
         name_or_path: a name of ``list_recipes()``, the path of a TOML file, or a recipe.
@@ -65,6 +67,8 @@ def load_recipe(
         low, high = getattr(getattr(recipe, section), name)
         if not 0 < low <= high:
             raise RecipeError(f"{source}: {key} must hold 0 < low <= high, got [{low}, {high}]")
+    for sentence in without_effect(recipe, overrides or {}):
+        warnings.warn(sentence, SynqFastWarning, stacklevel=2)
     return recipe
 
 
