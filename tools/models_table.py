@@ -96,10 +96,9 @@ def render(rows: Iterable[Row]) -> str:
     counts = ", ".join(f"{n} {kinds[kind]}" for kind, n in found.items() if n)
     families = sum(row["model"].startswith("timm/") for row in rows)
     lines = [_HEAD.format(families=families, counts=f"{len(rows)} networks: {counts}.")]
-    for library in ("torchvision", "timm"):
-        own = [row for row in rows if row["model"].startswith(f"{library}/")]
-        if own:
-            lines += [f"\n## {library}\n\n", *_table(own)]
+    for library in dict.fromkeys(row["model"].rpartition("/")[0] for row in rows):
+        own = [row for row in rows if row["model"].rpartition("/")[0] == library]
+        lines += [f"\n## {library or 'Others'}\n\n", *_table(own)]
     return "".join(lines)
 
 
@@ -117,7 +116,7 @@ def _table(rows: list[Row]) -> list[str]:
             )
         note = " ".join(row["note"].split()).replace("|", "\\|")
         result = "quantized, loaded, evaluated" if row["result"] == "ok" else row["result"]
-        name = row["model"].partition("/")[2]
+        name = row["model"].rpartition("/")[2]
         cells = (name, row.get("size", ""), *shown, f"{result}: {note}" if note else result)
         lines.append(f"| {' | '.join(map(str, cells))} |\n")
     return lines

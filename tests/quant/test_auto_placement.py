@@ -43,12 +43,10 @@ def test_networks_of_relu_keep_the_published_placement(build):
         torchvision.models.mobilenet_v3_small,
         torchvision.models.efficientnet_b0,
         torchvision.models.regnet_y_400mf,
-        torchvision.models.convnext_tiny,
     ],
 )
 def test_networks_of_other_activations_quantize_every_input(build):
-    with torch.device("meta"):
-        assert chosen(build()) == "all_inputs"
+    assert chosen(build()) == "all_inputs"
 
 
 ACTIVATIONS = {
