@@ -42,7 +42,6 @@ from synq_fast.quant import (
     trace,
 )
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
-from synq_fast.recipes.effects import without_effect_on_images
 from synq_fast.result import Metrics, QuantizationResult
 from synq_fast.run_folder import RunFolder
 from synq_fast.saved_model import build_student
@@ -160,8 +159,6 @@ def synthesize(
     Returns:
         The images, in memory or in their files as ``finetune.bank`` says.
     """
-    for sentence in without_effect_on_images(overrides or {}):
-        warnings.warn(sentence, SynqFastWarning, stacklevel=2)
     chosen = chosen_device(device)
     with joined(chosen) as ranks:
         run = _Run(

@@ -8,7 +8,7 @@ from synq_fast.errors import ModelError, RecipeError, RunFolderError, SynqFastWa
 from synq_fast.models import load_teacher
 from synq_fast.recipes import list_recipes, load_recipe
 from synq_fast.recipes.effects import _IDLE, without_effect
-from tests.tiny import SHAPE, TINY_OVERRIDES, run, tiny_net, tiny_teacher
+from tests.tiny import TINY_OVERRIDES, run, tiny_teacher
 
 IDLE = [
     ({"filter.order": 3}, {"filter.kind": "butterworth"}),
@@ -97,17 +97,6 @@ def test_arguments_that_can_do_nothing():
         run(resume=True)
     with pytest.raises(RecipeError, match="evaluate_every"):
         run(evaluate_every=-1)
-
-
-def test_synthesis_alone_reads_its_own_values_only(tmp_path):
-    with pytest.warns(SynqFastWarning, match=r"^finetune\.steps has no effect on the synthesis"):
-        synq_fast.synthesize(
-            tiny_net(),
-            tmp_path / "bank",
-            input_shape=SHAPE,
-            overrides={"finetune.steps": 3, "synthesis.images": 4, "synthesis.steps": 1},
-            progress=False,
-        )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,8 +68,9 @@ class Coverage:
         return [head, *rest]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
-        return asdict(self)
+        """Everything as JSON's values."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -105,13 +105,6 @@ _IDLE = (
         "synthesis.centers.weight is 0",
     ),
 )
-_FOR_IMAGES = (
-    "synthesis.",
-    "finetune.bank",
-    "finetune.checkpoint_seconds",
-    "quantization.leaf_modules",
-)
-"""What synthesis alone reads."""
 
 
 def without_effect(recipe: Recipe, overrides: Mapping[str, Any]) -> Iterator[str]:
@@ -126,13 +119,6 @@ def without_effect(recipe: Recipe, overrides: Mapping[str, Any]) -> Iterator[str
             if key in idle.keys and idle.when(recipe):
                 yield f"{key} has no effect: {idle.because}"
                 break
-
-
-def without_effect_on_images(overrides: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each override that synthesis alone does not read."""
-    for key in _flat(overrides):
-        if not key.startswith(_FOR_IMAGES):
-            yield f"{key} has no effect on the synthesis of images"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

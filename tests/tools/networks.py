@@ -23,18 +23,5 @@ def branching() -> nn.Module:
     return net
 
 
-def broken() -> nn.Module:
-    class Broken(TinyNet):
-        @property
-        def training(self):
-            raise KeyError("a fault of ours")
-
-        @training.setter
-        def training(self, value):
-            pass
-
-    return Broken()
-
-
 def crashing() -> nn.Module:
     os._exit(3)
