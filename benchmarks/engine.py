@@ -76,7 +76,7 @@ def calibrated_student(
 
 
 def _traced(work: Workload) -> tuple[fx.GraphModule, TapPoints]:
-    graph = trace(channels_last(copy.deepcopy(work.teacher.module)))
+    graph = trace(channels_last(copy.deepcopy(work.teacher.module)), work.teacher.example())
     return graph, find_tap_points(graph, work.images[:2])
 
 

@@ -61,7 +61,7 @@ def measure(model: str) -> dict[str, Any]:
     stepping = replace(full.finetune, batch_size=PART, learning_rate=1e-12)
     torch.manual_seed(0)
     teacher = load_teacher(model, weights="random").to(harness.DEVICE)
-    graph = trace(channels_last(teacher.module))
+    graph = trace(channels_last(teacher.module), teacher.example())
     points = find_tap_points(graph, torch.zeros(2, *teacher.input_shape, device=harness.DEVICE))
 
     def synthesizer(augment: float) -> PixelSynthesizer:

@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     name, weights = NETWORKS["cifar10"]
     teacher = load_teacher(name, weights=data_root() / weights)
-    graph = trace(teacher.module)
+    graph = trace(teacher.module, teacher.example())
     shards = [load_file(path) for path in sorted(options.bank.glob("shard-*.safetensors"))]
     bank = ImageBank(*(torch.cat([shard[key] for shard in shards]) for key in ("images", "labels")))
     images = photograph_crops(teacher)

@@ -34,6 +34,7 @@ from synq_fast.progress import Phase, Reporter
 from synq_fast.quant import (
     ActivationQuantizer,
     BitWidths,
+    check_forms,
     chosen_placement,
     coverage_of,
     find_tap_points,
@@ -199,13 +200,15 @@ class _Run:
         self.bits, self.seed, self.device = bits, seed, device
         self.ranks = ranks
         self.reporter = Reporter(progress and ranks.is_first)
+        example = self.teacher.example()
         self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
-        self.graph = trace(self.teacher.module, self.leaves)
+        self.graph = trace(self.teacher.module, example, self.leaves)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
         quantization = replace(recipe.quantization, placement=placement)
         self.recipe = recipe = replace(recipe, quantization=quantization)
-        example = torch.zeros(2, *teacher.input_shape, device=device)
         self.points = find_tap_points(self.graph, example)
+        student = build_student(self.graph, bits, recipe.quantization, self.leaves).eval()
+        check_forms(self.teacher.module, self.graph, student, self.points)
         self.metrics: Metrics = {"seconds": {}}
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False

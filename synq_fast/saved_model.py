@@ -131,7 +131,10 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     except RecipeError as error:
         raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
     student = build_student(
-        trace(base.module, leaves), BitWidths.parse(saved["bits"]), recipe.quantization, leaves
+        trace(base.module, base.example(), leaves),
+        BitWidths.parse(saved["bits"]),
+        recipe.quantization,
+        leaves,
     )
     try:
         student.load_state_dict(state)

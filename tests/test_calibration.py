@@ -18,7 +18,7 @@ BATCHES = BatchSource(ImageBank(tiny_images(12), tiny_labels(12)), 4, (1.0, 1.0)
 
 def make_student(policy="mse"):
     recipe = tiny_recipe(quantization__range=policy).quantization
-    return build_student(trace(tiny_teacher().module), BitWidths(4, 4), recipe).eval()
+    return build_student(trace(tiny_teacher().module, tiny_teacher().example()), BitWidths(4, 4), recipe).eval()
 
 
 def counted(student) -> list[int]:

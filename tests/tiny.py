@@ -88,7 +88,7 @@ def tiny_pair(
     """Traced teacher, calibrated student and tap points."""
     from synq_fast.quant import BitWidths
 
-    graph = trace(tiny_teacher(seed).module)
+    graph = trace(tiny_teacher(seed).module, tiny_images(2))
     student = build_student(graph, bits or BitWidths(4, 4), recipe.quantization).eval()
     with torch.no_grad(), observing(student):
         student(tiny_images(8, seed=99))

@@ -137,7 +137,7 @@ def _all_the_way(name: str, row: dict[str, Any]) -> dict[str, Any]:
     images = torch.randn(4, *teacher.input_shape)
     row["size"] = teacher.input_shape[-1]
     settle(teacher.module, images)
-    graph = trace(teacher.module)
+    graph = trace(teacher.module, teacher.example())
     row["coverage"] = coverage_of(build_student(graph, BitWidths(4, 4), Quantization())).as_dict()
     del graph
     result = synq_fast.quantize(teacher, "synq-cifar", overrides=OVERRIDES, progress=False)

@@ -34,6 +34,10 @@ class Teacher:
         """The device of the parameters (CPU for a model without any)."""
         return module_device(self.module)
 
+    def example(self) -> Tensor:
+        """Two black images, normalised no further: zeros (2, C, H, W) on the device."""
+        return torch.zeros(2, *self.input_shape, dtype=torch.float32, device=self.device)
+
     def normalize(self, images: Tensor) -> Tensor:
         """Turn images (B, C, H, W) on a 0..1 scale into the model's input, in float32."""
         return self.normalizer(images.device)(images)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synq_fast import ops
+from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.observers import RangeObserver, build_observer
 
 # A gain of zero or below would turn the range over.
@@ -27,6 +28,8 @@ class ActivationQuantizer(nn.Module):
 
     range_min: Tensor
     range_max: Tensor
+    bypass = False
+    """Let activations through as they are; see ``bypassing``."""
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` of any shape; the result has its shape and type."""
+        if self.bypass:
+            return x
         if self.observer is not None:
             self.observer.observe(x)
             low, high = self.observer.read()
@@ -90,6 +95,25 @@ def observing(module: nn.Module) -> Iterator[None]:
     finally:
         for quantizer in quantizers:
             quantizer.stop_observing()
+
+
+@contextmanager
+def bypassing(module: nn.Module) -> Iterator[None]:
+    """Let a quantized model compute in floating point inside the block, weights included."""
+    quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer)]
+    layers = [m for m in module.modules() if isinstance(m, WeightQuantized)]
+    for quantizer in quantizers:
+        quantizer.bypass = True
+    for layer in layers:
+        # Not the parameter itself, which the layer would then have twice.
+        layer.hold(layer.weight.view_as(layer.weight))
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.bypass = False
+        for layer in layers:
+            layer.hold(None)
 
 
 class _GainedRange(torch.autograd.Function):

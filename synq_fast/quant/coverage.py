@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import fx
 
+from synq_fast.graph import called_module
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import image_nodes
 from synq_fast.quant.grid import AVERAGES, handed_on, operation, origins
-from synq_fast.quant.tracing import called_module
 from synq_fast.quant.weight_layers import WeightLayer, weight_layers
 
 _SHOWN = 3

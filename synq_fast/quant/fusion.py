@@ -14,12 +14,13 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from synq_fast import ops
+from synq_fast.graph import called_module, shape_of
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
+from synq_fast.quant.layers import QuantizedConv2d
 from synq_fast.quant.placement import relu_bound
 from synq_fast.quant.stem import FrozenStem
 from synq_fast.quant.taps import is_addition
-from synq_fast.quant.tracing import called_module
 
 
 def energy_name(node: str) -> str:
@@ -47,7 +48,7 @@ def folded(
             continue
         (source,) = node.all_input_nodes
         convolution = called_module(result, source)
-        if isinstance(convolution, nn.Conv2d) and _only_reader(source, keep):
+        if type(convolution) is nn.Conv2d and _only_reader(source, keep):
             name = f"folded_{node.name}"
             result.add_submodule(name, fuse_conv_bn_eval(convolution, norm))
             node.target, node.args, node.kwargs = name, source.args, source.kwargs
@@ -70,7 +71,7 @@ def simplified(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphM
     result = _copy(teacher)
     for node in list(result.graph.nodes):
         module = called_module(result, node)
-        if isinstance(module, nn.Conv2d) and FrozenStem.replaceable(module):
+        if type(module) is nn.Conv2d and FrozenStem.replaceable(module):
             node.target = f"stem_{node.name}"
             result.add_submodule(node.target, FrozenStem(module))
         if not _is_frozen_norm(module):
@@ -178,6 +179,9 @@ class QuantizedActivation(nn.Module):
         """Quantized activation of a convolution's output (B, C, H, W), of its shape and type."""
         weight, bias = self.norm.value()
         quantizer = self.quantizer
+        if quantizer.bypass:
+            y: Tensor = x * weight[:, None, None] + bias[:, None, None]
+            return (y if residual is None else y + residual).clamp(0, self.upper)
         return ops.affine_relu_fake_quantize(
             x,
             weight,
@@ -256,7 +260,8 @@ def _match(module: fx.GraphModule, relu: fx.Node, keep: Collection[str]) -> _Mat
     if _is_frozen_norm(called_module(module, source)):
         return _Match(source, (), bound, (relu, source))
     operands = source.all_input_nodes if is_addition(source) else []
-    if len(operands) == 2:
+    # An operand that is broadcast, or that the ReLU's kernel cannot scale, stays an addition.
+    if len({shape_of(node) for node in (source, *operands)}) == 1 and len(operands) == 2:
         for norm, residual in (operands, operands[::-1]):
             if _only_reader(norm, keep) and _is_frozen_norm(called_module(module, norm)):
                 return _Match(norm, (residual,), bound, (relu, source, norm))
@@ -284,7 +289,7 @@ def _add_energies(module: fx.GraphModule, names: Sequence[str], norms: Norms) ->
 
 
 def _is_frozen_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None
 
 
 def _only_reader(node: fx.Node, keep: Collection[str]) -> bool:
@@ -294,7 +299,8 @@ def _only_reader(node: fx.Node, keep: Collection[str]) -> bool:
 
 def _is_fresh(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node makes a tensor of its own, which its backward does not read."""
-    return is_addition(node) or isinstance(called_module(module, node), nn.Conv2d)
+    layer = called_module(module, node)
+    return is_addition(node) or type(layer) in (nn.Conv2d, QuantizedConv2d)
 
 
 def _overwrite_before_relu(module: fx.GraphModule, keep: Collection[str]) -> None:

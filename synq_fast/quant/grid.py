@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import fx, nn
 
-from synq_fast.quant.tracing import called_module
+from synq_fast.graph import called_module
 
 # Zero is a value of every grid whose range holds it, so ReLU and padding stay on the grid. Averages
 # do not: the mean of quantized values lies between two of them.

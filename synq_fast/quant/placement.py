@@ -13,11 +13,11 @@ from torch import fx, nn
 from torch.nn import functional
 
 from synq_fast.errors import ModelError
+from synq_fast.graph import called_module
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
 from synq_fast.quant.layers import WeightQuantized, quantize_layers
 from synq_fast.quant.leaves import is_kept
-from synq_fast.quant.tracing import called_module
 
 IMAGE_BITS = 8
 _RELU_FUNCTIONS: dict[object, float] = {
@@ -25,14 +25,15 @@ _RELU_FUNCTIONS: dict[object, float] = {
     functional.relu: math.inf,
     functional.relu6: 6.0,
 }
+_RELU_MODULES: dict[type, float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 QuantizerFactory = Callable[[int], ActivationQuantizer]
 
 
 def relu_bound(graph_module: fx.GraphModule, node: fx.Node) -> float | None:
     """Where a ReLU's output ends: 6 for ReLU6, infinity for ReLU; None if it is no ReLU."""
-    module = called_module(graph_module, node)
-    if isinstance(module, nn.ReLU | nn.ReLU6):
-        return 6.0 if isinstance(module, nn.ReLU6) else math.inf
+    kind = type(called_module(graph_module, node))
+    if kind in _RELU_MODULES:
+        return _RELU_MODULES[kind]
     if node.op == "call_method" and node.target == "relu":
         return math.inf
     return _RELU_FUNCTIONS.get(node.target) if node.op == "call_function" else None
@@ -133,6 +134,7 @@ def quantized_copy(
         student.add_submodule(name, make_quantizer(bits))
         with student.graph.inserting_after(site):
             quantized = student.graph.call_module(name, (site,))
+        quantized.meta = dict(site.meta)
         site.replace_all_uses_with(quantized, delete_user_cb=partial(is_not, quantized))
     student.graph.lint()
     student.recompile()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
+from synq_fast.graph import called_module, shape_of
 from synq_fast.quant.compiling import compiled
-from synq_fast.quant.tracing import called_module
 
-_ADDITIONS = {torch.add, torch.ops.aten.add.Tensor}
+_ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor}
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class TapPoints:
 
 
 def is_addition(node: fx.Node) -> bool:
-    """Whether a node adds two values."""
-    name = getattr(node.target, "__name__", node.target)
-    return node.op in ("call_function", "call_method") and (
-        name == "add" or node.target in _ADDITIONS
+    """Whether a node gives the plain sum of two values: not scaled, not into another tensor."""
+    adds = node.target in _ADDITIONS if node.op == "call_function" else node.target == "add"
+    return (
+        node.op in ("call_function", "call_method")
+        and adds
+        and len(node.args) == 2
+        and node.kwargs.get("alpha", 1) == 1
+        and node.kwargs.keys() <= {"alpha"}
     )
 
 
@@ -43,42 +49,42 @@ def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
         graph_module: the traced float model.
         example: images (B, C, H, W) of the model's input size; values do not matter.
     """
-    spatial = _SpatialConvolutions(graph_module)
-    with torch.no_grad():
-        spatial.run(example)
     depth: dict[fx.Node, int] = {}
     norms, bodies, convolutions = [], [], []
     for node in graph_module.graph.nodes:
-        module = called_module(graph_module, node)
-        is_convolution = isinstance(module, nn.Conv2d)
+        kind = type(called_module(graph_module, node))
+        is_convolution = kind is nn.Conv2d
         operands = node.all_input_nodes
         depth[node] = max((depth[operand] for operand in operands), default=0) + is_convolution
-        if isinstance(module, nn.BatchNorm2d):
+        if kind is nn.BatchNorm2d:
             norms.append(node.name)
-        if is_convolution and node.name in spatial.names:
+        shape = shape_of(node)
+        if is_convolution and shape is not None and math.prod(shape[2:]) > 1:
             convolutions.append(node.name)
         if is_addition(node) and len(operands) == 2:
             # The body is the branch with more convolutions behind it than the shortcut.
             body = max(operands, key=depth.__getitem__)
-            if isinstance(called_module(graph_module, body), nn.BatchNorm2d | nn.Conv2d):
+            if type(called_module(graph_module, body)) in (nn.BatchNorm2d, nn.Conv2d):
                 bodies.append(body.name)
-    return TapPoints(
-        tuple(norms), tuple(bodies or norms), convolutions[-1] if convolutions else None
-    )
+    # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
+    last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
+    return TapPoints(tuple(norms), tuple(bodies or norms), last)
 
 
-class _SpatialConvolutions(fx.Interpreter):
-    """Runs the graph once and notes the convolutions whose output is larger than 1 x 1."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.names: set[str] = set()
-
-    def run_node(self, n: fx.Node) -> object:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and result.dim() == 4 and result[0, 0].numel() > 1:
-            self.names.add(n.name)
-        return result
+@torch.enable_grad()
+def _decides(graph_module: fx.GraphModule, name: str, example: Tensor) -> bool:
+    """Whether the logits have a gradient at a node."""
+    try:
+        view = Tapped(graph_module, cam=name)(example)
+        if not view.logits.requires_grad:
+            return False
+        assert view.cam_activation is not None
+        total = view.logits.sum()
+        (found,) = torch.autograd.grad(total, view.cam_activation, allow_unused=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the model cannot be differentiated: {reason}") from error
+    return found is not None
 
 
 def head_start(x: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from synq_fast.graph import called_module
 from synq_fast.quant.grid import is_foreign, operation
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.leaves import is_kept
-from synq_fast.quant.tracing import called_module
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _PLAIN = {

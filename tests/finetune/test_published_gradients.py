@@ -57,7 +57,7 @@ def test_same_gradients_to_1e_4(bits, through_teacher):
     terms = published.step(images, labels, update=False)
     expected = published.gradients()
 
-    graph = trace(teacher.requires_grad_(False))
+    graph = trace(teacher.requires_grad_(False), images)
     ours = calibrated_student(graph, ranges, widths)
     recipe = finetune_recipe(losses, through_teacher=through_teacher)
     values = SynqStep(graph, ours, find_tap_points(graph, images), recipe)(images, labels)

@@ -15,11 +15,19 @@ from synq_fast.quant.coverage import Coverage
 from synq_fast.quant.leaves import leaf_names
 from tests.tiny import CLASSES, SHAPE, TinyNet, run, tiny_images, tiny_net
 
+EXAMPLE, COLOUR = torch.zeros(2, *SHAPE), torch.zeros(2, 3, 64, 64)
+TRACED = trace(tiny_net(), EXAMPLE)
 
-def covered(module: nn.Module, placement: str = "auto", leaves: tuple[str, ...] = ()) -> Coverage:
+
+def covered(
+    module: nn.Module,
+    placement: str = "auto",
+    leaves: tuple[str, ...] = (),
+    example: torch.Tensor = EXAMPLE,
+) -> Coverage:
     names = leaf_names(module, leaves)
     student = quantized_copy(
-        trace(module.eval(), names),
+        trace(module.eval(), example, names),
         4,
         4,
         placement=placement,
@@ -88,6 +96,11 @@ def around(operations) -> Around:
     )
 
 
+def two_bits(module: nn.Module):
+    graph = trace(module.eval(), EXAMPLE)
+    return quantized_copy(graph, 4, 2, placement="after_relu", make_quantizer=ActivationQuantizer)
+
+
 def seen_by_fc(module: nn.Module, student) -> int:
     """How many distinct values the last layer reads when activations have two bits."""
     seen = {}
@@ -103,7 +116,11 @@ def test_operations_that_keep_the_grid(name):
     assert "fc" not in in_float(covered(module, "after_relu").float_inputs)
     # The claim itself: four values for each quantizer whose output is read.
     student = quantized_copy(
-        trace(module.eval()), 4, 2, placement="after_relu", make_quantizer=ActivationQuantizer
+        trace(module.eval(), EXAMPLE),
+        4,
+        2,
+        placement="after_relu",
+        make_quantizer=ActivationQuantizer,
     )
     assert seen_by_fc(module, student) <= (8 if name == "concatenation" else 4)
 
@@ -116,13 +133,17 @@ def test_operations_that_leave_the_grid(name):
     # A function of each value has as many values as before, only not those of the grid.
     if name not in ("dropout that drops", "sigmoid", "product"):
         student = quantized_copy(
-            trace(module.eval()), 4, 2, placement="after_relu", make_quantizer=ActivationQuantizer
+            trace(module.eval(), EXAMPLE),
+            4,
+            2,
+            placement="after_relu",
+            make_quantizer=ActivationQuantizer,
         )
         assert seen_by_fc(module, student) > 4
 
 
 def test_published_placement_of_a_residual_network():
-    coverage = covered(torchvision.models.resnet18(weights=None))
+    coverage = covered(torchvision.models.resnet18(weights=None), example=COLOUR)
     assert coverage.placement == "after_relu"
     assert (coverage.weights, coverage.weights_of) == (21, 21)
     assert (coverage.inputs, coverage.inputs_of) == (19, 21)
@@ -134,13 +155,13 @@ def test_published_placement_of_a_residual_network():
 
 
 def test_all_inputs_leaves_none():
-    coverage = covered(torchvision.models.resnet18(weights=None), "all_inputs")
+    coverage = covered(torchvision.models.resnet18(weights=None), "all_inputs", example=COLOUR)
     assert (coverage.inputs, coverage.inputs_of) == (21, 21)
     assert not coverage.float_inputs and not coverage.float_weights
 
 
 def test_linear_bottlenecks_are_named():
-    coverage = covered(torchvision.models.mobilenet_v2(weights=None))
+    coverage = covered(torchvision.models.mobilenet_v2(weights=None), example=COLOUR)
     assert (coverage.placement, coverage.weights) == ("after_relu", 53)
     assert (coverage.inputs, coverage.inputs_of) == (34, 53)
     why = in_float(coverage.float_inputs)
@@ -299,14 +320,14 @@ _FAST = {
 }
 
 
-@pytest.mark.parametrize("module", [tiny_net(), trace(tiny_net())], ids=["module", "traced"])
+@pytest.mark.parametrize("module", [tiny_net(), TRACED], ids=["module", "traced"])
 def test_coverage_of_a_float_model_is_refused(module):
     with pytest.raises(ModelError, match="no model that synq-fast quantized"):
         synq_fast.coverage(module)
 
 
 def test_long_lists_are_cut_in_print_only():
-    coverage = covered(torchvision.models.mobilenet_v2(weights=None))
+    coverage = covered(torchvision.models.mobilenet_v2(weights=None), example=COLOUR)
     lines = str(coverage).splitlines()
     assert len(lines) == 5 and max(map(len, lines)) < 160
     assert "and 7 more (follows add" in lines[3]

@@ -66,7 +66,7 @@ def calls(module, kind) -> list[str]:
 
 def student_of(module: nn.Module, **recipe):
     torch.manual_seed(0)
-    graph = trace(round_norms(module).eval())
+    graph = trace(round_norms(module).eval(), tiny_images(2))
     student = build_student(graph, BitWidths(4, 4), Quantization(**recipe)).eval()
     with observing(student), torch.no_grad():
         student(tiny_images(4))
@@ -144,7 +144,7 @@ def test_learned_ranges_are_not_fused():
 @pytest.mark.parametrize("make", [TinyNet, Plain, lambda: Plain(affine=False)])
 def test_folded_network_has_the_same_outputs_and_input_gradients(make):
     torch.manual_seed(0)
-    teacher = trace(randomize_statistics(make()).eval().requires_grad_(False))
+    teacher = trace(randomize_statistics(make()).eval().requires_grad_(False), tiny_images(2))
     images = tiny_images(5).requires_grad_()
     expected = teacher(images)
     wanted = torch.autograd.grad(expected.square().sum(), images)[0]
@@ -159,7 +159,7 @@ def test_folded_network_has_the_same_outputs_and_input_gradients(make):
 @pytest.mark.parametrize("make", [TinyNet, Plain, lambda: Plain(affine=False)])
 def test_simplified_network_has_the_same_values_and_input_gradients(make):
     torch.manual_seed(0)
-    teacher = trace(randomize_statistics(make()).eval().requires_grad_(False))
+    teacher = trace(randomize_statistics(make()).eval().requires_grad_(False), tiny_images(2))
     images = 4 * tiny_images(5)
     names = ["conv1", "conv2"]
 
@@ -176,7 +176,7 @@ def test_simplified_network_has_the_same_values_and_input_gradients(make):
 
 
 def test_folding_leaves_kept_values_alone():
-    teacher = trace(randomize_statistics(Plain()).eval().requires_grad_(False))
+    teacher = trace(randomize_statistics(Plain()).eval().requires_grad_(False), tiny_images(2))
     network = folded(teacher, keep={"conv2"})
     assert calls(network, nn.BatchNorm2d) == ["bn2"]
 
@@ -201,7 +201,7 @@ def test_real_architectures_are_fused_everywhere(name, joined):
     torch.manual_seed(0)
     module = getattr(torchvision.models, name)(weights=None, num_classes=5)
     images = torch.randn(2, 3, 32, 32)
-    teacher = trace(round_norms(module).eval().requires_grad_(False))
+    teacher = trace(round_norms(module).eval().requires_grad_(False), images)
     student = build_student(teacher, BitWidths(4, 4), Quantization()).eval()
     with observing(student), torch.no_grad():
         student(images)

@@ -9,15 +9,25 @@ from synq_fast.models import cifar_resnet20
 from synq_fast.quant import ActivationQuantizer, observing, quantized_copy, trace
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.recipes import load_recipe
-from tests.tiny import tiny_images, tiny_net
+from tests.tiny import SHAPE, tiny_images, tiny_net
 
 
-def quantized(module: nn.Module, placement: str, weight_bits: int = 4, activation_bits: int = 4):
+def quantized(
+    module: nn.Module,
+    placement: str,
+    weight_bits: int = 4,
+    activation_bits: int = 4,
+    shape: tuple[int, ...] = SHAPE,
+):
     def make(bits: int) -> ActivationQuantizer:
         return ActivationQuantizer(bits, policy="minmax")
 
     return quantized_copy(
-        trace(module.eval()), weight_bits, activation_bits, placement=placement, make_quantizer=make
+        trace(module.eval(), torch.zeros(2, *shape)),
+        weight_bits,
+        activation_bits,
+        placement=placement,
+        make_quantizer=make,
     )
 
 
@@ -44,7 +54,7 @@ def test_shared_relu_gets_one_quantizer_per_call_with_its_own_range():
     ids=["cifar_resnet20", "resnet18"],
 )
 def test_quantizers_after_every_relu_call(build, count):
-    assert len(quantizers(quantized(build(), "after_relu"))) == count
+    assert len(quantizers(quantized(build(), "after_relu", shape=(3, 32, 32)))) == count
 
 
 def test_quantized_tensor_is_what_the_next_layers_see():
@@ -85,7 +95,7 @@ def test_all_inputs_has_one_quantizer_per_distinct_tensor():
 
 def test_all_inputs_of_resnet20():
     # The image, and what each of the 18 other convolutions and the classifier reads.
-    found = quantizers(quantized(cifar_resnet20(), "all_inputs"))
+    found = quantizers(quantized(cifar_resnet20(), "all_inputs", shape=(3, 32, 32)))
     assert len(found) == 20
     assert sorted(q.bits for q in found.values()) == [4] * 19 + [8]
 
@@ -105,7 +115,7 @@ def test_relu_as_function_and_method_counts():
             x = self.relu6(self.fc(x))
             return self.fc(x)
 
-    assert len(quantizers(quantized(Forms(), "after_relu"))) == 5
+    assert len(quantizers(quantized(Forms(), "after_relu", shape=(4,)))) == 5
 
 
 def test_every_layer_gets_the_weight_bits_and_the_teacher_none():

@@ -10,7 +10,7 @@ from tests.tiny import tiny_images, tiny_net
 
 
 def points_of(module: nn.Module, *shape: int):
-    graph = trace(module.eval())
+    graph = trace(module.eval(), torch.zeros(2, *shape))
     return graph, find_tap_points(graph, torch.zeros(2, *shape))
 
 

@@ -36,7 +36,7 @@ class Untraceable(nn.Module):
 
 def test_untraceable_part_is_named_with_the_way_out():
     with pytest.raises(TraceError) as caught:
-        trace(Untraceable())
+        trace(Untraceable(), tiny_images(2))
     message = str(caught.value)
     assert "body.1 (DependsOnValues)" in message
     assert "quantization.leaf_modules" in message
@@ -46,13 +46,13 @@ def test_untraceable_part_is_named_with_the_way_out():
 
 def test_own_forward_is_named_where_no_submodule_failed():
     with pytest.raises(TraceError, match=r"the model's own forward \(DependsOnValues\)"):
-        trace(DependsOnValues())
+        trace(DependsOnValues(), tiny_images(2))
 
 
 @pytest.mark.parametrize("leaf", ["body.1", "DependsOnValues"])
 def test_leaf_makes_it_work_and_stays_in_floating_point(leaf):
     module = Untraceable().eval()
-    graph = trace(module, [leaf])
+    graph = trace(module, tiny_images(2), [leaf])
     images = tiny_images(3)
     assert torch.equal(graph(images), module(images))
     student = quantized_copy(
@@ -108,14 +108,14 @@ def test_tapped_body_keeps_its_value(form):
     with torch.no_grad():
         expected = module.body(module.conv(images))
         logits = module(images)
-        view = Tapped(trace(module), ["body"])(images)
+        view = Tapped(trace(module, images), ["body"])(images)
     assert torch.equal(view.logits, logits)
     assert not torch.equal(expected, expected.relu())
     assert torch.equal(view.features[0], expected)
 
 
 def test_addition_in_place_becomes_one_out_of_place():
-    targets = [node.target for node in trace(tiny_net()).graph.nodes]
+    targets = [node.target for node in trace(tiny_net(), tiny_images(2)).graph.nodes]
     assert operator.add in targets and operator.iadd not in targets
 
 
@@ -126,4 +126,4 @@ def test_torchvision_model_keeps_its_outputs(name):
     images = torch.randn(2, 3, 48, 40)
     with torch.no_grad():
         expected = copy.deepcopy(module)(images)
-        assert torch.equal(trace(module)(images), expected)
+        assert torch.equal(trace(module, images)(images), expected)

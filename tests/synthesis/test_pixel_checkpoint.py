@@ -26,7 +26,7 @@ RECIPE = Synthesis(
 
 
 def synthesizer(folder=None, recipe=RECIPE, seconds=0.0) -> PixelSynthesizer:
-    graph = trace(tiny_net().requires_grad_(False))
+    graph = trace(tiny_net().requires_grad_(False), tiny_images(2))
     return PixelSynthesizer(
         BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
         recipe,

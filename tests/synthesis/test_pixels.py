@@ -15,7 +15,7 @@ RECIPE = Synthesis(images=12, batch_size=6, steps=4, augment_probability=0.5)
 
 
 def synthesizer(recipe: Synthesis = RECIPE, seed: int = 0, net=None) -> PixelSynthesizer:
-    graph = trace((net or tiny_net()).requires_grad_(False))
+    graph = trace((net or tiny_net()).requires_grad_(False), tiny_images(2))
     return PixelSynthesizer(
         BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
         recipe,

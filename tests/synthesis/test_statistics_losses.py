@@ -17,7 +17,7 @@ from tests.tiny import randomize_statistics, tiny_images, tiny_net
 
 
 def bn_teacher(module: nn.Module, images: torch.Tensor) -> BatchNormTeacher:
-    graph = trace(module.eval())
+    graph = trace(module.eval(), images)
     return BatchNormTeacher(graph, find_tap_points(graph, images))
 
 

@@ -1,0 +1,119 @@
+"""From an ``nn.Module`` to a graph of call sites, the form that everything else works on."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from synq_fast.errors import TraceError
+from synq_fast.graph.canonical import plain_layers
+from synq_fast.graph.tracer import ConcreteTracer
+from synq_fast.graph.writes import without_writes
+
+_SHAPE = "shape"
+
+
+def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.GraphModule:
+    """Trace a module in evaluation mode into a graph of plain layers without in-place operations.
+
+    Arguments after the images keep their defaults, and what only the image size decides is decided
+    now. An overwritten tensor keeps its value, and those who read it later read the new one.
+    Convolutions, linear layers and evaluation BatchNorms that a module spells out as functions
+    become plain layers. Parameters and buffers are shared with ``module``; it stays as it is.
+
+    Args:
+        module: the model; every forward argument after the images needs a default.
+        example: images (B, C, H, W) of the model's input size; values do not matter.
+        leaves: qualified names or class names of submodules that must stay one opaque call.
+
+    Raises:
+        TraceError: the forward depends on tensor values, or changes the model; names the module
+            and the way out.
+    """
+    leaves, original = tuple(leaves), module
+    try:
+        module, tracer, graph = _traced(original, example, leaves, real=False)
+    except TraceError:
+        # Some operations cannot work on shapes alone.
+        module, tracer, graph = _traced(original, example, leaves, real=True)
+    replaced = without_writes(graph, module, tracer.writes, tracer.values, tracer.mode)
+    for node in graph.nodes:
+        shape = _shape(tracer.values.get(node))
+        if shape is not None:
+            node.meta[_SHAPE] = shape
+    layers = plain_layers(graph, module, shape_of)
+    # Nothing but the values counts: what is written to lies in private copies.
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    # A graph module names its tracer when it is pickled; ours cannot be made without an example.
+    graph._tracer_cls = fx.Tracer
+    targets = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    called = {str(name): _attribute(module, str(name)) for name in targets - layers.keys()}
+    copies = {name: replaced[name] for name in replaced.keys() & called.keys()}
+    holder = fx.GraphModule({**called, **copies, **layers}, graph)
+    # From a module rather than a dictionary, what it holds comes in the order of execution.
+    result = fx.GraphModule(holder, graph, type(module).__name__)
+    result.train(module.training)
+    return result
+
+
+def _traced(
+    module: nn.Module, example: Tensor, leaves: tuple[str, ...], *, real: bool
+) -> tuple[nn.Module, ConcreteTracer, fx.Graph]:
+    module = _shell(module)
+    tracer = ConcreteTracer(example, leaves, real=real)
+    try:
+        with _quiet():
+            return module, tracer, tracer.trace(module)
+    except Exception as error:
+        where = tracer.failed_in or f"the model's own forward ({type(module).__name__})"
+        raise TraceError(
+            f"cannot trace {where}: {error}. Rewrite its forward without Python control flow on "
+            f"tensor values, or keep it whole with "
+            f'quantization.leaf_modules = ["<name or class>"] (a leaf stays in floating point)'
+        ) from error
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A copy that shares all tensors: a forward may keep what it computes in its module."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's log of operations that fail on shapes: they are tried again on values."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    owner: Any = module
+    for part in name.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+def _shape(pair: tuple[Any, Any] | None) -> torch.Size | None:
+    return pair[0].shape if pair is not None and isinstance(pair[0], Tensor) else None
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """The shape that a node's value has for two images; None where it is no tensor, or unknown."""
+    shape: torch.Size | None = node.meta.get(_SHAPE)
+    return shape
+
+
+def called_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The submodule that a node calls, or None where it calls something else."""
+    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -1,0 +1,214 @@
+"""What is trained is the user's network: every form of it is run beside the user's own module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from synq_fast.errors import TraceError
+from synq_fast.quant.activations import bypassing
+from synq_fast.quant.fusion import energy_name, folded, fused, simplified
+from synq_fast.quant.taps import Tapped, TapPoints
+
+_IMAGES = 3
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+"""Of the error, beside the difference that the image makes. In float64 forms agree to about 1e-12,
+and an epsilon of 1e-3 in the place of 1e-5 shows. Float32 is for models that cannot run in
+float64: folding a BatchNorm changes the roundings of every layer."""
+
+
+@torch.no_grad()
+def check_forms(
+    module: nn.Module, graph: fx.GraphModule, student: fx.GraphModule, points: TapPoints
+) -> None:
+    """Compare a traced network, and the forms that training runs, with the module on noise.
+
+    These are the traced graph, with its BatchNorms folded away, with its BatchNorms as affine maps,
+    quantized and fused (with the quantizers let through); each in float64 where the module runs
+    in it. Costs eight forward passes of three images.
+
+    Args:
+        module: the user's module in evaluation mode; stays as it is.
+        graph: what ``trace`` made of it.
+        student: what ``quantized_copy`` made of the graph.
+        points: the graph's tap points.
+
+    Raises:
+        TraceError: a form computes something else; names the first node where it does.
+    """
+    images = _images(graph)
+    own = _Own(module, images, torch.float64)
+    if own.outputs(own.images) is None:
+        own = _Own(module, images, torch.float32)
+    reference = own.converted(graph)
+    # A type that tracing wrote down, such as that of the images, rounds in float64 alone.
+    if not own.is_traced_as(graph) and not _Own(module, images, torch.float32).is_traced_as(graph):
+        raise TraceError(_parted("The traced network", _first_in_trace(own, reference)))
+    features = points.residual_bodies
+    keep = {name for name in (points.last_spatial_convolution,) if name is not None}
+    quantized = own.converted(student)
+    forms = {
+        "The network with folded BatchNorms": (
+            folded(reference, keep | {*features}, features), features
+        ),
+        "The network for synthesis": (simplified(reference, _norm_inputs(reference, points)), ()),
+        "The quantized network": (quantized, ()),
+        "The fused quantized network": (fused(quantized, keep, features), features),
+    }  # fmt: skip
+    wanted, values = _run(reference, own.images, features)
+    energies = [value.square().mean((2, 3)) for value in values]
+    for title, (form, measured) in forms.items():
+        found, seen = _run(form, own.images, [energy_name(name) for name in measured])
+        pairs = zip((wanted, *energies), (found, *seen), strict=False)
+        if not all(own.agree(a, b) for a, b in pairs):
+            raise TraceError(_parted(title, _first_difference(own, reference, form, measured)))
+
+
+def _run(
+    network: fx.GraphModule, images: Tensor, features: Sequence[str] = ()
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    with _same_chance(), bypassing(network):
+        view = Tapped(network, features)(images)
+    return view.logits, view.features
+
+
+def _parted(title: str, node: str) -> str:
+    return (
+        f"{title} computes something else than the model, first at {node}. Keep the part that is "
+        f"traced wrongly whole with quantization.leaf_modules, rewrite its forward in plain "
+        f"operations, and please report it with the model's code"
+    )
+
+
+def _images(graph: fx.GraphModule) -> Tensor:
+    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    tensor = next((t for t in (*graph.parameters(), *graph.buffers())), torch.zeros(0))
+    generator = torch.Generator().manual_seed(0)
+    shape = placeholder.meta["shape"][1:]
+    images = torch.randn(_IMAGES, *shape, generator=generator, dtype=torch.float32, device="cpu")
+    return images.to(tensor.device)
+
+
+class _Own:
+    """The user's module on images, in a type of numbers."""
+
+    def __init__(self, module: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.module, self.images = copy.deepcopy(module).to(dtype), images.to(dtype)
+
+    def converted(self, graph: fx.GraphModule) -> fx.GraphModule:
+        return copy.deepcopy(graph).to(self.dtype)
+
+    def outputs(self, images: Tensor) -> Tensor | None:
+        """None where the module does not take such images."""
+        try:
+            with _same_chance():
+                result: Tensor = self.module(images.clone())
+                return result
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return None
+
+    def is_traced_as(self, graph: fx.GraphModule) -> bool:
+        """Whether the graph gives the module's logits, for one image as well."""
+        network = self.converted(graph)
+        for images in (self.images, self.images[:1]):
+            expected = self.outputs(images)
+            if expected is not None and not self.agree(expected, _run(network, images)[0]):
+                return False
+        return True
+
+    def agree(self, expected: Tensor, found: Tensor) -> bool:
+        """Whether two results differ by less than images do."""
+        if expected.shape != found.shape:
+            return False
+        expected, found = expected.double(), found.double()
+        same = (expected == found) | (expected.isnan() & found.isnan())
+        error = (expected - found)[~same].norm()
+        finite = expected.nan_to_num(0, 0, 0)
+        scale = (finite - finite.mean(0)).norm() if len(finite) > 1 else finite.norm()
+        return bool(error <= TOLERANCE[self.dtype] * scale)
+
+
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """The same random numbers for every network that draws some."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps the value of every node as it was before anybody overwrote it."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op != "get_attr":
+            self.seen[n.name if n.op != "output" else "the logits"] = result.clone()
+        return result
+
+
+def _values(module: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
+    recorder = _Recorder(module)
+    with _same_chance(), bypassing(module):
+        recorder.run(images.clone())
+    return recorder.seen
+
+
+def _first_difference(
+    own: _Own, base: fx.GraphModule, form: fx.GraphModule, features: Sequence[str]
+) -> str:
+    """The first node of a form whose value differs from that of the same name in the base."""
+    expected, found = _values(base, own.images), _values(form, own.images)
+    for name in features:
+        expected[energy_name(name)] = expected[name].square().mean((2, 3))
+    for name, value in found.items():
+        if name in expected and not own.agree(expected[name], value):
+            return f'"{name}"'
+    return "the logits"
+
+
+def _first_in_trace(own: _Own, graph: fx.GraphModule) -> str:
+    """The first call of a layer whose result differs from that in the user's module."""
+    seen: dict[str, list[Tensor]] = {}
+    handles = [
+        layer.register_forward_hook(_Remember(seen.setdefault(name, [])))
+        for name, layer in own.module.named_modules()
+    ]
+    try:
+        own.outputs(own.images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    values, last = _values(graph, own.images), "the images"
+    theirs: Mapping[str, nn.Module] = dict(own.module.named_modules())
+    for node in graph.graph.nodes:
+        calls = seen.get(str(node.target), []) if node.op == "call_module" else []
+        if not calls or type(theirs[node.target]) is not type(graph.get_submodule(node.target)):
+            continue
+        if not own.agree(calls.pop(0), values[node.name]):
+            return f'"{node.name}" ({node.target}), after {last}'
+        last = f'"{node.name}"'
+    return f"the logits, after {last}"
+
+
+@dataclass(frozen=True)
+class _Remember:
+    outputs: list[Tensor]
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            self.outputs.append(output.clone())
+
+
+def _norm_inputs(graph: fx.GraphModule, points: TapPoints) -> list[str]:
+    norms = {*points.batch_norms}
+    return [n.all_input_nodes[0].name for n in graph.graph.nodes if n.name in norms]

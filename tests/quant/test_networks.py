@@ -1,0 +1,192 @@
+"""Every form of the networks that once went wrong computes what the user's module does."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from synq_fast.errors import TraceError
+from synq_fast.graph import trace
+from synq_fast.quant import (
+    BitWidths,
+    Tapped,
+    check_forms,
+    find_tap_points,
+    folded,
+    fused,
+    simplified,
+)
+from synq_fast.quant.activations import bypassing
+from synq_fast.quant.layers import WeightQuantized
+from synq_fast.recipes.schema import Quantization
+from synq_fast.saved_model import build_student
+from tests.networks import NETWORKS, SHAPE, Net, network
+
+
+def images(count: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def forms(module: nn.Module, leaves=()):
+    example = images().to(next(module.parameters()).dtype)
+    graph = trace(module, example, leaves)
+    points = find_tap_points(graph, example)
+    student = build_student(graph, BitWidths(4, 4), Quantization()).eval()
+    return graph, student, points
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_form_computes_what_the_module_does(name):
+    module = network(name).double()
+    before = copy.deepcopy(module.state_dict())
+    graph, student, points = forms(copy.deepcopy(module))
+    features = points.residual_bodies
+    norm_inputs = [
+        n.all_input_nodes[0].name for n in graph.graph.nodes if n.name in points.batch_norms
+    ]
+    for count in (1, 2, 5):
+        x = images(count, seed=count).double()
+        given = x.clone()
+        with torch.no_grad():
+            expected = module(x.clone())
+            for form in (
+                graph,
+                folded(graph),
+                folded(graph, features, features),
+                simplified(graph, norm_inputs),
+                student,
+                fused(student),
+                fused(student, (), features),
+            ):
+                with bypassing(form):
+                    torch.testing.assert_close(form(x), expected, rtol=1e-9, atol=1e-9)
+                assert torch.equal(x, given), "the caller's images were overwritten"
+    after = module.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_guard_lets_right_networks_through(name):
+    module = network(name)
+    graph, student, points = forms(module)
+    check_forms(module, graph, student, points)
+
+
+def test_opaque_module_may_write_to_its_input():
+    module = network("OpaqueWrite")
+    graph, student, points = forms(module, ["leaf"])
+    check_forms(module, graph, student, points)
+    assert torch.equal(graph(images(3)), module(images(3)))
+
+
+def test_functions_are_quantized_like_layers():
+    expected = {"Functions": 3, "standardised convolution": 3, "padded convolution": 3,
+                "scaled linear": 3, "weights from the image": 2}  # fmt: skip
+    for name, count in expected.items():
+        _, student, _ = forms(network(name))
+        found = [n for n, m in student.named_modules() if isinstance(m, WeightQuantized)]
+        assert len(found) == count, (name, found)
+
+
+def test_layers_go_by_the_name_of_their_module():
+    graph, _, points = forms(network("standardised convolution"))
+    called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
+    assert called == {"conv1", "bn1", "relu", "conv2", "bn2", "fc"}
+    assert type(graph.get_submodule("conv2")) is nn.Conv2d
+    assert len(points.batch_norms) == 2
+
+
+def test_subclassed_norms_are_not_folded_as_plain_ones():
+    # What the subclass adds stays in the graph behind the plain normalisation.
+    graph, _, points = forms(network("norm with activation"))
+    assert len(points.batch_norms) == 2
+    assert any(n.target is functional.leaky_relu for n in graph.graph.nodes)
+    graph, _, points = forms(network("norm of own arithmetic"))
+    assert len(points.batch_norms) == 1
+
+
+@pytest.mark.parametrize("name", ["AuxiliaryHead", "Detached"])
+def test_map_is_read_where_the_logits_have_a_gradient(name):
+    graph, _, points = forms(network(name))
+    node = next(n for n in graph.graph.nodes if n.name == points.last_spatial_convolution)
+    assert node.target == "conv2"
+
+
+def test_overwritten_parameter_is_refused():
+    class Counts(Net):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(4, 1, 1))
+
+        def body(self, x):
+            self.gain.mul_(2)
+            return super().body(x * self.gain)
+
+    with pytest.raises(TraceError, match=r"overwrites its own gain.*clone\(\)"):
+        trace(Counts().eval().requires_grad_(False), images())
+
+
+def test_control_flow_on_values_is_still_refused():
+    class DependsOnValues(Net):
+        def body(self, x):
+            return super().body(x) if x.sum() > 0 else x
+
+    with pytest.raises(TraceError, match="control flow on tensor values"):
+        trace(DependsOnValues().eval(), images())
+
+
+def broken(change):
+    module = network("AddsWithAlpha")
+    graph, student, points = forms(module)
+    change(graph)
+    graph.recompile()
+    return module, graph, student, points
+
+
+def test_guard_names_the_first_node_that_differs():
+    def lose_alpha(graph):
+        node = next(n for n in graph.graph.nodes if n.target is torch.add)
+        node.kwargs = {}
+
+    with pytest.raises(TraceError, match=r'"relu_1" \(relu\), after "bn2"'):
+        check_forms(*broken(lose_alpha))
+
+
+def test_guard_sees_an_epsilon():
+    module = network("Net")
+    graph, student, points = forms(copy.deepcopy(module))
+    graph.get_submodule("bn1").eps = 1e-3
+    with pytest.raises(TraceError, match='"bn1"'):
+        check_forms(module, graph, student, points)
+
+
+def test_guard_sees_a_wrong_quantized_form():
+    module = network("AddsWithAlpha")
+    graph, student, points = forms(module)
+    next(n for n in student.graph.nodes if n.target is torch.add).kwargs = {}
+    student.recompile()
+    with pytest.raises(TraceError, match="quantized network computes something else"):
+        check_forms(module, graph, student, points)
+
+
+def test_guard_leaves_everything_as_it_was():
+    module = network("Net")
+    graph, student, points = forms(module)
+    before, state = student.code, torch.random.get_rng_state()
+    check_forms(module, graph, student, points)
+    assert student.code == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert {p.dtype for p in (*module.parameters(), *student.parameters())} == {torch.float32}
+    assert not any(m.bypass for m in student.modules() if hasattr(m, "bypass"))
+
+
+def test_taps_read_the_value_before_it_is_overwritten():
+    module = network("ReluOfIdentity").eval()
+    graph, _, _ = forms(module)
+    with torch.no_grad():
+        expected = module.bn2(module.conv2(module.stem(images())))
+        (found,) = Tapped(graph, ["bn2"])(images()).features
+    assert (expected < 0).any()
+    assert torch.equal(found, expected)
