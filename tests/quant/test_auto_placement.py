@@ -33,7 +33,7 @@ def chosen(module: nn.Module, channels: int = SHAPE[0], size: int = SHAPE[1]) ->
     ],
 )
 def test_networks_of_relu_keep_the_published_placement(build):
-    assert chosen(build(), 1 if build is digits_resnet20 else 3, 64) == "after_relu"
+    assert chosen(build(), 1 if build is digits_resnet20 else 3, 32) == "after_relu"
 
 
 @pytest.mark.parametrize(
