@@ -47,7 +47,11 @@ def only_relu(
         )
 
     def through(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
-        return None if is_allowed(node) else _linear(graph_module, node)
+        # A BatchNorm behind a ReLU moves all that the ReLU's quantizer has put on the grid.
+        moved = isinstance(called_module(graph_module, node), _BatchNorm) and any(
+            map(is_relu, origins(graph_module, node.all_input_nodes[0]))
+        )
+        return None if moved or is_allowed(node) else _linear(graph_module, node)
 
     nodes = graph_module.graph.nodes
     read = [n.all_input_nodes[0] for n in nodes if is_quantizable(called_module(graph_module, n))]

@@ -98,6 +98,15 @@ def test_one_other_activation_before_a_layer_is_enough():
     assert chosen(Mixed(None)) == "all_inputs"
 
 
+def test_a_batch_norm_between_relu_and_layer_needs_every_input():
+    class NormLast(With):
+        def forward(self, x):
+            x = self.bn1(functional.relu(self.conv1(x)))
+            return self.fc(self.bn2(functional.relu(self.conv2(x))).mean((2, 3)))
+
+    assert chosen(NormLast(None)) == "all_inputs"
+
+
 def test_an_activation_that_no_layer_reads_does_not_count():
     class SoftmaxedLogits(With):
         def forward(self, x):
