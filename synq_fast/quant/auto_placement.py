@@ -46,10 +46,13 @@ def only_relu(
             or (module is not None and is_kept(str(node.target), leaves))
         )
 
+    def up_to_relu(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
+        return None if is_relu(node) else handed_on(graph_module, node)
+
     def through(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
         # A BatchNorm behind a ReLU moves all that the ReLU's quantizer has put on the grid.
         moved = isinstance(called_module(graph_module, node), _BatchNorm) and any(
-            map(is_relu, origins(graph_module, node.all_input_nodes[0]))
+            map(is_relu, origins(graph_module, node.all_input_nodes[0], up_to_relu))
         )
         return None if moved or is_allowed(node) else _linear(graph_module, node)
 
