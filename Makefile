@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTHON_SOURCES := synq_fast kernels tests benchmarks examples setup.py
+PYTHON_SOURCES := synq_fast kernels tests benchmarks examples tools setup.py
 CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test native-test sanitize lint typecheck bench compile-check compile-check-all build format clean

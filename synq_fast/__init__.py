@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from synq_fast.models import Teacher, load_teacher
     from synq_fast.recipes import list_recipes, load_recipe
     from synq_fast.result import QuantizationResult
-    from synq_fast.saved_model import load
+    from synq_fast.saved_model import coverage, load
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ _LAZY = {
     "QuantizationResult": "result",
     "SynqFastError": "errors",
     "Teacher": "models",
+    "coverage": "saved_model",
     "evaluate": "evaluation",
     "list_recipes": "recipes",
     "load": "saved_model",
@@ -39,6 +40,7 @@ __all__ = [
     "QuantizationResult",
     "SynqFastError",
     "Teacher",
+    "coverage",
     "evaluate",
     "list_recipes",
     "load",

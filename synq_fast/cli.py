@@ -307,8 +307,13 @@ def _synthesize(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from synq_fast.devices import chosen_device
     from synq_fast.evaluation import evaluate
-    from synq_fast.saved_model import load_quantized
+    from synq_fast.saved_model import coverage, load_quantized
 
+    if options.saved and (options.weights or options.input_shape or options.model != EMBEDDED):
+        raise RecipeError(
+            f"{options.saved} holds a whole model: --model, --weights and --input-shape belong to "
+            f"teachers; leave out one or the other"
+        )
     teacher = load_quantized(options.saved) if options.saved else _teacher(options)
     data = options.data or _OWN_SET.get(teacher.name)
     if data is None:
@@ -323,6 +328,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         precision=options.precision,
         workers=options.workers,
     )
+    if options.saved:
+        print(coverage(teacher.module))
     print(
         f"{teacher.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, {result.count} images"

@@ -6,9 +6,10 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.devices import chosen_device
 from synq_fast.distributed import Ranks, joined, restarted
-from synq_fast.errors import ModelError
+from synq_fast.errors import ModelError, RunFolderError, SynqFastWarning
 from synq_fast.evaluation import EvaluationResult, evaluate
 from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.data_parallel import BatchMean, part_of_batch, resume_together
@@ -38,8 +39,11 @@ from synq_fast.quant import (
     ActivationQuantizer,
     BitWidths,
     check_forms,
+    chosen_placement,
+    coverage_of,
     find_tap_points,
     held_weights,
+    leaf_names,
     trace,
 )
 from synq_fast.recipes import Recipe, dump_recipe
@@ -105,9 +109,17 @@ def quantize(
             taken, damaged files, a loss that is not finite, or another process of the run that
             has stopped. Finished work stays in ``output``.
     """
+    if resume and output is None:
+        raise RunFolderError("resume continues the run in a folder: name it with output")
     chosen, widths = chosen_device(device), BitWidths.parse(bits)
     seed = whole_number("seed", seed)
     evaluate_every = whole_number("evaluate_every", evaluate_every, 0)
+    if evaluate_every and evaluation is None:
+        warnings.warn(
+            "evaluate_every has no effect: no labelled images are given (evaluation)",
+            SynqFastWarning,
+            stacklevel=2,
+        )
     output = None if output is None else user_path(output)
     bank = None if bank is None else user_path(bank)
     with joined(chosen) as ranks:
@@ -115,6 +127,7 @@ def quantize(
         run = _Run(loaded, taken, widths, seed, chosen, progress, ranks)
         run.reporter.line(said)
         folder = run.open_folder(output, resume)
+        run.report_coverage()
         run.evaluate_on(evaluation)
         if bank is None and output is not None:
             bank = output / "bank"
@@ -181,14 +194,19 @@ class _Run:
             )
         self.teacher = teacher.to(device)
         channels_last(self.teacher.module)
-        self.recipe, self.bits, self.seed, self.device = recipe, bits, seed, device
+        self.bits, self.seed, self.device = bits, seed, device
         self.ranks = ranks
         self.reporter = Reporter(progress and ranks.is_first)
         example = self.teacher.example()
-        self.graph = trace(self.teacher.module, example, recipe.quantization.leaf_modules)
+        self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
+        self.graph = trace(self.teacher.module, example, self.leaves)
+        placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
+        quantization = replace(recipe.quantization, placement=placement)
+        self.recipe = recipe = replace(recipe, quantization=quantization)
         self.points = find_tap_points(self.graph, example)
-        student = build_student(self.graph, bits, recipe.quantization).eval()
+        student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.points)
+        self.coverage = coverage_of(student)
         self.metrics: Metrics = {"seconds": {}}
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False
@@ -217,6 +235,17 @@ class _Run:
         identity = {**self.identity, "bits": str(self.bits)}
         seconds = self.recipe.finetune.checkpoint_seconds
         return RunFolder(Path(output), identity, dump_recipe(self.recipe), resume, seconds)
+
+    def build_student(self) -> fx.GraphModule:
+        """The student before calibration, in eval mode."""
+        quantization = self.recipe.quantization
+        return build_student(self.graph, self.bits, quantization, self.leaves).eval()
+
+    def report_coverage(self) -> None:
+        """Say what will be quantized, before the first work."""
+        self.metrics["coverage"] = self.coverage.as_dict()
+        for line in self.coverage.lines():
+            self.reporter.line(line)
 
     def evaluate_on(self, evaluation: str | Path | EvaluationSet | None) -> None:
         """Remember the evaluation set and measure the teacher on it."""
@@ -302,7 +331,7 @@ class _Run:
     ) -> tuple[fx.GraphModule, list[Record]]:
         """Calibrate and fine-tune a student on the bank; returns it with its history."""
         ranks, recipe = self.ranks, self.recipe.finetune
-        student = build_student(self.graph, self.bits, self.recipe.quantization).eval()
+        student = self.build_student()
         step = SynqStep(self.graph, student, self.points, recipe)
         part = part_of_batch(ranks, recipe.batch_size)
         share = (part.stop - part.start) / recipe.batch_size

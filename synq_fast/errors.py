@@ -46,7 +46,7 @@ class OutOfMemoryError(SynqFastError, MemoryError):
 
 
 class SynqFastWarning(UserWarning):
-    """Something went wrong and was put right; the message says what it costs."""
+    """Something went wrong and was put right, or was asked for in vain; the message says what."""
 
 
 class DistributedError(SynqFastError, RuntimeError):

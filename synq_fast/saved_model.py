@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from synq_fast.errors import CheckpointError, ModelError, SynqFastWarning
+from synq_fast.errors import CheckpointError, ModelError, RecipeError, SynqFastWarning
 from synq_fast.files import read_tensors, write_tensors
 from synq_fast.memory_format import channels_last
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.paths import user_path
-from synq_fast.quant import ActivationQuantizer, BitWidths, quantized_copy, trace
+from synq_fast.quant import (
+    ActivationQuantizer,
+    BitWidths,
+    Coverage,
+    coverage_of,
+    leaf_names,
+    quantized_copy,
+    trace,
+)
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.recipes.schema import Quantization
 from synq_fast.structure import Structure, difference, structure
@@ -24,8 +33,20 @@ _KEY = "synq_fast"
 _UNRECORDED = "not recorded"
 
 
-def build_student(teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization) -> fx.GraphModule:
-    """The quantized structure of a recipe around a traced teacher's weights, not calibrated."""
+def build_student(
+    teacher: fx.GraphModule,
+    bits: BitWidths,
+    recipe: Quantization,
+    leaves: Collection[str] = (),
+) -> fx.GraphModule:
+    """The quantized structure of a recipe around a traced teacher's weights, not calibrated.
+
+    Args:
+        teacher: the traced model; stays as it is.
+        bits: widths.
+        recipe: quantizers and their places.
+        leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
+    """
 
     def make_quantizer(activation_bits: int) -> ActivationQuantizer:
         return ActivationQuantizer(
@@ -42,6 +63,7 @@ def build_student(teacher: fx.GraphModule, bits: BitWidths, recipe: Quantization
         bits.activation,
         placement=recipe.placement,
         make_quantizer=make_quantizer,
+        leaves=leaves,
     )
 
 
@@ -109,10 +131,15 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     base = _architecture(path, saved, model)
     # As in the engine: convolutions round differently in another memory format.
     channels_last(base.module)
+    try:
+        leaves = leaf_names(base.module, recipe.quantization.leaf_modules)
+    except RecipeError as error:
+        raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
     student = build_student(
-        trace(base.module, base.example(), recipe.quantization.leaf_modules),
+        trace(base.module, base.example(), leaves),
         BitWidths.parse(saved["bits"]),
         recipe.quantization,
+        leaves,
     )
     _check_structure(path, saved, student)
     _fill(path, saved["name"], student, state)
@@ -136,6 +163,27 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             names the first call in which the saved network and the architecture part.
     """
     return load_quantized(path, model).module
+
+
+def coverage(model: nn.Module | str | Path, architecture: nn.Module | None = None) -> Coverage:
+    """How many weight layers and layer inputs of a quantized model are quantized, and the rest.
+
+    Args:
+        model: what ``quantize`` or ``load`` returned, or the path of a saved model or run folder.
+        architecture: the float architecture, where ``load`` of that path needs it.
+
+    Raises:
+        ModelError: the module is no quantized model.
+        CheckpointError: as in ``load``.
+    """
+    if isinstance(model, str | Path):
+        model = load(model, architecture)
+    if not isinstance(model, fx.GraphModule) or "placement" not in model.meta:
+        raise ModelError(
+            f"{type(model).__name__} is no model that synq-fast quantized; pass result.model, what "
+            f"synq_fast.load returned, or the path of a saved model"
+        )
+    return coverage_of(model)
 
 
 def _recorded(value: Any) -> Any:

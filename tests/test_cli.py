@@ -104,10 +104,19 @@ def test_evaluate_a_saved_run(finished, capsys):
     assert main(["evaluate", str(folder / "w8a8")]) == 0
     text = capsys.readouterr().out
     result = synq_fast.evaluate(synq_fast.load(folder / "w8a8"), _digits())
-    assert text == (
+    assert text.startswith("quantized: 20 of 20 weight layers, 18 of 20 layer inputs")
+    assert text.endswith(
         f"digits-resnet20 on digits: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, 360 images\n"
     )
+
+
+@pytest.mark.parametrize(
+    "option", [["--weights", "w.pt"], ["--model", "resnet18"], ["--input-shape", "3,8,8"]]
+)
+def test_evaluate_refuses_what_a_saved_model_holds_itself(finished, capsys, option):
+    message = failing(capsys, "evaluate", finished[0] / "w8a8", *option)
+    assert "--weights" in message and "holds a whole model" in message
 
 
 def _digits():

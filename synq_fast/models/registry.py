@@ -104,10 +104,13 @@ def load_teacher(
     """
     wanted = None if input_shape is None else checked_shape(input_shape)
     if isinstance(model, Teacher):
-        if wanted not in (None, model.input_shape):
+        asked: dict[str, Any] = {"input_shape": wanted, "mean": mean, "std": std}
+        asked |= {"num_classes": num_classes, "options": options}
+        other = [k for k, v in asked.items() if v is not None and v != getattr(model, k)]
+        if other or weights is not None:
             raise ModelError(
-                f"{model.name} is a teacher for images of shape {model.input_shape} already, but "
-                f"input_shape is {wanted}; leave it out, or load the teacher for it"
+                f"{', '.join(other or ['weights'])} cannot be changed in a Teacher that is made "
+                f"already: pass it where the teacher is loaded, or use dataclasses.replace"
             )
         return model if device is None else model.to(device)
     if isinstance(model, str):

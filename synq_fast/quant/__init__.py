@@ -3,17 +3,20 @@
 from synq_fast.graph import trace
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
+from synq_fast.quant.coverage import Coverage, coverage_of
 from synq_fast.quant.fidelity import check_forms
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.quant.held import Held, held_weights
 from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear
-from synq_fast.quant.placement import PLACEMENTS, quantized_copy
+from synq_fast.quant.leaves import leaf_names
+from synq_fast.quant.placement import PLACEMENTS, chosen_placement, quantized_copy
 from synq_fast.quant.taps import Tapped, TapPoints, View, find_tap_points
 
 __all__ = [
     "PLACEMENTS",
     "ActivationQuantizer",
     "BitWidths",
+    "Coverage",
     "Held",
     "QuantizedConv2d",
     "QuantizedLinear",
@@ -21,11 +24,14 @@ __all__ = [
     "Tapped",
     "View",
     "check_forms",
+    "chosen_placement",
+    "coverage_of",
     "energy_name",
     "find_tap_points",
     "folded",
     "fused",
     "held_weights",
+    "leaf_names",
     "observing",
     "quantized_copy",
     "simplified",

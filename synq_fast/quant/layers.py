@@ -59,6 +59,11 @@ _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+def is_quantizable(module: nn.Module | None) -> bool:
+    """Whether a module is a plain convolution or linear layer, or the quantized form of one."""
+    return type(module) in _QUANTIZED or isinstance(module, WeightQuantized)
+
+
 def quantize_layers(modules: Iterable[nn.Module], bits: int) -> int:
     """Turn every convolution and linear layer among ``modules`` into its quantized form, in place.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from operator import is_not
 
@@ -15,7 +15,9 @@ from torch.nn import functional
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
 from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.auto_placement import only_relu
 from synq_fast.quant.layers import WeightQuantized, quantize_layers
+from synq_fast.quant.leaves import is_kept
 
 IMAGE_BITS = 8
 _RELU_FUNCTIONS: dict[object, float] = {
@@ -56,6 +58,29 @@ PLACEMENTS: dict[str, Callable[[fx.GraphModule], list[fx.Node]]] = {
     "after_relu": after_relu,
     "all_inputs": all_inputs,
 }
+AUTO = "auto"
+
+
+def chosen_placement(
+    placement: str, graph_module: fx.GraphModule, leaves: Collection[str] = ()
+) -> str:
+    """A placement by name; ``auto`` is SynQ's ``after_relu`` where ReLU is all there is.
+
+    A network with other activation functions (SiLU, hard-swish, GELU, squeeze and excitation) gets
+    ``all_inputs``: after its ReLUs alone most of what its layers read would stay in floating point.
+
+    Args:
+        placement: ``auto`` or a name in ``PLACEMENTS``.
+        graph_module: the traced network, quantized or not.
+        leaves: qualified names of submodules that stay in floating point.
+    """
+    if placement != AUTO:
+        return placement
+
+    def is_relu(node: fx.Node) -> bool:
+        return relu_bound(graph_module, node) is not None
+
+    return "after_relu" if only_relu(graph_module, is_relu, leaves) else "all_inputs"
 
 
 def quantized_copy(
@@ -65,19 +90,37 @@ def quantized_copy(
     *,
     placement: str,
     make_quantizer: QuantizerFactory,
+    leaves: Collection[str] = (),
 ) -> fx.GraphModule:
     """A copy of a traced model with fake-quantized weights and activations.
 
     Quantizers are named after the tensor that they quantize (``quantize_<node name>``), so the
     names in a saved model say where they stand. The image, where it is quantized, keeps 8 bits.
+    ``meta`` of the copy holds the ``placement`` that was chosen and the ``leaves``.
+
+    Args:
+        teacher: the traced model; stays as it is.
+        weight_bits: width of all weights.
+        activation_bits: width of all activations.
+        placement: ``auto`` or a name in ``PLACEMENTS``.
+        make_quantizer: builds an activation quantizer of a width.
+        leaves: qualified names of submodules whose weights stay in floating point.
 
     Raises:
         ModelError: the model has no layer to quantize, or the placement finds no call site.
     """
     student = copy.deepcopy(teacher)
-    called = [called_module(student, node) for node in student.graph.nodes]
-    if quantize_layers([layer for layer in called if layer is not None], weight_bits) == 0:
-        raise ModelError("the model has no convolution or linear layer to quantize")
+    called = [
+        module
+        for node in student.graph.nodes
+        if (module := called_module(student, node)) is not None
+        and not is_kept(str(node.target), leaves)
+    ]
+    if quantize_layers(called, weight_bits) == 0:
+        kept = " outside quantization.leaf_modules" if leaves else ""
+        raise ModelError(f"the model has no convolution or linear layer to quantize{kept}")
+    placement = chosen_placement(placement, student, leaves)
+    student.meta.update(placement=placement, leaves=tuple(sorted(leaves)))
     sites = PLACEMENTS[placement](student)
     if not sites:
         raise ModelError(

@@ -8,15 +8,17 @@ import math
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from synq_fast.errors import RecipeError
+from synq_fast.errors import RecipeError, SynqFastWarning
 from synq_fast.paths import user_path
 from synq_fast.recipes.consistency import check_consistency
 from synq_fast.recipes.default import default_recipe
+from synq_fast.recipes.effects import without_effect
 from synq_fast.recipes.schema import Recipe
 from synq_fast.recipes.toml import dumps
 from synq_fast.text_files import read_text
@@ -41,7 +43,7 @@ def list_recipes() -> list[str]:
 def load_recipe(
     name_or_path: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a recipe and apply overrides; warns of overrides that can have no effect.
 
     Args:
         name_or_path: a name of ``list_recipes()``, the path of a TOML file, or a recipe.
@@ -68,6 +70,8 @@ def load_recipe(
         table[last] = value
     recipe: Recipe = _build(Recipe, values, "", source)
     check_consistency(recipe, source)
+    for sentence in without_effect(recipe, overrides or {}):
+        warnings.warn(sentence, SynqFastWarning, stacklevel=2)
     return recipe
 
 

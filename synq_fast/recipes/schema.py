@@ -87,7 +87,9 @@ class Synthesis:
 class Quantization:
     """Quantizers, their places and their ranges."""
 
-    placement: str = _choice("after_relu", "after_relu", "all_inputs")
+    placement: str = _choice("auto", "auto", "after_relu", "all_inputs")
+    """Where activations are quantized: after every ReLU (SynQ's), or all that layers read; "auto"
+    takes the first for networks whose only activation function is ReLU."""
     range: str = _choice("mse", "ema", "minmax", "mse")
     shrink: float = _number(1.0, 1e-3, 1)
     """Factor on the ends of every observed activation range."""
@@ -97,7 +99,7 @@ class Quantization:
     calibration_batches: int = _count(8)
     calibration_batch_size: int = _batch(64)
     leaf_modules: tuple[str, ...] = ()
-    """Names or classes of submodules that stay whole and in floating point."""
+    """Qualified names or classes of submodules that stay whole and in floating point."""
 
 
 @dataclass(frozen=True)

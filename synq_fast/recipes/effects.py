@@ -1,0 +1,129 @@
+"""Recipe values that cannot do anything beside the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from synq_fast.recipes.schema import Centers, Recipe
+
+
+@dataclass(frozen=True)
+class _Idle:
+    keys: tuple[str, ...]
+    """Dotted keys."""
+    when: Callable[[Recipe], bool]
+    because: str
+
+
+_CENTERS = tuple(f"synthesis.centers.{f.name}" for f in fields(Centers) if f.name != "weight")
+_IDLE = (
+    _Idle(
+        ("filter.order",),
+        lambda r: r.filter.kind != "butterworth",
+        'only filter.kind = "butterworth" has an order',
+    ),
+    _Idle(
+        ("filter.cutoff",),
+        lambda r: r.filter.kind == "none",
+        'filter.kind = "none" filters nothing',
+    ),
+    _Idle(
+        ("quantization.ste",),
+        lambda r: r.quantization.learn_ranges and r.quantization.ste == "identity",
+        "outside a learned range the gradient is always zeroed (quantization.learn_ranges)",
+    ),
+    _Idle(
+        ("finetune.range_learning_rate",),
+        lambda r: not r.quantization.learn_ranges,
+        "ranges are trained only with quantization.learn_ranges = true",
+    ),
+    _Idle(
+        ("finetune.milestones",),
+        lambda r: r.finetune.schedule != "step",
+        'only finetune.schedule = "step" has milestones',
+    ),
+    _Idle(
+        ("finetune.schedule",),
+        lambda r: r.finetune.schedule == "step" and not r.finetune.milestones,
+        "without finetune.milestones the rate stays constant",
+    ),
+    _Idle(
+        ("finetune.nesterov",),
+        lambda r: r.finetune.momentum == 0,
+        "finetune.momentum is 0",
+    ),
+    _Idle(
+        ("finetune.perturbation.epsilon", "finetune.perturbation.through_teacher"),
+        lambda r: r.finetune.perturbation.weight == 0,
+        "finetune.perturbation.weight is 0",
+    ),
+    _Idle(
+        ("finetune.features.in_perturbed_pass",),
+        lambda r: r.finetune.features.weight == 0 or r.finetune.perturbation.weight == 0,
+        "finetune.features.weight or finetune.perturbation.weight is 0",
+    ),
+    _Idle(
+        ("finetune.cam.target",),
+        lambda r: r.finetune.cam.weight == 0,
+        "finetune.cam.weight is 0",
+    ),
+    _Idle(
+        ("finetune.distillation.temperature",),
+        lambda r: r.finetune.distillation.alpha == 0,
+        "finetune.distillation.alpha is 0",
+    ),
+    _Idle(
+        (
+            "finetune.distillation.difficulty_threshold",
+            "finetune.distillation.soft_labels_only_if_difficult",
+        ),
+        lambda r: r.finetune.distillation.label_weight == 0,
+        "finetune.distillation.label_weight is 0",
+    ),
+    _Idle(
+        ("finetune.distillation.difficulty_threshold",),
+        lambda r: not r.finetune.distillation.soft_labels_only_if_difficult,
+        "finetune.distillation.soft_labels_only_if_difficult is false",
+    ),
+    _Idle(
+        ("synthesis.augment_scale",),
+        lambda r: r.synthesis.augment_probability == 0,
+        "synthesis.augment_probability is 0",
+    ),
+    _Idle(
+        ("synthesis.focal_gamma",),
+        lambda r: r.synthesis.class_weight == 0,
+        "synthesis.class_weight is 0",
+    ),
+    _Idle(
+        tuple(
+            f"synthesis.centers.{field.name}" for field in fields(Centers) if field.name != "weight"
+        ),
+        lambda r: r.synthesis.centers.weight == 0,
+        "synthesis.centers.weight is 0",
+    ),
+)
+
+
+def without_effect(recipe: Recipe, overrides: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each override that changes nothing in a recipe as it is now.
+
+    Args:
+        recipe: with the overrides.
+        overrides: values by dotted key; a value may be a whole section.
+    """
+    for key in _flat(overrides):
+        for idle in _IDLE:
+            if key in idle.keys and idle.when(recipe):
+                yield f"{key} has no effect: {idle.because}"
+                break
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
