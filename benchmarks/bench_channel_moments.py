@@ -1,4 +1,4 @@
-"""Mean and mean square of every channel of every image, float32."""
+"""Mean and variance of every channel of every image, float32."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import columns, harness
 
 
 def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """ATen's own pass over the same data: the variance instead of the mean square."""
+    """ATen's own pass over the same data."""
     variance, mean = torch.var_mean(x, (2, 3), correction=0)
     return mean, variance
 
