@@ -1,8 +1,10 @@
 """Grad-CAM from given activations and gradients."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import check_number, check_size
 from synq_fast.reference.grad_cam import grad_cam as _reference
 
@@ -47,6 +49,9 @@ def grad_cam(
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017, eq. 1-2; the clamp is that of SynQ (ICLR 2025).
     """
+    if has_torch_function_variadic(activations, gradients):
+        overriding: torch.Tensor = overridden(grad_cam, locals())
+        return overriding
     check_cam_tensors(activations, gradients, grid)
     size = check_size(size)
     check_number("clamp", clamp, least=0)
