@@ -110,7 +110,7 @@ def to_range(
         return value
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise TypeError(
-            f"{name} must be a number or a tensor in float32 or a half type, got {value!r} "
+            f"{name} must be a number or a float32 tensor, or one in a half type, got {value!r} "
             f"({type(value).__name__})"
         )
     # Filled on the device: a copy from the host would synchronise it.
@@ -179,7 +179,7 @@ def check_per_channel(name: str, value: object, x: torch.Tensor) -> torch.Tensor
     """Returns a factor for each channel of dimension 1 in float32; raises unless it is one."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(
-            f"{name} must be a tensor in float32 or a half type, got {type(value).__name__}"
+            f"{name} must be a float32 tensor, or one in a half type, got {type(value).__name__}"
         )
     if x.ndim < 2:
         raise ValueError(
