@@ -85,7 +85,8 @@ class LearnedGrid(torch.autograd.Function):
         by_scale = torch.where(clipped, -y, x.float() - y) * of_scale
         by_zero = clipped.float() * of_zero
         parameters = (by_scale + by_zero) / scale * ctx.gradient_scale
-        return parameters + of_x.float().masked_fill(clipped, 0.0)
+        tangent: torch.Tensor = parameters + of_x.float().masked_fill(clipped, 0.0)
+        return tangent
 
 
 def fake_quantize_learned(
