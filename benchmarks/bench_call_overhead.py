@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from synq_fast import ops
 
@@ -194,7 +194,7 @@ NEIGHBOURS = [
 ]
 
 
-class _Recorder(TorchFunctionMode):
+class _Recorder(TorchDispatchMode):
     """Notes the first call of a registered op, with the arguments the public function gives it.
 
     An op may have a second form that also computes what its gradient needs, `<op>_with_gradient`.
@@ -205,7 +205,7 @@ class _Recorder(TorchFunctionMode):
         self.op = op
         self.call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
 
-    def __torch_function__(
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         names = f"synq_fast.{self.op}.", f"synq_fast.{self.op}_"

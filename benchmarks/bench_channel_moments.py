@@ -1,4 +1,4 @@
-"""Mean and mean square of every channel of every image."""
+"""Mean and variance of every channel of every image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import columns, harness
 
 
 def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """ATen's own pass over the same data: the variance instead of the mean square."""
+    """ATen's own pass over the same data."""
     variance, mean = torch.var_mean(x, (2, 3), correction=0)
     return mean, variance
 

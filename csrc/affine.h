@@ -50,10 +50,11 @@ SYNQ_HOST_DEVICE float lowest_code(int bits) { return -static_cast<float>(1 << (
 SYNQ_HOST_DEVICE float highest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
 
 SYNQ_HOST_DEVICE Affine make_affine(float range_min, float range_max, int bits) {
-  const float difference = sub(range_max, range_min);
-  const float width = difference < kMinimumWidth ? kMinimumWidth : difference;
+  // Half the width: the whole of it overflows for ranges that span more than the largest float.
+  const float difference = sub(mul(range_max, 0.5f), mul(range_min, 0.5f));
+  const float half = difference < kMinimumWidth / 2 ? kMinimumWidth / 2 : difference;
   // A reciprocal, then a product: one rounding away from a plain division, and what eager PyTorch computes.
-  const float scale = mul(divide(1.0f, width), static_cast<float>((1 << bits) - 1));
+  const float scale = mul(divide(1.0f, half), 0.5f * static_cast<float>((1 << bits) - 1));
   const float zero_point = add(rintf(mul(scale, range_min)), static_cast<float>(1 << (bits - 1)));
   return {scale, zero_point};
 }

@@ -58,7 +58,7 @@ SYNQ_HOST_DEVICE float power_offset(float range_min, float range_max, Affine fir
   constexpr float kLargestPower = 64.0f;
   const float largest = fmaxf(fabsf(range_min), fabsf(range_max));
   const float offset = mul(norm, log2f(first.scale));
-  const float excess = sub(add(mul(norm, log2f(mul(4.0f, largest))), offset), kLargestPower);
+  const float excess = sub(add(mul(norm, add(log2f(largest), 2.0f)), offset), kLargestPower);
   return excess > 0.0f ? sub(offset, excess) : offset;
 }
 

@@ -1,4 +1,4 @@
-// Launch interface of the mean and the mean square of every channel of every image.
+// Launch interface of the mean and the variance of every channel of every image.
 #pragma once
 
 #include <stdint.h>
@@ -9,13 +9,13 @@ namespace synq {
 
 // Memory is (samples, channels, positions), or (samples, positions, channels) where channels are innermost.
 struct ChannelMomentsParams {
-  const void* x;           // dtype
-  float* mean;             // (samples, channels); forward only
-  float* mean_square;      // like mean
-  double* workspace;       // forward only: channel_moments_workspace_cuda(params) doubles
-  const float* of_mean;    // (samples, channels): the gradient of mean, or null; backward only
-  const float* of_square;  // like of_mean
-  void* y;                 // dtype, same layout as x: the gradient of x; backward only
+  const void* x;             // dtype
+  float* mean;               // (samples, channels); written by the forward pass, read by the backward pass
+  float* variance;           // like mean; forward only
+  double* workspace;         // forward only: channel_moments_workspace_cuda(params) doubles
+  const float* of_mean;      // (samples, channels): the gradient of mean, or null; backward only
+  const float* of_variance;  // like of_mean
+  void* y;                   // dtype, same layout as x: the gradient of x; backward only
   int64_t samples;
   int64_t channels;
   int64_t positions;

@@ -19,8 +19,10 @@ def round_half_even(value):
 @triton.jit
 def make_affine(range_min, range_max, levels, half):
     """Returns scale and zero point; `levels` is 2^bits - 1, `half` 2^(bits - 1)."""
-    width = tl.maximum(range_max - range_min, 1e-8, propagate_nan=tl.PropagateNan.ALL)
-    scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * levels
+    # Half the width: the whole of it may overflow.
+    width = range_max * 0.5 - range_min * 0.5
+    width = tl.maximum(width, 5e-9, propagate_nan=tl.PropagateNan.ALL)
+    scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * (levels * 0.5)
     return scale, round_half_even(scale * range_min) + half
 
 

@@ -1,4 +1,8 @@
-"""Mean and mean square of every channel of every image, and their gradient."""
+"""Mean and variance of every channel of every image, and their gradient.
+
+Each lane of a program sums differences from its first value; the lanes merge relative to the
+channel's first value, and parts of a channel merge in float64.
+"""
 
 from typing import NamedTuple
 
@@ -43,21 +47,40 @@ class Moments(NamedTuple):
 
 
 @triton.jit
+def usable_centre(value):
+    """Returns something near the values to subtract; an infinity or NaN would hide the others."""
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0)
+
+
+@triton.jit
 def moments_kernel(
-    x_ptr, mean_ptr, square_ptr, rows, columns, total, splits, count,
-    INNERMOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x_ptr, mean_ptr, variance_ptr, partial_ptr, rows, columns, total, splits,
+    INNERMOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Program (group, split) sums every `splits`-th tile; divides by `count` if it is positive.
+    """Program (group, split) reduces every `splits`-th tile; WHOLE: the only one, to the moments.
 
     A group is ROWS rows, all of which are `total`; with channels innermost it is COLUMNS columns of
-    one sample. Results are (channels of all samples, splits).
+    one sample. Partials are (3, channels of all samples, splits): count, sum, squared deviations.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
+    groups = tl.cdiv(columns, COLUMNS)
+    if INNERMOST:
+        lane_column = (group % groups) * COLUMNS + tl.arange(0, COLUMNS)
+        place = group // groups * columns + lane_column
+        valid = lane_column < columns
+        start = group // groups * rows * columns + lane_column
+    else:
+        place = group * ROWS + tl.arange(0, ROWS)
+        valid = place < total
+        start = place * columns
+    origin = usable_centre(tl.load(x_ptr + start, mask=valid, other=0.0).to(tl.float32))
+    shift = origin[None, :] if INNERMOST else origin[:, None]
+    count = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    centre = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     first = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     second = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    groups = tl.cdiv(columns, COLUMNS)
     tiles = tl.cdiv(rows, ROWS) if INNERMOST else groups
     tile = split
     while tile < tiles:  # the interpreter cannot run `range` over tensors with every NumPy
@@ -72,44 +95,56 @@ def moments_kernel(
             mask = (row < total)[:, None] & (column < columns)[None, :]
         offsets = row[:, None] * columns + column[None, :]
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        first += x
-        second += x * x
+        centre = tl.where(count > 0.0, centre, usable_centre(x))
+        difference = tl.where(mask, x - centre, 0.0)
+        count += tl.where(mask, 1.0, 0.0)
+        first += difference
+        second += difference * difference
         tile += splits
     axis: tl.constexpr = 0 if INNERMOST else 1
-    if INNERMOST:
-        column = (group % groups) * COLUMNS + tl.arange(0, COLUMNS)
-        place = group // groups * columns + column
-        valid = column < columns
+    # Of each lane, relative to the channel's first value.
+    own_mean = centre - shift + first / tl.maximum(count, 1.0)
+    deviation = second - first * first / tl.maximum(count, 1.0)
+    number = tl.sum(count, axis)
+    difference_sum = tl.sum(tl.where(count > 0.0, count * (centre - shift) + first, 0.0), axis)
+    mean = difference_sum / tl.maximum(number, 1.0)
+    distance = own_mean - (mean[None, :] if INNERMOST else mean[:, None])
+    deviation = tl.where(count > 0.0, deviation + count * distance * distance, 0.0)
+    deviation = tl.maximum(tl.sum(deviation, axis), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if WHOLE:
+        tl.store(mean_ptr + place, mean + origin, mask=valid)
+        tl.store(variance_ptr + place, deviation / tl.maximum(number, 1.0), mask=valid)
     else:
-        place = group * ROWS + tl.arange(0, ROWS)
-        valid = place < total
-    first = tl.sum(first, axis)
-    second = tl.sum(second, axis)
-    if count > 0.0:
-        first = tl.div_rn(first, tl.full(first.shape, 0.0, tl.float32) + count)
-        second = tl.div_rn(second, tl.full(second.shape, 0.0, tl.float32) + count)
-    tl.store(mean_ptr + place * splits + split, first, mask=valid)
-    tl.store(square_ptr + place * splits + split, second, mask=valid)
+        target = partial_ptr + place * splits + split
+        number = number.to(tl.float64)
+        tl.store(target, number, mask=valid)
+        sum_of_x = difference_sum.to(tl.float64) + number * origin.to(tl.float64)
+        tl.store(target + total * splits, sum_of_x, mask=valid)
+        tl.store(target + 2 * total * splits, deviation.to(tl.float64), mask=valid)
 
 
 @triton.jit
-def finish_moments_kernel(
-    first_ptr, second_ptr, mean_ptr, square_ptr, splits, count, SPLITS: tl.constexpr
-):
-    """Adds the partial sums of one channel of one sample."""
+def finish_moments_kernel(partial_ptr, mean_ptr, variance_ptr, total, splits, SPLITS: tl.constexpr):
+    """Merges the parts of one channel of one sample."""
     group = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     mask = split < splits
-    first = tl.load(first_ptr + group * splits + split, mask=mask, other=0.0).to(tl.float64)
-    second = tl.load(second_ptr + group * splits + split, mask=mask, other=0.0).to(tl.float64)
-    tl.store(mean_ptr + group, (tl.sum(first, 0) / count).to(tl.float32))
-    tl.store(square_ptr + group, (tl.sum(second, 0) / count).to(tl.float32))
+    source = partial_ptr + group * splits + split
+    count = tl.load(source, mask=mask, other=0.0)
+    sums = tl.load(source + total * splits, mask=mask, other=0.0)
+    deviation = tl.load(source + 2 * total * splits, mask=mask, other=0.0)
+    number = tl.sum(count, 0)
+    mean = tl.sum(sums, 0) / number
+    distance = sums / tl.maximum(count, 1.0) - mean
+    deviation += tl.where(mask, count * distance * distance, 0.0)
+    tl.store(mean_ptr + group, mean.to(tl.float32))
+    tl.store(variance_ptr + group, (tl.sum(deviation, 0) / number).to(tl.float32))
 
 
 @triton.jit
 def moments_backward_kernel(
-    x_ptr, mean_ptr, square_ptr, y_ptr, rows, columns, sample_rows, count,
-    HAS_MEAN: tl.constexpr, HAS_SQUARE: tl.constexpr,
+    x_ptr, centre_ptr, mean_ptr, variance_ptr, y_ptr, rows, columns, sample_rows, count,
+    HAS_MEAN: tl.constexpr, HAS_VARIANCE: tl.constexpr,
     INNERMOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A program handles a tile of the (rows of all samples, columns) matrix."""
@@ -126,9 +161,10 @@ def moments_backward_kernel(
         group = row[:, None]
         valid = (row < rows)[:, None]
     y = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    if HAS_SQUARE:
+    if HAS_VARIANCE:
         x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
-        y = x * (tl.load(square_ptr + group, mask=valid) * 2.0 / count)
+        centre = tl.load(centre_ptr + group, mask=valid)
+        y = (x - centre) * (tl.load(variance_ptr + group, mask=valid) * 2.0 / count)
     if HAS_MEAN:
         y = y + tl.load(mean_ptr + group, mask=valid) / count
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -151,10 +187,10 @@ def _arranged(x: torch.Tensor) -> tuple[torch.Tensor, Moments]:
 
 
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the mean and the mean square, both `(B, C)` in float32."""
-    mean, square = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+    """Returns the mean and the variance, both `(B, C)` in float32."""
+    mean, variance = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
-        return mean.fill_(float("nan")), square.fill_(float("nan"))
+        return mean.fill_(float("nan")), variance.fill_(float("nan"))
     x, shape = _arranged(x)
     if shape.innermost:
         columns = min(power_of_two(shape.columns), MAXIMUM_COLUMNS)
@@ -168,23 +204,25 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tiles = triton.cdiv(shape.columns, columns)
     wanted = triton.cdiv(TARGET_PROGRAMS, groups)
     splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
-    partials = (mean, square) if splits == 1 else mean.new_empty(2, mean.numel() * splits).unbind()
-    count = float(shape.positions)
+    total = mean.numel()
+    partials = mean if splits == 1 else mean.new_empty(3, total * splits, dtype=torch.float64)
     with on_device_of(x):
         moments_kernel[(groups * splits,)](
-            x, *partials, shape.rows, shape.columns, shape.samples * shape.rows, splits,
-            count if splits == 1 else 0.0,
-            INNERMOST=shape.innermost, ROWS=rows, COLUMNS=columns, num_warps=4,
+            x, mean, variance, partials, shape.rows, shape.columns, total, splits,
+            INNERMOST=shape.innermost, ROWS=rows, COLUMNS=columns, WHOLE=splits == 1, num_warps=4,
         )  # fmt: skip
         if splits > 1:
-            finish_moments_kernel[(mean.numel(),)](
-                *partials, mean, square, splits, count, SPLITS=power_of_two(splits), num_warps=1
+            finish_moments_kernel[(total,)](
+                partials, mean, variance, total, splits, SPLITS=power_of_two(splits), num_warps=1
             )
-    return mean, square
+    return mean, variance
 
 
 def channel_moments_backward(
-    of_mean: torch.Tensor | None, of_square: torch.Tensor | None, x: torch.Tensor
+    of_mean: torch.Tensor | None,
+    of_variance: torch.Tensor | None,
+    x: torch.Tensor,
+    mean: torch.Tensor,
 ) -> torch.Tensor:
     """Returns the gradient of `x` in its dtype and layout."""
     result = torch.empty_like(x)
@@ -196,11 +234,11 @@ def channel_moments_backward(
     tile_columns = min(power_of_two(columns), 256 if shape.innermost else TILE // 2)
     tile_rows = TILE // 2 // tile_columns
     programs = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
-    gradients = [x if value is None else value.contiguous() for value in (of_mean, of_square)]
+    gradients = [x if value is None else value.contiguous() for value in (of_mean, of_variance)]
     with on_device_of(x):
         moments_backward_kernel[programs](
-            x, *gradients, y, rows, columns, shape.rows, float(shape.positions),
-            HAS_MEAN=of_mean is not None, HAS_SQUARE=of_square is not None,
+            x, mean.contiguous(), *gradients, y, rows, columns, shape.rows, float(shape.positions),
+            HAS_MEAN=of_mean is not None, HAS_VARIANCE=of_variance is not None,
             INNERMOST=shape.innermost, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=4,
         )  # fmt: skip
     y = finished(y, x)

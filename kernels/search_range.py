@@ -29,7 +29,7 @@ def power_offset(range_min, range_max, scale, norm, largest_power):
     """
     largest = tl.maximum(tl.abs(range_min), tl.abs(range_max))
     offset = norm * tl.log2(scale)
-    excess = norm * tl.log2(4.0 * largest) + offset - largest_power
+    excess = norm * (tl.log2(largest) + 2.0) + offset - largest_power
     return tl.where(excess > 0.0, offset - excess, offset)
 
 

@@ -39,7 +39,7 @@ TOLERANCES = {
     # Per element of the sum, a few roundings of a term of at most about ten.
     "learned_gradient": Tolerance(atol=3e-7, rtol=1e-5),
     "affine_gradient": Tolerance(atol=3e-7, rtol=1e-5),
-    # Of values of about one: at most 32 of them are added up in float32.
+    # Of differences of about one from the mean: at most 32 of them are added up in float32.
     "channel_moments": Tolerance(atol=5e-7, rtol=2e-6),
     "channel_moments_gradient": Tolerance(atol=1e-7, rtol=1e-6),
     # float64 arithmetic in another order.

@@ -1,47 +1,83 @@
-// Mean and mean square of every channel of every image, and their gradient.
+// Mean and variance of every channel of every image, and their gradient.
 //
-// Threads sum in float32, blocks in double. Every part of a sum has its place, so every run gives the same bits.
+// A thread sums differences from its first value in float32; blocks merge what their threads found relative to the
+// channel's first value, and parts merge in double. Every part has its place, so every run gives the same bits.
 #include "../channel_moments.h"
 
-#include "../affine.h"
-#include "channel_sums.cuh"
+#include "../centred_sums.h"
+#include "channel_parts.cuh"
 
 namespace synq {
 namespace {
 
 struct MomentsArguments {
   const void* x;
-  Sums* partials;  // (groups, splits); null: one part, and the means are written
+  CentredSums<double>* partials;  // (groups, splits); null: one part, and the moments are written
   float* mean;
-  float* mean_square;
+  float* variance;
   int64_t samples;
   int64_t channels;
   int64_t positions;
   int64_t splits;
 };
 
-__device__ __forceinline__ void store_means(const MomentsArguments& arguments, int64_t group, Sums sums) {
+__device__ __forceinline__ void store_moments(const MomentsArguments& arguments, int64_t group,
+                                              const CentredSums<double>& sums) {
   const double count = static_cast<double>(arguments.positions);
-  arguments.mean[group] = static_cast<float>(sums.first / count);
-  arguments.mean_square[group] = static_cast<float>(sums.second / count);
+  arguments.mean[group] = static_cast<float>(sums.sum / count);
+  arguments.variance[group] = static_cast<float>(sums.deviation / count);
 }
 
-__device__ __forceinline__ void store_part(const MomentsArguments& arguments, int64_t group, int64_t split, Sums sums) {
+// `sums` are those of the differences from `shift`.
+__device__ __forceinline__ void store_part(const MomentsArguments& arguments, int64_t group, int64_t split,
+                                           const CentredSums<float>& sums, float shift) {
+  const double count = static_cast<double>(sums.count);
+  const CentredSums<double> part = {count, static_cast<double>(sums.sum) + count * static_cast<double>(shift),
+                                    static_cast<double>(sums.deviation)};
   if (arguments.partials == nullptr) {
-    store_means(arguments, group, sums);
+    store_moments(arguments, group, part);
   } else {
-    arguments.partials[group * arguments.splits + split] = sums;
+    arguments.partials[group * arguments.splits + split] = part;
   }
 }
 
-struct SquareSums {
-  float first = 0.0f;
-  float second = 0.0f;
+// Merges the sums of the threads whose indices agree modulo kStride, in the order of a tree; the first kStride threads
+// receive the results. The number of threads is a power of two.
+template <int kStride, typename Real>
+__device__ __forceinline__ CentredSums<Real> merge_block(const CentredSums<Real>& sums) {
+  __shared__ CentredSums<Real> shared[kThreads];
+  __syncthreads();
+  shared[threadIdx.x] = sums;
+  for (int width = blockDim.x / 2; width >= kStride; width /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < width) {
+      shared[threadIdx.x] = merge(shared[threadIdx.x], shared[threadIdx.x + width]);
+    }
+  }
+  __syncthreads();
+  return shared[threadIdx.x % kStride];
+}
+
+class ThreadSums {
+ public:
+  __device__ __forceinline__ explicit ThreadSums(float first) : centre_(usable_centre(first)) {}
 
   __device__ __forceinline__ void include(float x) {
-    first = add(first, x);
-    second = fmaf(x, x, second);
+    const float difference = sub(x, centre_);
+    sum_ = add(sum_, difference);
+    squares_ = fmaf(difference, difference, squares_);
   }
+
+  // Of `count` values, relative to `shift`.
+  __device__ __forceinline__ CentredSums<float> result(int count, float shift) const {
+    if (count == 0) return {0.0f, 0.0f, 0.0f};
+    return unshifted(static_cast<float>(count), sub(centre_, shift), sum_, squares_);
+  }
+
+ private:
+  float centre_;
+  float sum_ = 0.0f;
+  float squares_ = 0.0f;
 };
 
 // Block (group, split) handles one part of one channel of one sample.
@@ -53,14 +89,17 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) run_moments_kernel(c
     const int64_t group = item / arguments.splits;
     const int64_t split = item - group * arguments.splits;
     const T* x = static_cast<const T*>(arguments.x) + group * arguments.positions;
-    SquareSums sums;
-    for (int64_t pack = split * blockDim.x + threadIdx.x; pack < packs; pack += arguments.splits * blockDim.x) {
+    const float shift = usable_centre(to_float(x[0]));
+    const int64_t first = split * blockDim.x + threadIdx.x;
+    ThreadSums sums(first < packs ? to_float(x[first * kCount]) : 0.0f);
+    int count = 0;
+    for (int64_t pack = first; pack < packs; pack += arguments.splits * blockDim.x, count += kCount) {
       const Pack<T, kCount> values = load_pack<kCount>(x + pack * kCount);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) sums.include(to_float(values.values[i]));
     }
-    const Sums total = add_block<1>({sums.first, sums.second});
-    if (threadIdx.x == 0) store_part(arguments, group, split, total);
+    const auto total = merge_block<1>(sums.result(count, shift));
+    if (threadIdx.x == 0) store_part(arguments, group, split, total, shift);
   }
 }
 
@@ -75,17 +114,22 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) column_moments_kerne
     const int64_t sample = part / arguments.splits;
     const int64_t split = part - sample * arguments.splits;
     const int64_t column = (item - part * tiles) * kColumns + threadIdx.x % kColumns;
-    SquareSums sums;
+    CentredSums<float> found = {0.0f, 0.0f, 0.0f};
+    float shift = 0.0f;
     if (column < channels) {
       const T* x = static_cast<const T*>(arguments.x) + sample * arguments.positions * channels + column;
+      shift = usable_centre(to_float(x[0]));
       const int64_t first = split * kRows + threadIdx.x / kColumns;
-      for (int64_t row = first; row < arguments.positions; row += arguments.splits * kRows) {
+      ThreadSums sums(first < arguments.positions ? to_float(x[first * channels]) : 0.0f);
+      int count = 0;
+      for (int64_t row = first; row < arguments.positions; row += arguments.splits * kRows, ++count) {
         sums.include(to_float(x[row * channels]));
       }
+      found = sums.result(count, shift);
     }
-    const Sums total = add_block<kColumns>({sums.first, sums.second});
+    const auto total = merge_block<kColumns>(found);
     if (threadIdx.x < kColumns && column < channels) {
-      store_part(arguments, sample * channels + column, split, total);
+      store_part(arguments, sample * channels + column, split, total, shift);
     }
   }
 }
@@ -93,21 +137,20 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) column_moments_kerne
 __global__ void __launch_bounds__(kThreads) finish_moments_kernel(const MomentsArguments arguments) {
   const int64_t groups = arguments.samples * arguments.channels;
   for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
-    Sums sums = {0.0, 0.0};
+    CentredSums<double> sums = {0.0, 0.0, 0.0};
     for (int64_t i = threadIdx.x; i < arguments.splits; i += blockDim.x) {
-      const Sums part = arguments.partials[group * arguments.splits + i];
-      sums.first += part.first;
-      sums.second += part.second;
+      sums = merge(sums, arguments.partials[group * arguments.splits + i]);
     }
-    sums = add_block<1>(sums);
-    if (threadIdx.x == 0) store_means(arguments, group, sums);
+    sums = merge_block<1>(sums);
+    if (threadIdx.x == 0) store_moments(arguments, group, sums);
   }
 }
 
 struct GradientArguments {
   const void* x;
+  const float* mean;
   const float* of_mean;
-  const float* of_square;
+  const float* of_variance;
   void* y;
   int64_t packs;
   int64_t channels;
@@ -133,16 +176,18 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) moments_gradient_ker
     }
     const Pack<T, kCount> x = load_pack<kCount>(static_cast<const T*>(arguments.x) + place);
     Pack<T, kCount> y;
+    float mean = 0.0f;
     float offset = 0.0f;
     float slope = 0.0f;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (kInnermost || i == 0) {
         const Index of = group + (kInnermost ? i : 0);
+        mean = arguments.mean[of];
         offset = arguments.of_mean == nullptr ? 0.0f : divide(arguments.of_mean[of], count);
-        slope = divide(mul(2.0f, arguments.of_square[of]), count);
+        slope = divide(mul(2.0f, arguments.of_variance[of]), count);
       }
-      y.values[i] = from_float<T>(fmaf(to_float(x.values[i]), slope, offset));
+      y.values[i] = from_float<T>(fmaf(sub(to_float(x.values[i]), mean), slope, offset));
     }
     store_pack<kCount>(static_cast<T*>(arguments.y) + place, y);
   }
@@ -181,9 +226,9 @@ int launch_moments(const ChannelMomentsParams& params, const MomentsArguments& a
 
 template <typename T, int kCount, bool kInnermost>
 int launch_gradient(const ChannelMomentsParams& params, void* stream) {
-  const GradientArguments arguments = {
-      params.x,        params.of_mean,  params.of_square, params.y, params.elements() / kCount,
-      params.channels, params.positions};
+  const GradientArguments arguments = {params.x,           params.mean,     params.of_mean,
+                                       params.of_variance, params.y,        params.elements() / kCount,
+                                       params.channels,    params.positions};
   const int64_t blocks = ceil_divide(arguments.packs, kThreads);
   if (params.elements() <= INT32_MAX) {
     return launch_striding(moments_gradient_kernel<T, kCount, kInnermost, uint32_t>, blocks, kThreads, 0, stream,
@@ -197,13 +242,13 @@ int launch_gradient(const ChannelMomentsParams& params, void* stream) {
 
 int64_t channel_moments_workspace_cuda(const ChannelMomentsParams& params) {
   const int64_t splits = splits_of(params);
-  return splits == 1 ? 0 : 2 * params.groups() * splits;
+  return splits == 1 ? 0 : 3 * params.groups() * splits;
 }
 
 int channel_moments_cuda(const ChannelMomentsParams& params, void* stream) {
   const int64_t splits = splits_of(params);
-  Sums* partials = splits == 1 ? nullptr : reinterpret_cast<Sums*>(params.workspace);
-  const MomentsArguments arguments = {params.x,       partials,        params.mean,      params.mean_square,
+  auto* partials = splits == 1 ? nullptr : reinterpret_cast<CentredSums<double>*>(params.workspace);
+  const MomentsArguments arguments = {params.x,       partials,        params.mean,      params.variance,
                                       params.samples, params.channels, params.positions, splits};
   const int error = with_element_type(
       params.dtype, [&](auto tag) { return launch_moments<typename decltype(tag)::Type>(params, arguments, stream); });

@@ -24,7 +24,19 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   C10_THROW_ERROR(NotImplementedError, std::string(name) + " can be differentiated once");
 }
 
-inline bool needs_node(const at::Tensor& input) { return at::GradMode::is_enabled() && input.requires_grad(); }
+// The kernels know no forward-mode derivatives; without this they would be zero. The public functions leave them to the
+// reference.
+[[noreturn]] inline void refuse_forward_mode() {
+  C10_THROW_ERROR(NotImplementedError,
+                  "this op of synq_fast has no forward-mode derivative in its kernels; call the function of the same "
+                  "name in synq_fast.ops, which then runs the reference, or use reverse mode");
+}
+
+// Whether the op must record a node for this input; raises where the input has a forward-mode tangent.
+inline bool needs_node(const at::Tensor& input) {
+  if (input._fw_grad(/*level=*/0).defined()) refuse_forward_mode();
+  return at::GradMode::is_enabled() && input.requires_grad();
+}
 
 inline bool needs_node(const std::optional<at::Tensor>& input) {
   return input && input->defined() && needs_node(*input);

@@ -38,7 +38,7 @@ inline MomentsInput check_moments_input(const char* op, const at::Tensor& x) {
   return input;
 }
 
-// An incoming gradient as contiguous float32, or undefined.
+// An incoming gradient, or the means, as contiguous float32, or undefined.
 inline at::Tensor check_moments_gradient(const char* op, const char* name, const std::optional<at::Tensor>& gradient,
                                          const MomentsInput& input) {
   if (!gradient || !gradient->defined()) return {};

@@ -1,4 +1,4 @@
-// Autograd of the channels' moments. x is saved; backward reads it once more.
+// Autograd of the channels' moments. x and the means are saved; backward reads x once more.
 #include <tuple>
 
 #include "ops/autograd.h"
@@ -18,10 +18,10 @@ Pair call_moments(const Tensor& x) {
   return op.call(x);
 }
 
-Tensor call_backward(const Optional& of_mean, const Optional& of_square, const Tensor& x) {
-  static const auto op =
-      find_op<Tensor(const Optional&, const Optional&, const Tensor&)>("synq_fast::channel_moments_backward");
-  return op.call(of_mean, of_square, x);
+Tensor call_backward(const Optional& of_mean, const Optional& of_variance, const Tensor& x, const Tensor& mean) {
+  static const auto op = find_op<Tensor(const Optional&, const Optional&, const Tensor&, const Tensor&)>(
+      "synq_fast::channel_moments_backward");
+  return op.call(of_mean, of_variance, x, mean);
 }
 
 Optional present(const Tensor& gradient) { return gradient.defined() ? Optional(gradient) : std::nullopt; }
@@ -30,21 +30,23 @@ struct Moments : torch::autograd::Function<Moments> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& x) {
-    const auto [mean, square] = call_moments(x);
+    const auto [mean, variance] = call_moments(x);
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({x});
-    return {mean, square};
+    ctx->save_for_backward({x, mean});
+    return {mean, variance};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
     if (!incoming[0].defined() && !incoming[1].defined()) return {Tensor()};
-    return {call_backward(present(incoming[0]), present(incoming[1]), ctx->get_saved_variables()[0])};
+    const auto saved = ctx->get_saved_variables();
+    return {call_backward(present(incoming[0]), present(incoming[1]), saved[0], saved[1].detach())};
   }
 };
 
 struct MomentsBackward : torch::autograd::Function<MomentsBackward> {
-  static Tensor forward(AutogradContext*, const Optional& of_mean, const Optional& of_square, const Tensor& x) {
+  static Tensor forward(AutogradContext*, const Optional& of_mean, const Optional& of_variance, const Tensor& x,
+                        const Tensor& mean) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_backward(of_mean, of_square, x);
+    return call_backward(of_mean, of_variance, x, mean);
   }
   static variable_list backward(AutogradContext*, const variable_list&) { refuse_second_derivative("channel_moments"); }
 };
@@ -55,12 +57,13 @@ Pair channel_moments(const Tensor& x) {
   return {results[0], results[1]};
 }
 
-Tensor channel_moments_backward(const Optional& of_mean, const Optional& of_square, const Tensor& x) {
-  if (needs_node(of_mean) || needs_node(of_square) || needs_node(x)) {
-    return MomentsBackward::apply(of_mean, of_square, x);
+Tensor channel_moments_backward(const Optional& of_mean, const Optional& of_variance, const Tensor& x,
+                                const Tensor& mean) {
+  if (needs_node(of_mean) || needs_node(of_variance) || needs_node(x)) {
+    return MomentsBackward::apply(of_mean, of_variance, x, mean);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_backward(of_mean, of_square, x);
+  return call_backward(of_mean, of_variance, x, mean);
 }
 
 }  // namespace

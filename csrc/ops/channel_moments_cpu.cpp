@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "centred_sums.h"
 #include "ops/channel_moments_arguments.h"
 #include "ops/parallel.h"
 
@@ -34,38 +35,46 @@ cpu::MomentsJob make_job(const MomentsInput& input) {
   return job;
 }
 
-// Sums of every channel of every sample, and of their squares.
+// Sums of every channel of every sample, and of its squared distances from the mean.
 struct Sums {
   std::vector<double> values;
-  std::vector<double> squares;
+  std::vector<double> deviations;
 };
 
 // Samples are cut into parts where they are few; the cuts depend on the sizes alone.
 void add_columns(const cpu::MomentsJob& job, const MomentsInput& input, Sums& sums) {
   constexpr int64_t kItems = 16;
+  constexpr int64_t kLeastPositions = 8;
   const int64_t channels = input.channels;
-  const int64_t size = input.positions * channels;
+  const int64_t positions = input.positions;
   const int64_t wanted = (kItems + input.samples - 1) / input.samples;
-  const int64_t parts = std::max<int64_t>(1, std::min(wanted, size / std::max(kGrain, 8 * channels)));
+  const int64_t useful = std::min(positions * channels / kGrain, positions / kLeastPositions);
+  const int64_t parts = std::max<int64_t>(1, std::min(wanted, useful));
+  const auto cut = [&](int64_t part) { return part * positions / parts; };
   std::vector<double> others(2 * (parts - 1) * input.groups());
   const auto of_part = [&](int64_t sample, int64_t part) {
     return others.data() + 2 * ((part - 1) * input.samples + sample) * channels;
   };
-  for_each_part(input.samples * parts, size / parts, [&](int64_t begin, int64_t end) {
+  for_each_part(input.samples * parts, positions * channels / parts, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t sample = item / parts;
       const int64_t part = item % parts;
       double* values = part == 0 ? sums.values.data() + sample * channels : of_part(sample, part);
-      double* squares = part == 0 ? sums.squares.data() + sample * channels : values + channels;
-      kernels().columns(job, sample, part * size / parts, (part + 1) * size / parts, values, squares);
+      double* deviations = part == 0 ? sums.deviations.data() + sample * channels : values + channels;
+      kernels().columns(job, sample, cut(part), cut(part + 1), values, deviations);
     }
   });
   for (int64_t part = 1; part < parts; ++part) {
     for (int64_t sample = 0; sample < input.samples; ++sample) {
       const double* added = of_part(sample, part);
+      const double before = static_cast<double>(cut(part));
+      const double count = static_cast<double>(cut(part + 1) - cut(part));
       for (int64_t c = 0; c < channels; ++c) {
-        sums.values[sample * channels + c] += added[c];
-        sums.squares[sample * channels + c] += added[channels + c];
+        double& sum = sums.values[sample * channels + c];
+        double& deviation = sums.deviations[sample * channels + c];
+        const auto merged = merge<double>({before, sum, deviation}, {count, added[c], added[channels + c]});
+        sum = merged.sum;
+        deviation = merged.deviation;
       }
     }
   }
@@ -75,7 +84,7 @@ std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x) {
   const MomentsInput input = check_moments_input("channel_moments", x);
   const auto options = input.x.options().dtype(at::kFloat).memory_format(std::nullopt);
   Tensor mean = at::empty({input.samples, input.channels}, options);
-  Tensor square = at::empty_like(mean);
+  Tensor variance = at::empty_like(mean);
   const int64_t groups = input.groups();
   Sums sums{std::vector<double>(groups), std::vector<double>(groups)};
   if (input.x.numel() > 0) {
@@ -84,29 +93,30 @@ std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x) {
       add_columns(job, input, sums);
     } else {
       for_each_part(groups, input.positions, [&](int64_t begin, int64_t end) {
-        kernels().runs(job, begin, end, sums.values.data(), sums.squares.data());
+        kernels().runs(job, begin, end, sums.values.data(), sums.deviations.data());
       });
     }
   }
   float* means = mean.mutable_data_ptr<float>();
-  float* squares = square.mutable_data_ptr<float>();
+  float* variances = variance.mutable_data_ptr<float>();
   const double count = static_cast<double>(input.positions);
   for (int64_t i = 0; i < groups; ++i) {
     means[i] = static_cast<float>(sums.values[i] / count);
-    squares[i] = static_cast<float>(sums.squares[i] / count);
+    variances[i] = static_cast<float>(sums.deviations[i] / count);
   }
-  return {mean, square};
+  return {mean, variance};
 }
 
-Tensor moments_backward_cpu(const Optional& of_mean, const Optional& of_square, const Tensor& x) {
+Tensor moments_backward_cpu(const Optional& of_mean, const Optional& of_variance, const Tensor& x, const Tensor& mean) {
   const char* op = "channel_moments_backward";
   const MomentsInput input = check_moments_input(op, x);
   const Tensor mean_gradient = check_moments_gradient(op, "of_mean", of_mean, input);
-  const Tensor square_gradient = check_moments_gradient(op, "of_square", of_square, input);
+  const Tensor variance_gradient = check_moments_gradient(op, "of_variance", of_variance, input);
+  const Tensor means = check_moments_gradient(op, "mean", mean, input);
   Tensor result = at::empty_like(x);
   if (x.numel() == 0) return result;
   // An infinite x times a slope of zero would be NaN.
-  if (!square_gradient.defined()) return spread_gradient(mean_gradient, input, result);
+  if (!variance_gradient.defined()) return spread_gradient(mean_gradient, input, result);
   std::vector<float> factors(2 * input.groups());
   float* offset = factors.data();
   float* slope = offset + input.groups();
@@ -117,8 +127,9 @@ Tensor moments_backward_cpu(const Optional& of_mean, const Optional& of_square, 
     for (int64_t i = 0; i < input.groups(); ++i) target[i] = source[i] * factor / count;
   };
   scaled(mean_gradient, 1.0f, offset);
-  scaled(square_gradient, 2.0f, slope);
+  scaled(variance_gradient, 2.0f, slope);
   cpu::MomentsJob job = make_job(input);
+  job.mean = means.const_data_ptr<float>();
   job.offset = offset;
   job.slope = slope;
   Tensor dense = input.x.strides() == result.strides() ? result : at::empty_like(input.x);

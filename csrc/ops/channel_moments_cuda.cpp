@@ -34,33 +34,37 @@ std::tuple<Tensor, Tensor> moments_cuda(const Tensor& x) {
   const MomentsInput input = check_moments_input("channel_moments", x);
   const auto options = input.x.options().dtype(at::kFloat).memory_format(std::nullopt);
   Tensor mean = at::empty({input.samples, input.channels}, options);
-  Tensor square = at::empty_like(mean);
+  Tensor variance = at::empty_like(mean);
   if (x.numel() == 0) {
     constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-    return {mean.fill_(kNan), square.fill_(kNan)};
+    return {mean.fill_(kNan), variance.fill_(kNan)};
   }
   ChannelMomentsParams params = make_params(input);
   params.mean = mean.mutable_data_ptr<float>();
-  params.mean_square = square.mutable_data_ptr<float>();
+  params.variance = variance.mutable_data_ptr<float>();
   const Tensor workspace = at::empty({channel_moments_workspace_cuda(params)}, options.dtype(at::kDouble));
   params.workspace = workspace.mutable_data_ptr<double>();
   launch(channel_moments_cuda, params);
-  return {mean, square};
+  return {mean, variance};
 }
 
-Tensor moments_backward_cuda(const Optional& of_mean, const Optional& of_square, const Tensor& x) {
+Tensor moments_backward_cuda(const Optional& of_mean, const Optional& of_variance, const Tensor& x,
+                             const Tensor& mean) {
   const char* op = "channel_moments_backward";
   const c10::cuda::CUDAGuard guard(x.device());
   const MomentsInput input = check_moments_input(op, x);
   const Tensor mean_gradient = check_moments_gradient(op, "of_mean", of_mean, input);
-  const Tensor square_gradient = check_moments_gradient(op, "of_square", of_square, input);
+  const Tensor variance_gradient = check_moments_gradient(op, "of_variance", of_variance, input);
+  const Tensor means = check_moments_gradient(op, "mean", mean, input);
   Tensor result = at::empty_like(x);
   if (x.numel() == 0) return result;
-  if (!square_gradient.defined()) return spread_gradient(mean_gradient, input, result);
+  if (!variance_gradient.defined()) return spread_gradient(mean_gradient, input, result);
   Tensor dense = input.x.strides() == result.strides() ? result : at::empty_like(input.x);
   ChannelMomentsParams params = make_params(input);
   if (mean_gradient.defined()) params.of_mean = mean_gradient.const_data_ptr<float>();
-  params.of_square = square_gradient.const_data_ptr<float>();
+  params.of_variance = variance_gradient.const_data_ptr<float>();
+  // Only read.
+  params.mean = const_cast<float*>(means.const_data_ptr<float>());
   params.y = dense.mutable_data_ptr();
   launch(channel_moments_backward_cuda, params);
   return dense.is_same(result) ? result : result.copy_(dense);

@@ -146,7 +146,7 @@ Tensor grad_cam_backward(const Tensor& gradient, const Tensor& weights, const Te
 // Without a gradient to come, the pass for it is left out.
 Triple cam_alignment_loss(const Tensor& activations, const Tensor& gradients, const Tensor& target_map, double clamp,
                           double eps, bool with_gradient) {
-  if (!with_gradient || !needs_node(activations)) {
+  if (!needs_node(activations) || !with_gradient) {
     return call_loss(activations, gradients, target_map, clamp, eps, with_gradient);
   }
   const variable_list result = CamAlignmentLoss::apply(activations, gradients, target_map, clamp, eps);

@@ -161,7 +161,9 @@ int32_t best_candidate(Search search) {
   std::vector<int32_t> candidates(params.candidates);
   std::iota(candidates.begin(), candidates.end(), 0);
   const int64_t bins = bins_for(search);
-  if (params.elements >= bins * kElementsPerBin && search.low < search.high) {
+  // Bins are found in float32, where a wider range overflows.
+  const bool countable = search.low < search.high && std::isfinite(search.high - search.low);
+  if (params.elements >= bins * kElementsPerBin && countable) {
     candidates = possible_winners(search, make_histogram(search, bins), candidates);
   }
   if (candidates.size() == 1) return candidates[0];

@@ -23,9 +23,9 @@ inline void set_grid(Model& model, int bits) {
 inline Model make_model(float minimum, float maximum, int bits) {
   Model model{};
   set_grid(model, bits);
-  float width = rounded(double(maximum) - double(minimum));
-  if (width < 1e-8f) width = 1e-8f;
-  model.scale = rounded(double(rounded(1.0 / double(width))) * (std::ldexp(1.0, bits) - 1.0));
+  float half = rounded(0.5 * double(maximum) - 0.5 * double(minimum));
+  if (half < 0.5e-8f) half = 0.5e-8f;
+  model.scale = rounded(double(rounded(1.0 / double(half))) * 0.5 * (std::ldexp(1.0, bits) - 1.0));
   model.zero_point = rounded(std::nearbyint(rounded(double(model.scale) * minimum)) + std::ldexp(1.0, bits - 1));
   return model;
 }

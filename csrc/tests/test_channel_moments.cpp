@@ -56,39 +56,80 @@ void for_each_input(const Body& body) {
 
 TEST(sums) {
   for_each_input([](const auto& kernels, const Sizes& sizes, bool innermost, DType dtype, const auto& x, Place place) {
-    const size_t groups = static_cast<size_t>(sizes.groups());
-    std::vector<double> expected(groups), squares(groups), sizes_of_sums(groups);
-    for (int64_t i = 0; i < sizes.count(); ++i) {
-      const size_t group = static_cast<size_t>(sizes.group(i, innermost));
-      const double value = to_float(x[i]);
-      expected[group] += value;
-      squares[group] += value * value;
-      sizes_of_sums[group] += std::abs(value) + value * value;
-    }
     const cpu::MomentsJob job = job_of(sizes, dtype, x.data());
-    Buffer<double> of_x(sizes.groups(), place), of_squares(sizes.groups(), place);
-    const int64_t length = innermost ? sizes.positions * sizes.channels : sizes.groups();
-    for (const Split& split : splits(length)) {
-      of_x.fill(0.0);
-      of_squares.fill(0.0);
-      for (const auto& [begin, end] : split) {
-        if (!innermost) {
-          kernels.runs(job, begin, end, of_x.data(), of_squares.data());
-          continue;
+    Buffer<double> sums(sizes.groups(), place), deviations(sizes.groups(), place);
+    // Sums over the positions [first, last) of every channel.
+    const auto check = [&](int64_t first, int64_t last) {
+      const size_t groups = static_cast<size_t>(sizes.groups());
+      const double count = static_cast<double>(last - first);
+      std::vector<double> expected(groups), squares(groups), magnitudes(groups);
+      const auto for_each_value = [&](const auto& body) {
+        for (int64_t i = 0; i < sizes.count(); ++i) {
+          const int64_t position = innermost ? i / sizes.channels % sizes.positions : i % sizes.positions;
+          if (position < first || position >= last) continue;
+          body(static_cast<size_t>(sizes.group(i, innermost)), static_cast<double>(to_float(x[i])));
         }
+      };
+      for_each_value([&](size_t group, double value) {
+        expected[group] += value;
+        magnitudes[group] += std::abs(value) + value * value;
+      });
+      for_each_value([&](size_t group, double value) {
+        const double distance = value - expected[group] / count;
+        squares[group] += distance * distance;
+      });
+      for (size_t i = 0; i < groups; ++i) {
+        // Differences and squares are rounded, and at most 32 terms are added up in float32.
+        const double allowed = 36 * 0x1p-24 * magnitudes[i];
+        CHECK(std::abs(sums[static_cast<int64_t>(i)] - expected[i]) <= allowed);
+        CHECK(std::abs(deviations[static_cast<int64_t>(i)] - squares[i]) <= allowed);
+      }
+    };
+    if (!innermost) {
+      for (const Split& split : splits(sizes.groups())) {
+        for (const auto& [begin, end] : split) kernels.runs(job, begin, end, sums.data(), deviations.data());
+        check(0, sizes.positions);
+      }
+      return;
+    }
+    for (const Split& split : splits(sizes.positions)) {
+      for (const auto& [begin, end] : split) {
+        if (begin == end) continue;
         for (int64_t sample = 0; sample < sizes.samples; ++sample) {
           const int64_t first = sample * sizes.channels;
-          kernels.columns(job, sample, begin, end, of_x.data() + first, of_squares.data() + first);
+          kernels.columns(job, sample, begin, end, sums.data() + first, deviations.data() + first);
         }
-      }
-      for (size_t i = 0; i < groups; ++i) {
-        // A square is rounded, and at most 32 terms are added up in float32.
-        const double allowed = 33 * 0x1p-24 * sizes_of_sums[i];
-        CHECK(std::abs(of_x[static_cast<int64_t>(i)] - expected[i]) <= allowed);
-        CHECK(std::abs(of_squares[static_cast<int64_t>(i)] - squares[i]) <= allowed);
+        check(begin, end);
       }
     }
   });
+}
+
+// Every float near 1e4 is a multiple of 2^-10, so distances of one step are exact.
+TEST(a_large_mean_costs_no_accuracy) {
+  constexpr int64_t kPositions = 20000;
+  constexpr int64_t kChannels = 3;
+  std::vector<float> values(kPositions * kChannels);
+  for (const bool innermost : {false, true}) {
+    for (int64_t i = 0; i < kPositions * kChannels; ++i) {
+      const int64_t position = innermost ? i / kChannels : i % kPositions;
+      values[static_cast<size_t>(i)] = 1e4f + (position % 2 == 0 ? 0x1p-10f : -0x1p-10f);
+    }
+    const cpu::MomentsJob job = job_of({1, kChannels, kPositions}, DType::kFloat32, values.data());
+    for (const auto& [isa, kernels] : SYNQ_TABLES(cpu::channel_moments_kernels)) {
+      WHERE(isa, innermost);
+      double sums[kChannels], deviations[kChannels];
+      if (innermost) {
+        kernels.columns(job, 0, 0, kPositions, sums, deviations);
+      } else {
+        kernels.runs(job, 0, kChannels, sums, deviations);
+      }
+      for (int64_t c = 0; c < kChannels; ++c) {
+        CHECK(std::abs(sums[c] / kPositions - 1e4) < 1e-9);
+        CHECK(std::abs(deviations[c] / kPositions / 0x1p-20 - 1) < 1e-6);
+      }
+    }
+  }
 }
 
 TEST(gradients) {
@@ -96,14 +137,17 @@ TEST(gradients) {
     using T = std::remove_const_t<std::remove_reference_t<decltype(x[0])>>;
     const Buffer<float> offset(random_values<float>(sizes.groups(), 2), place);
     const Buffer<float> slope(random_values<float>(sizes.groups(), 3), place);
+    const Buffer<float> mean(random_values<float>(sizes.groups(), 4), place);
     std::vector<T> expected;
     for (int64_t i = 0; i < sizes.count(); ++i) {
       const int64_t group = sizes.group(i, innermost);
-      const float product = to_float(x[i]) * slope[group];
+      const float distance = to_float(x[i]) - mean[group];
+      const float product = distance * slope[group];
       expected.push_back(from_float<T>(offset[group] + product));
     }
     check_splits(expected, place, [&](T* y, int64_t begin, int64_t end) {
       cpu::MomentsJob job = job_of(sizes, dtype, x.data());
+      job.mean = mean.data();
       job.offset = offset.data();
       job.slope = slope.data();
       job.y = y;

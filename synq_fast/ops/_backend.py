@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.autograd import forward_ad
 
 from synq_fast.errors import ArgumentError, SynqFastError
 from synq_fast.ops._native import CPU_REASON, CUDA_REASON
@@ -89,21 +90,22 @@ _AUTO = {(op, device): _fastest(op, device) for op in KERNELS for device in _PRE
 def select(op: str, device: torch.device) -> str:
     """Returns the backend that runs `op` on `device`: "reference", "cpu", "cuda" or "triton".
 
+    Inside a level of forward-mode differentiation that is the reference: the kernels know none.
+
     Raises:
         BackendUnavailableError: A backend was chosen that has no kernel for `op`, was not built or
             does not run on `device`.
     """
-    if _choice == "auto":
-        return _AUTO.get((op, device.type), "reference")
-    if _choice == "reference":
-        return "reference"
-    if (
-        _BUILT[_choice]
-        and device.type in _DEVICES[_choice]
-        and _choice in KERNELS.get(op, frozenset())
+    chosen = _choice
+    if chosen == "auto":
+        chosen = _AUTO.get((op, device.type), "reference")
+    elif chosen != "reference" and not (
+        _BUILT[chosen]
+        and device.type in _DEVICES[chosen]
+        and chosen in KERNELS.get(op, frozenset())
     ):
-        return _choice
-    raise BackendUnavailableError(_explain(_choice, op, device))
+        raise BackendUnavailableError(_explain(chosen, op, device))
+    return chosen if forward_ad._current_level < 0 else "reference"
 
 
 def _explain(name: str, op: str, device: torch.device) -> str:

@@ -7,6 +7,7 @@ import torch
 from synq_fast.reference._affine import range_shape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 def check_bits(bits: object) -> int:
@@ -83,7 +84,10 @@ def to_ranges(
     axis: int | None,
     groups: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns both bounds as float32 tensors on x's device, checked as far as is free."""
+    """Returns both bounds as float32 tensors on x's device, checked as far as is free.
+
+    Bounds in half types, such as the minimum of a half tensor, are exact in float32.
+    """
     if (
         isinstance(range_min, float | int)
         and isinstance(range_max, float | int)
@@ -101,15 +105,22 @@ def to_range(
 ) -> torch.Tensor:
     """Returns one bound, or another value per channel, as a checked float32 tensor."""
     if isinstance(value, torch.Tensor):
+        value = widened(value)
         check_range(name, value, x, axis, groups)
         return value
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise TypeError(
-            f"{name} must be a number or a float32 tensor, got {value!r} ({type(value).__name__})"
+            f"{name} must be a number or a float32 tensor, or one in a half type, got {value!r} "
+            f"({type(value).__name__})"
         )
     # Filled on the device: a copy from the host would synchronise it.
     shape = range_shape(x, axis, groups)
     return torch.full(shape, value, dtype=torch.float32, device=x.device)
+
+
+def widened(value: torch.Tensor) -> torch.Tensor:
+    """Returns a float16 or bfloat16 tensor in float32, which holds its values exactly."""
+    return value if value.dtype not in HALF_TYPES else value.float()
 
 
 def check_range(
@@ -165,13 +176,16 @@ def check_scale(scale: torch.Tensor) -> None:
 
 
 def check_per_channel(name: str, value: object, x: torch.Tensor) -> torch.Tensor:
-    """Raises unless `value` is a float32 factor for each channel of dimension 1; returns it."""
+    """Returns a factor for each channel of dimension 1 in float32; raises unless it is one."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a float32 tensor, got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a float32 tensor, or one in a half type, got {type(value).__name__}"
+        )
     if x.ndim < 2:
         raise ValueError(
             f"x must have a channel dimension 1 for {name}, got shape {tuple(x.shape)}"
         )
+    value = widened(value)
     check_range(name, value, x, 1)
     return value
 

@@ -14,12 +14,14 @@ import torch
 from synq_fast.ops import _backend
 from synq_fast.ops._definitions import OPS
 from synq_fast.ops._native import CPU_REASON, CUDA_REASON
-from synq_fast.ops._op import Op
+from synq_fast.ops._op import Op, refuse_forward_mode
 
 
 def _triton_kernel(name: str, op: Op) -> Callable[..., Any]:
     def launch(*arguments: Any) -> Any:
         kernels = importlib.import_module("synq_fast.kernels")
+        if op.backward is not None:
+            refuse_forward_mode(name)
         # The fake checks the arguments; the launchers expect them right.
         op.fake(*arguments)
         return getattr(kernels, name)(*arguments[: op.triton_arguments])
@@ -35,6 +37,17 @@ def _triton_needs_gpu(name: str) -> Callable[..., Any]:
         )
 
     return refuse
+
+
+def _reference(name: str, op: Op) -> Callable[..., Any]:
+    if op.backward is None:
+        return op.reference
+
+    def call(*arguments: Any) -> Any:
+        refuse_forward_mode(name)
+        return op.reference(*arguments)
+
+    return call
 
 
 def _define(library: torch.library.Library, name: str, op: Op) -> None:
@@ -55,7 +68,7 @@ def _define(library: torch.library.Library, name: str, op: Op) -> None:
     library.impl(f"{name}.triton", triton, "CUDA")
     cpu = triton if _backend.INTERPRETED else _triton_needs_gpu(name)
     library.impl(f"{name}.triton", cpu, "CPU")
-    library.impl(name, op.reference, "CompositeExplicitAutograd")
+    library.impl(name, _reference(name, op), "CompositeExplicitAutograd")
     if CUDA_REASON is not None and _backend.HAS_TRITON:
         library.impl(name, triton, "CUDA")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from synq_fast.reference._forward_mode import in_forward_mode
+
 
 @dataclass(frozen=True)
 class Op:
@@ -45,6 +47,18 @@ def once_only(name: str) -> NotImplementedError:
     NotImplementedError is what torch itself raises where a derivative is missing.
     """
     return NotImplementedError(f"{name} can be differentiated once")
+
+
+def refuse_forward_mode(name: str) -> None:
+    """Raises inside a level of forward-mode differentiation; csrc/ops/autograd.h does the same.
+
+    Below autograd tangents can no longer be seen, so this does not look for any.
+    """
+    if in_forward_mode():
+        raise NotImplementedError(
+            f"synq_fast::{name} has no forward-mode derivative; call the function of the same name "
+            "in synq_fast.ops, which then runs the reference, or use reverse mode"
+        )
 
 
 def differentiable_once(name: str) -> Callable[..., Any]:

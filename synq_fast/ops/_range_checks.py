@@ -41,7 +41,10 @@ def _check_part(name: str, part: object, dtype: torch.dtype) -> None:
     if not isinstance(part, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(part).__name__}")
     if part.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {part.dtype}")
+        raise TypeError(
+            f"{name} must be {dtype}, got {part.dtype}; it is changed in place and cannot be "
+            f"converted here: make it with dtype={dtype}"
+        )
     if part.numel() != 1:
         raise ValueError(f"{name} must have one element, got shape {shape_text(part)}")
 

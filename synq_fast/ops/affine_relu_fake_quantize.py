@@ -1,6 +1,7 @@
 """A folded BatchNorm, a residual, ReLU and fake quantization in one pass."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
@@ -15,6 +16,7 @@ from synq_fast.ops._checks import (
     check_upper,
     to_ranges,
 )
+from synq_fast.ops._overrides import overridden
 
 _default = torch.ops.synq_fast.affine_relu_fake_quantize.default
 _triton = torch.ops.synq_fast.affine_relu_fake_quantize.triton
@@ -40,9 +42,9 @@ def affine_relu_fake_quantize(
 
     Args:
         x: `(N, C, ...)`; float32, float16 or bfloat16.
-        weight: Factor of each channel, `(C,)`, float32, on x's device.
-        bias: Summand of each channel, `(C,)`, float32, on x's device.
-        range_min: Lower bound: a number, or a float32 tensor on x's device with one element. It
+        weight: Factor of each channel, `(C,)`, float32 or a half type, on x's device.
+        bias: Summand of each channel, like `weight`.
+        range_min: Lower bound, as in `fake_quantize`: a number, or a tensor with one element. It
             receives no gradient.
         range_max: Upper bound, like `range_min`.
         bits: Width of the codes, from 2 to 16.
@@ -70,12 +72,15 @@ def affine_relu_fake_quantize(
     Source: Batch Normalization (Ioffe and Szegedy, ICML 2015), inference with the statistics
     folded; the quantizer is that of `fake_quantize`.
     """
+    if has_torch_function_variadic(x, weight, bias, range_min, range_max, residual):
+        overriding: torch.Tensor = overridden(affine_relu_fake_quantize, locals())
+        return overriding
     check_bits(bits)
     clip = check_ste(ste)
     check_upper(upper)
     check_input(x, None)
-    check_per_channel("weight", weight, x)
-    check_per_channel("bias", bias, x)
+    weight = check_per_channel("weight", weight, x)
+    bias = check_per_channel("bias", bias, x)
     check_residual(residual, x)
     low, high = to_ranges(x, range_min, range_max, None)
     backend = select("affine_relu_fake_quantize", x.device)

@@ -1,9 +1,11 @@
 """The loss on batch-normalisation statistics."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_not_empty,
@@ -44,6 +46,9 @@ def bn_statistics_loss(
     Source: Yin et al., "Dreaming to Distill" (DeepInversion), CVPR 2020, eq. 4, with squared
     differences averaged over the channels.
     """
+    if has_torch_function_variadic(x, running_mean, running_var):
+        overriding: tuple[torch.Tensor, torch.Tensor] = overridden(bn_statistics_loss, locals())
+        return overriding
     check_layer(x, running_mean, running_var)
     backend = select("bn_statistics_loss", x.device)
     if backend == "reference" or torch.float64 in (x.dtype, running_mean.dtype, running_var.dtype):

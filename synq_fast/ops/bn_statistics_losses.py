@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from torch.overrides import has_torch_function
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import check_number
 from synq_fast.ops.bn_statistics_loss import check_layer
 from synq_fast.reference.bn_statistics_losses import bn_statistics_losses as _reference
@@ -45,6 +47,10 @@ def bn_statistics_losses(
     Source: Yin et al., "Dreaming to Distill" (DeepInversion), CVPR 2020, eq. 4; layer weights as in
     TexQ (NeurIPS 2023).
     """
+    lists = (inputs, running_means, running_vars)
+    if has_torch_function(lists) or any(map(has_torch_function, lists)):
+        overriding: torch.Tensor = overridden(bn_statistics_losses, locals())
+        return overriding
     if len(inputs) == 0:
         raise ValueError("inputs is empty: there is no layer to compare")
     lengths = {"running_means": running_means, "running_vars": running_vars, "weights": weights}

@@ -1,9 +1,11 @@
 """The loss that aligns a student's class activation map with a target."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._backend import select
 from synq_fast.ops._cam import check_cam_tensors, check_clamp, kernel_inputs, on_reference
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import (
     check_dims,
     check_float_tensor,
@@ -53,6 +55,9 @@ def cam_alignment_loss(
 
     Source: the alignment of class activation maps of SynQ (ICLR 2025).
     """
+    if has_torch_function_variadic(activations, gradients, target_map):
+        overriding: torch.Tensor = overridden(cam_alignment_loss, locals())
+        return overriding
     check_cam_tensors(activations, gradients, grid)
     check_float_tensor("target_map", target_map)
     check_dims("target_map", target_map, "B, 1, H, W")

@@ -1,9 +1,11 @@
 """The distillation losses on logits."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import (
     check_dims,
     check_float_tensor,
@@ -59,13 +61,19 @@ def distillation_loss(
 
     Raises:
         TypeError: A tensor or a number has another type than said above.
-        ValueError: The shapes or devices differ, there is no class, a label is out of bounds, or
-            `temperature` or `alpha` is.
+        ValueError: The shapes or devices differ, there is no class or only one, a label is out of
+            bounds, or `temperature` or `alpha` is. A binary model with one logit z has the two
+            logits [0, z].
         BackendUnavailableError: The backend asked for has no kernel for this op.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; the selection by
     difficulty is that of SynQ (ICLR 2025).
     """
+    if has_torch_function_variadic(student_logits, teacher_logits, labels):
+        overriding: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = overridden(
+            distillation_loss, locals()
+        )
+        return overriding
     check_float_tensor("student_logits", student_logits)
     check_float_tensor("teacher_logits", teacher_logits)
     check_dims("student_logits", student_logits, "B, C")
@@ -73,6 +81,12 @@ def distillation_loss(
     check_same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
     if student_logits.shape[1] == 0:
         raise ValueError(f"student_logits has no class, its shape is {shape_text(student_logits)}")
+    if student_logits.shape[1] == 1:
+        raise ValueError(
+            f"student_logits has one class, its shape is {shape_text(student_logits)}: the softmax "
+            "of one logit is always 1, so both losses would be zero; for a model with one logit z "
+            "give two, torch.cat([torch.zeros_like(z), z], 1), of student and teacher"
+        )
     _check_labels(labels, student_logits)
     check_number("temperature", temperature, above=0)
     check_number("alpha", alpha, least=0)

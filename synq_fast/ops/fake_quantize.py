@@ -1,11 +1,13 @@
 """Fake quantization over a given range."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._checks import check_bits, check_input, check_order, check_ste, to_ranges
+from synq_fast.ops._overrides import overridden
 
 _default = torch.ops.synq_fast.fake_quantize.default
 _triton = torch.ops.synq_fast.fake_quantize.triton
@@ -30,15 +32,18 @@ def fake_quantize(
         q = clamp(round(s * x - z), -2^(bits - 1), 2^(bits - 1) - 1)
         y = (q + z) / s
 
-    Every backend gives the same bits. NaN in `x` or in its range gives NaN; an infinity is clamped;
-    an empty tensor gives an empty one. Contiguous, channels_last and other dense layouts are read
-    as they lie and kept. Under autocast the op runs in the type of `x`.
+    The width is halved before it is taken, so a range may span more than the largest float32; only
+    a level beyond that number itself is infinite. Every backend gives the same bits. NaN in `x` or
+    in its range gives NaN; an infinity is clamped; an empty tensor gives an empty one. Contiguous,
+    channels_last and other dense layouts are read as they lie and kept. Under autocast the op runs
+    in the type of `x`.
 
     Args:
         x: Any shape; float32, float16 or bfloat16.
-        range_min: Lower bound: a number, or a float32 tensor on x's device with one element, or
-            `(C,)` with `axis`, where C is the size of that dimension, or `(groups,)`. It receives
-            no gradient.
+        range_min: Lower bound: a number, or a float32, float16 or bfloat16 tensor on x's device
+            with one element, or `(C,)` with `axis`, where C is the size of that dimension, or
+            `(groups,)`. It receives no gradient. The grid is computed in float32 from it; a float64
+            tensor is refused, for its rounding is the caller's to choose.
         range_max: Upper bound, like `range_min`.
         bits: Width k of the codes, from 2 to 16.
         axis: The dimension that has one range per index; None for one range in all.
@@ -62,6 +67,9 @@ def fake_quantize(
     Source: the quantizer of ZeroQ (CVPR 2020) and GDFQ (ECCV 2020), as used by SynQ (ICLR 2025);
     straight-through estimator: Bengio et al., arXiv 1308.3432.
     """
+    if has_torch_function_variadic(x, range_min, range_max):
+        overriding: torch.Tensor = overridden(fake_quantize, locals())
+        return overriding
     check_bits(bits)
     clip = check_ste(ste)
     check_input(x, axis, groups)

@@ -1,11 +1,13 @@
 """Fake quantization over the tensor's own range."""
 
 import torch
+from torch.overrides import has_torch_function_unary
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._checks import check_bits, check_flag, check_input, check_ste
+from synq_fast.ops._overrides import overridden
 
 _default = torch.ops.synq_fast.fake_quantize_dynamic.default
 _triton = torch.ops.synq_fast.fake_quantize_dynamic.triton
@@ -57,6 +59,11 @@ def fake_quantize_dynamic(
     Source: the weight quantizer of ZeroQ (CVPR 2020) and GDFQ (ECCV 2020), used by SynQ (ICLR
     2025).
     """
+    if has_torch_function_unary(x):
+        overriding: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = overridden(
+            fake_quantize_dynamic, locals()
+        )
+        return overriding
     check_bits(bits)
     clip = check_ste(ste)
     check_flag("symmetric", symmetric)

@@ -1,11 +1,13 @@
 """Fake quantization over a learned grid."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._checks import check_bits, check_input, check_scale, to_range
+from synq_fast.ops._overrides import overridden
 
 _default = torch.ops.synq_fast.fake_quantize_learned.default
 _triton = torch.ops.synq_fast.fake_quantize_learned.triton
@@ -43,8 +45,9 @@ def fake_quantize_learned(
 
     Args:
         x: Any shape; float32, float16 or bfloat16.
-        scale: Steps per unit of `x`, positive: a number, or a float32 tensor on x's device with one
-            element, or `(C,)` with `axis`, where C is the size of that dimension.
+        scale: Steps per unit of `x`, positive: a number, or a tensor on x's device with one
+            element, or `(C,)` with `axis`, where C is the size of that dimension; float32, or a
+            half type, whose gradient is rounded to it.
         zero_point: The code that stands for zero, with its sign turned; may be fractional. Like
             `scale`.
         bits: Width k of the codes, from 2 to 16.
@@ -66,6 +69,9 @@ def fake_quantize_learned(
     Source: Learned Step Size Quantization (Esser et al., ICLR 2020, equation 3); LSQ+ (Bhalgat et
     al., CVPR Workshops 2020), with the offset inside the rounding.
     """
+    if has_torch_function_variadic(x, scale, zero_point):
+        overriding: torch.Tensor = overridden(fake_quantize_learned, locals())
+        return overriding
     check_bits(bits)
     check_input(x, axis)
     scale = to_range("scale", scale, x, axis)

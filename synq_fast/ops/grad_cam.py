@@ -1,8 +1,10 @@
 """Grad-CAM from given activations and gradients."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._cam import check_cam_tensors, check_clamp, compute_map, on_reference
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import check_number, check_size
 from synq_fast.reference.grad_cam import grad_cam as _reference
 
@@ -51,6 +53,9 @@ def grad_cam(
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017, eq. 1-2, which has no clamp; the
     default is that of SynQ (ICLR 2025).
     """
+    if has_torch_function_variadic(activations, gradients):
+        overriding: torch.Tensor = overridden(grad_cam, locals())
+        return overriding
     check_cam_tensors(activations, gradients, grid)
     size = check_size(size)
     least = check_clamp(clamp)

@@ -1,8 +1,10 @@
 """Grad-CAM++ from given activations, gradients and scores."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_number,
@@ -58,6 +60,9 @@ def grad_cam_plus_plus(
     Source: Chattopadhay et al., "Grad-CAM++", WACV 2018, eq. 19; the rule for zero is that of the
     authors' code. The published SynQ code has `sum(A * g^3) + eps` in the denominator instead.
     """
+    if has_torch_function_variadic(activations, gradients, score):
+        overriding: torch.Tensor = overridden(grad_cam_plus_plus, locals())
+        return overriding
     check_cam_tensors(activations, gradients, grid)
     check_float_tensor("score", score)
     check_shape("score", score, activations.shape[:1], "(B,)")

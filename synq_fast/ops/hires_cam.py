@@ -1,8 +1,10 @@
 """HiResCAM from given activations and gradients."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import check_number, check_size
 from synq_fast.reference.hires_cam import hires_cam as _reference
 
@@ -43,6 +45,9 @@ def hires_cam(
     Source: Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of
     convolutional neural networks", arXiv 2011.08891, eq. 4; the ReLU is that of Grad-CAM.
     """
+    if has_torch_function_variadic(activations, gradients):
+        overriding: torch.Tensor = overridden(hires_cam, locals())
+        return overriding
     check_cam_tensors(activations, gradients, grid)
     size = check_size(size)
     check_number("eps", eps, least=0)

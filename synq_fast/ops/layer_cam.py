@@ -1,8 +1,10 @@
 """LayerCAM from given activations and gradients."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._cam import check_cam_tensors, check_clamp, compute_map, on_reference
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import check_number, check_size
 from synq_fast.reference.layer_cam import layer_cam as _reference
 
@@ -47,6 +49,9 @@ def layer_cam(
     Source: Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for
     Localization", IEEE TIP 2021, eq. 6-8.
     """
+    if has_torch_function_variadic(activations, gradients):
+        overriding: torch.Tensor = overridden(layer_cam, locals())
+        return overriding
     check_cam_tensors(activations, gradients, grid)
     size = check_size(size)
     least = check_clamp(clamp)

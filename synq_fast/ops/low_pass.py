@@ -1,10 +1,12 @@
 """Low-pass filters in the frequency domain."""
 
 import torch
+from torch.overrides import has_torch_function_unary
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._definitions.low_pass import KINDS
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_integer,
@@ -61,6 +63,9 @@ def low_pass(
 
     Source: Gonzalez and Woods, "Digital Image Processing", chapter 4; used by SynQ (ICLR 2025).
     """
+    if has_torch_function_unary(x):
+        overriding: torch.Tensor = overridden(low_pass, locals())
+        return overriding
     check_float_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (..., H, W), got {shape_text(x)}")

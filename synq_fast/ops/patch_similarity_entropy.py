@@ -1,11 +1,13 @@
 """The entropy of the similarities between an image's patch tokens."""
 
 import torch
+from torch.overrides import has_torch_function_unary
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._checks import DTYPES
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._patch_tokens import check_density, check_tokens
 
 _default = torch.ops.synq_fast.patch_similarity_entropy.default
@@ -57,6 +59,9 @@ def patch_similarity_entropy(
     Source: Li et al., "Patch Similarity Aware Data-Free Quantization for Vision Transformers"
     (PSAQ-ViT), ECCV 2022, patch similarity metric; numbers as in its published code.
     """
+    if has_torch_function_unary(tokens):
+        overriding: torch.Tensor = overridden(patch_similarity_entropy, locals())
+        return overriding
     check_tokens(tokens)
     check_density(points, bandwidth, eps)
     backend = select("patch_similarity_entropy", tokens.device)

@@ -1,11 +1,13 @@
 """Integer codes of the affine quantizer."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
 from synq_fast.ops._checks import check_bits, check_input, check_order, to_ranges
+from synq_fast.ops._overrides import overridden
 
 _default = torch.ops.synq_fast.quantize_codes.default
 _triton = torch.ops.synq_fast.quantize_codes.triton
@@ -26,7 +28,7 @@ def quantize_codes(
 
     Args:
         x: Any shape; float32, float16 or bfloat16.
-        range_min: Lower bound: a number, or a float32 tensor on x's device with one element, or
+        range_min: Lower bound, as in `fake_quantize`: a number, or a tensor with one element, or
             `(C,)` with `axis`, or `(groups,)`.
         range_max: Upper bound, like `range_min`.
         bits: Width of the codes, from 2 to 16.
@@ -49,6 +51,11 @@ def quantize_codes(
 
     Source: the quantizer of ZeroQ (CVPR 2020) and GDFQ (ECCV 2020), used by SynQ (ICLR 2025).
     """
+    if has_torch_function_variadic(x, range_min, range_max):
+        overriding: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = overridden(
+            quantize_codes, locals()
+        )
+        return overriding
     check_bits(bits)
     check_input(x, axis, groups)
     low, high = to_ranges(x, range_min, range_max, axis, groups)

@@ -1,6 +1,7 @@
 """ReLU and fake quantization in one pass."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast import reference
 from synq_fast.ops import _library as _library
@@ -13,6 +14,7 @@ from synq_fast.ops._checks import (
     check_upper,
     to_ranges,
 )
+from synq_fast.ops._overrides import overridden
 
 _default = torch.ops.synq_fast.relu_fake_quantize.default
 _triton = torch.ops.synq_fast.relu_fake_quantize.triton
@@ -34,7 +36,7 @@ def relu_fake_quantize(
 
     Args:
         x: Any shape; float32, float16 or bfloat16.
-        range_min: Lower bound: a number, or a float32 tensor on x's device with one element, or
+        range_min: Lower bound, as in `fake_quantize`: a number, or a tensor with one element, or
             `(C,)` with `axis`. It receives no gradient.
         range_max: Upper bound, like `range_min`.
         bits: Width of the codes, from 2 to 16.
@@ -57,6 +59,9 @@ def relu_fake_quantize(
     Source: the activation quantizers of SynQ (ICLR 2025) sit behind each ReLU; ReLU6: MobileNetV2
     (Sandler et al., CVPR 2018).
     """
+    if has_torch_function_variadic(x, range_min, range_max):
+        overriding: torch.Tensor = overridden(relu_fake_quantize, locals())
+        return overriding
     check_bits(bits)
     clip = check_ste(ste)
     check_upper(upper)

@@ -1,9 +1,11 @@
 """The search for the range with the least quantization error."""
 
 import torch
+from torch.overrides import has_torch_function_unary
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._range_checks import MAX_KERNEL_NORM, check_search
 from synq_fast.ops._tensor_checks import check_float_tensor
 from synq_fast.reference.search_range import search_range as _reference
@@ -48,6 +50,9 @@ def search_range(
 
     Source: the range search of BRECQ (Li et al., ICLR 2021), with the error norm 2.4 of its code.
     """
+    if has_torch_function_unary(x):
+        overriding: tuple[torch.Tensor, torch.Tensor] = overridden(search_range, locals())
+        return overriding
     check_float_tensor("x", x)
     check_search(x, bits, candidates, norm)
     backend = select("search_range", x.device)

@@ -1,9 +1,11 @@
 """The bias-corrected moving average of a tensor's range."""
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops import _library as _library
 from synq_fast.ops._backend import select
+from synq_fast.ops._overrides import overridden
 from synq_fast.ops._range_checks import check_range_state, check_state
 from synq_fast.ops._tensor_checks import check_float_tensor
 from synq_fast.reference.update_range import read_range as _reference_read
@@ -45,6 +47,9 @@ def update_range(
 
     Source: the moving average with bias correction of Kingma and Ba, "Adam", ICLR 2015, section 3.
     """
+    if has_torch_function_variadic(x, state_min, state_max, step):
+        overridden(update_range, locals())
+        return
     check_float_tensor("x", x)
     check_range_state(x, state_min, state_max, step, beta)
     backend = select("update_range", x.device)
@@ -79,5 +84,8 @@ def read_range(
         ValueError: A state has more than one element, `beta` is outside [0, 1) or the devices
             differ.
     """
+    if has_torch_function_variadic(state_min, state_max, step):
+        overriding: tuple[torch.Tensor, torch.Tensor] = overridden(read_range, locals())
+        return overriding
     check_state(state_min, state_max, step, beta)
     return _reference_read(state_min, state_max, step, beta)

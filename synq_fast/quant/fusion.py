@@ -158,11 +158,11 @@ class ChannelEnergy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies of a convolution's output (B, C, H, W), float32."""
-        mean, square = ops.channel_moments(x)
+        mean, variance = ops.channel_moments(x)
         if self.norm is None:
-            return square
+            return variance + mean.square()
         weight, bias = self.norm.value()
-        energy: Tensor = weight.square() * square + 2 * weight * bias * mean + bias.square()
+        energy: Tensor = weight.square() * variance + torch.addcmul(bias, weight, mean).square()
         return energy
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from synq_fast.reference._forward_mode import in_forward_mode
+
 MINIMUM_WIDTH = 1e-8
 
 
@@ -42,10 +44,11 @@ def scale_and_zero_point(
     """Returns the scale (steps per unit) and the zero point (an integer held in float32).
 
     The scale is a reciprocal times `2^bits - 1`: one rounding away from a plain division, and what
-    PyTorch computes for `int / tensor`.
+    PyTorch computes for `int / tensor`. Both are of half the width, whose bits are the same,
+    because the whole one overflows where a range spans more than the largest float32.
     """
-    width = (range_max - range_min).clamp(min=MINIMUM_WIDTH)
-    scale = width.reciprocal() * (2**bits - 1)
+    half = (range_max * 0.5 - range_min * 0.5).clamp(min=MINIMUM_WIDTH / 2)
+    scale = half.reciprocal() * ((2**bits - 1) / 2)
     return scale, torch.round(scale * range_min) + 2 ** (bits - 1)
 
 
@@ -92,15 +95,21 @@ def clipped(
 
 
 class StraightThrough(torch.autograd.Function):
-    """Takes the value of `y` and the gradient of `x`, with zeros where `blocked` is true."""
+    """Takes the value of `y` and the derivative of `x`, with zeros where `blocked` is true."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor, blocked: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Returns `y`."""
-        ctx.save_for_backward(*(() if blocked is None else (blocked,)))
-        return y.view_as(y)
+    def forward(x: torch.Tensor, y: torch.Tensor, blocked: torch.Tensor | None) -> torch.Tensor:
+        """Returns `y`; a view of it could not have the tangent of `x`."""
+        return y.clone() if in_forward_mode() else y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Saves the mask, if one was given."""
+        saved = () if inputs[2] is None else (inputs[2],)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -109,6 +118,14 @@ class StraightThrough(torch.autograd.Function):
         for blocked in ctx.saved_tensors:
             gradient = gradient.masked_fill(blocked, 0.0)
         return gradient, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
+        """Returns the tangent of `x`, masked if a mask was given."""
+        tangent = tangents[0]
+        for blocked in ctx.saved_tensors:
+            tangent = tangent.masked_fill(blocked, 0.0)
+        return tangent.view_as(tangent)
 
 
 def fake_quantize_with(

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from synq_fast.reference._forward_mode import constant
 from synq_fast.reference._precision import to_compute
 
 # Below this fraction of its peak, the spread of a map is the rounding noise of the interpolation.
@@ -21,7 +22,7 @@ def prepare(
     """Returns both as `(B, C, h, w)` in the type of computation, the gradients as constants."""
     return (
         to_compute(as_images(activations, grid)),
-        to_compute(as_images(gradients, grid).detach()),
+        to_compute(constant(as_images(gradients, grid))),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from synq_fast.reference._forward_mode import constant, in_forward_mode
 from synq_fast.reference._precision import to_compute
 
 
@@ -34,6 +35,10 @@ class _MeanAndVariance(torch.autograd.Function):
 
 def mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns mean and biased variance of each channel, `(C,)`."""
+    if in_forward_mode():
+        dims = [d for d in range(x.ndim) if d != 1]
+        mean = x.mean(dims, keepdim=True)
+        return mean.flatten(), (x - mean).square().mean(dims)
     mean, var = _MeanAndVariance.apply(x)
     return mean, var
 
@@ -43,6 +48,6 @@ def bn_statistics_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `(mean_loss, var_loss)` of one layer; see `synq_fast.ops.bn_statistics_loss`."""
     mean, var = mean_and_variance(to_compute(x))
-    mean_loss = (mean - to_compute(running_mean.detach())).square().mean()
-    var_loss = (var - to_compute(running_var.detach())).square().mean()
+    mean_loss = (mean - to_compute(constant(running_mean))).square().mean()
+    var_loss = (var - to_compute(constant(running_var))).square().mean()
     return mean_loss, var_loss

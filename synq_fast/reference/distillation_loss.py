@@ -2,6 +2,7 @@
 
 import torch
 
+from synq_fast.reference._forward_mode import constant
 from synq_fast.reference._precision import to_compute
 
 
@@ -22,7 +23,7 @@ def distillation_loss(
     kl = divergence.sum() * (alpha * temperature**2 / batch)
 
     column = labels[:, None]
-    difficulty = 1 - teacher.detach().softmax(1).gather(1, column)[:, 0]
+    difficulty = 1 - constant(teacher).softmax(1).gather(1, column)[:, 0]
     cross_entropy = -student.log_softmax(1).gather(1, column)[:, 0]
     # A choice, not a product: an infinite loss of a hard sample times zero would be NaN.
     easy = difficulty < difficulty_threshold

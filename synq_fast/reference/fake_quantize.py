@@ -3,6 +3,7 @@
 import torch
 
 from synq_fast.reference._affine import as_range, fake_quantize_with
+from synq_fast.reference._forward_mode import constant
 
 
 def fake_quantize(
@@ -16,5 +17,5 @@ def fake_quantize(
     ste: str = "identity",
 ) -> torch.Tensor:
     """Rounds `x` to the `2^bits` levels of an affine grid; see `synq_fast.ops.fake_quantize`."""
-    low, high = (as_range(bound, x, axis, groups).detach() for bound in (range_min, range_max))
+    low, high = (constant(as_range(bound, x, axis, groups)) for bound in (range_min, range_max))
     return fake_quantize_with(x, low, high, bits, axis, ste)

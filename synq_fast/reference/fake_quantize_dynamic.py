@@ -5,6 +5,7 @@ import math
 import torch
 
 from synq_fast.reference._affine import fake_quantize_with, range_shape, symmetric_range
+from synq_fast.reference._forward_mode import constant
 
 
 def find_range(
@@ -32,7 +33,7 @@ def fake_quantize_dynamic(
     ste: str = "identity",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fake quantization from minimum to maximum; see `synq_fast.ops.fake_quantize_dynamic`."""
-    range_min, range_max = find_range(x.detach(), axis, groups)
+    range_min, range_max = find_range(constant(x), axis, groups)
     if symmetric:
         range_min, range_max = symmetric_range(range_min, range_max)
     y = fake_quantize_with(x, range_min, range_max, bits, axis, ste)

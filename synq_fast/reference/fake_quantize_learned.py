@@ -39,9 +39,10 @@ def learned_gradients(
 class LearnedGrid(torch.autograd.Function):
     """The value and the straight-through gradients, for parameters that broadcast over `x`."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: torch.Tensor,
         scale: torch.Tensor,
         zero_point: torch.Tensor,
@@ -49,11 +50,16 @@ class LearnedGrid(torch.autograd.Function):
         gradient_scale: float,
     ) -> torch.Tensor:
         """Returns the quantized values in float32."""
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.bits, ctx.gradient_scale = bits, gradient_scale
         offset = whole(zero_point)
         codes = clamp_codes(unclamped_codes(x, scale, offset), bits)
         return (codes + offset) / scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Saves what the derivatives need."""
+        *tensors, ctx.bits, ctx.gradient_scale = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(
@@ -65,6 +71,22 @@ class LearnedGrid(torch.autograd.Function):
             gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale
         )
         return *results, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
+        """Returns the tangent of the result: what `learned_gradients` is the adjoint of."""
+        x, scale, zero_point = ctx.saved_tensors
+        of_x, of_scale, of_zero = tangents[:3]
+        offset = whole(zero_point)
+        codes = unclamped_codes(x, scale, offset)
+        clamped = clamp_codes(codes, ctx.bits)
+        y = (clamped + offset) / scale
+        clipped = outside(codes, clamped)
+        by_scale = torch.where(clipped, -y, x.float() - y) * of_scale
+        by_zero = clipped.float() * of_zero
+        parameters = (by_scale + by_zero) / scale * ctx.gradient_scale
+        tangent: torch.Tensor = parameters + of_x.float().masked_fill(clipped, 0.0)
+        return tangent
 
 
 def fake_quantize_learned(

@@ -3,6 +3,7 @@
 import torch
 
 from synq_fast.reference._cam import prepare, weighted_map
+from synq_fast.reference._forward_mode import constant
 from synq_fast.reference._precision import to_compute
 
 
@@ -17,7 +18,7 @@ def grad_cam_plus_plus(
 ) -> torch.Tensor:
     """Returns the normalised Grad-CAM++ map; see `synq_fast.ops.grad_cam_plus_plus`."""
     activations, gradients = prepare(activations, gradients, grid)
-    weights = plus_plus_weights(activations.detach(), gradients, to_compute(score.detach()), eps)
+    weights = plus_plus_weights(constant(activations), gradients, to_compute(constant(score)), eps)
     return weighted_map(activations, weights, size, 0.0)
 
 

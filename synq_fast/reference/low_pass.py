@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from synq_fast.reference._filter_mask import cached_mask
+from synq_fast.reference._forward_mode import in_forward_mode
 from synq_fast.reference._precision import to_compute
 
 
@@ -12,13 +13,19 @@ def low_pass(
     x: torch.Tensor, cutoff: float, *, kind: str = "gaussian", order: int = 2
 ) -> torch.Tensor:
     """Returns `x` with its high spatial frequencies damped; see `synq_fast.ops.low_pass`."""
+    if in_forward_mode():
+        return _filtered(x, float(cutoff), kind, order)
     filtered: torch.Tensor = _low_pass(x, float(cutoff), kind, order)
     return filtered
 
 
-# Opaque to the compiler: it would rebuild the mask in every call of its graph.
+# Opaque to the compiler, which would rebuild the mask in every call of its graph.
 @torch.library.custom_op("synq_fast_reference::low_pass", mutates_args=())
 def _low_pass(x: torch.Tensor, cutoff: float, kind: str, order: int) -> torch.Tensor:
+    return _filtered(x, cutoff, kind, order)
+
+
+def _filtered(x: torch.Tensor, cutoff: float, kind: str, order: int) -> torch.Tensor:
     if x.numel() == 0:
         return x.new_empty(x.shape)
     # Two multiplications by circulant matrices give the same Gaussian. Measured on two cores

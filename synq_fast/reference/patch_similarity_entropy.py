@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from synq_fast.reference._forward_mode import constant_extrema
 from synq_fast.reference._precision import to_compute
 
 # As in torch.nn.functional.cosine_similarity: shorter tokens are divided by this, not their norm.
@@ -20,7 +21,7 @@ def patch_similarity_entropy(
         similarity = unit @ unit.mT
         if tokens.shape[0] == 0:
             return similarity.sum((1, 2))
-        low, high = similarity.detach().aminmax()
+        low, high = constant_extrema(similarity)
         steps = torch.linspace(0, 1, points, dtype=tokens.dtype, device=tokens.device)
         grid = low + (high - low) * steps
         deviation = (similarity.flatten(1).unsqueeze(1) - grid.unsqueeze(1)) / bandwidth

@@ -9,6 +9,7 @@ from synq_fast.reference._affine import (
     scale_and_zero_point,
     unclamped_codes,
 )
+from synq_fast.reference._forward_mode import constant
 
 
 @torch.no_grad()
@@ -22,7 +23,8 @@ def quantize_codes(
     groups: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns `(codes, scale, zero_point)`; see `synq_fast.ops.quantize_codes`."""
-    low, high = (as_range(bound, x, axis, groups) for bound in (range_min, range_max))
+    x = constant(x)
+    low, high = (constant(as_range(bound, x, axis, groups)) for bound in (range_min, range_max))
     scale, zero_point = scale_and_zero_point(low, high, bits)
     codes = unclamped_codes(x, along_axis(scale, x, axis), along_axis(zero_point, x, axis))
     codes = clamp_codes(codes, bits).nan_to_num(nan=0.0)

@@ -2,6 +2,7 @@
 
 import torch
 
+from synq_fast.reference._forward_mode import constant, constant_extrema
 from synq_fast.reference.fake_quantize import fake_quantize
 
 
@@ -14,8 +15,8 @@ def candidate_scores(
     Candidate `i` scales both ends of the range of `x` by `1 - 0.01 i`. Scores are float32: errors
     above 1e16 overflow at a norm of 2.4, which the kernels avoid.
     """
-    x = x.float()
-    x_min, x_max = torch.aminmax(x)
+    x = constant(x).float()
+    x_min, x_max = constant_extrema(x)
     scores = []
     for i in range(candidates):
         shrink = 1 - 0.01 * i
@@ -31,7 +32,7 @@ def search_range(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the candidate range of least error; see `synq_fast.ops.search_range`."""
     scores = candidate_scores(x, bits, candidates=candidates, norm=norm)
-    x_min, x_max = torch.aminmax(x.float())
+    x_min, x_max = constant_extrema(x.float())
     # The index stays on the device; float64 gives the very factor that the score was taken with.
     shrink = (1 - 0.01 * scores.argmin().double()).float()
     return x_min * shrink, x_max * shrink

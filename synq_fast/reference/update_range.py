@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from synq_fast.reference._forward_mode import constant, constant_extrema
+
 
 @torch.no_grad()
 def update_range(
@@ -14,7 +16,7 @@ def update_range(
     beta: float = 0.9,
 ) -> None:
     """Folds the extrema of `x` into the state in place; see `synq_fast.ops.update_range`."""
-    batch_min, batch_max = torch.aminmax(x)
+    batch_min, batch_max = constant_extrema(x)
     for state, value in ((state_min, batch_min), (state_max, batch_max)):
         # Not add(alpha=...): it may fuse product and sum into one rounding.
         state.mul_(beta).add_(value.to(state.dtype).mul(1 - beta))
@@ -32,4 +34,4 @@ def read_range(
     log_beta = math.log(beta) if beta > 0 else -math.inf
     # 1 - beta^step, without the cancellation that float32 has there for beta near 1.
     correction = -torch.expm1(step.to(state_min.dtype) * log_beta)
-    return state_min / correction, state_max / correction
+    return constant(state_min) / correction, constant(state_max) / correction

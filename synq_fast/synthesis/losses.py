@@ -77,7 +77,15 @@ def focal_class_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
         logits: (B, classes).
         labels: (B,) int64.
         gamma: focus on what the teacher finds hard; 0 is plain cross entropy.
+
+    Raises:
+        ModelError: there is only one class, of which every image would be.
     """
+    if logits.shape[1] < 2:
+        raise ModelError(
+            f"the teacher gives {logits.shape[1]} logit per image, so its class loss would always "
+            "be zero; wrap a binary model so that it gives the two logits [0, z]"
+        )
     log_p = torch.log_softmax(logits.float(), 1).gather(1, labels[:, None]).squeeze(1)
     difficulty = (-torch.expm1(log_p)).clamp_min(1e-8)
     return (difficulty**gamma * -log_p).mean()

@@ -24,9 +24,9 @@ def launch_all(dtype: torch.dtype) -> None:
         gradient = torch.zeros(shape[:2])
         for x in (image, image.to(memory_format=torch.channels_last)):
             kernels.channel_moments(x)
-            kernels.channel_moments_backward(gradient, gradient, x)
-            kernels.channel_moments_backward(None, gradient, x)
-            kernels.channel_moments_backward(gradient, None, x)
+            kernels.channel_moments_backward(gradient, gradient, x, gradient)
+            kernels.channel_moments_backward(None, gradient, x, gradient)
+            kernels.channel_moments_backward(gradient, None, x, gradient)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,4 +1,4 @@
-"""Mean and mean square of every channel of every image, against float64."""
+"""Mean and variance of every channel of every image, against float64."""
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ SHAPES = {
 }
 
 
-def oracle(x, of_mean, of_square):
+def oracle(x, of_mean, of_variance):
     """Moments and gradient in float64."""
     leaf = x.detach().double().requires_grad_()
     flat = leaf.reshape(*x.shape[:2], -1)
-    moments = flat.mean(2), flat.square().mean(2)
-    torch.autograd.backward(moments, (of_mean.double(), of_square.double()))
+    moments = flat.mean(2), flat.var(2, correction=0)
+    torch.autograd.backward(moments, (of_mean.double(), of_variance.double()))
     return *(value.detach() for value in moments), leaf.grad
 
 
@@ -43,11 +43,11 @@ def test_equals_float64(backend, device, shape, dtype):
     require(backend)
     for name, given_x in layouts(shape, dtype).items():
         x = given_x.to(device).detach().requires_grad_()
-        of_mean, of_square = gradients_for(x)
+        of_mean, of_variance = gradients_for(x)
         with ops.backend(backend):
             moments = ops.channel_moments(x)
-            torch.autograd.backward(moments, (of_mean, of_square))
-        *expected, gradient = oracle(x, of_mean, of_square)
+            torch.autograd.backward(moments, (of_mean, of_variance))
+        *expected, gradient = oracle(x, of_mean, of_variance)
         # Values of about three, and nine when squared.
         for mine, theirs, size in zip(moments, expected, (3, 9), strict=True):
             assert mine.dtype == torch.float32 and mine.shape == x.shape[:2], name
@@ -59,6 +59,65 @@ def test_equals_float64(backend, device, shape, dtype):
             rounded = gradient.to(dtype).double()
             unit = torch.finfo(dtype).eps
             torch.testing.assert_close(x.grad.double(), rounded, rtol=unit, atol=1e-7)
+
+
+def far_from_zero(shape, ratio, dtype, channels_last):
+    """Values whose mean is `ratio` times their standard deviation of one thousandth."""
+    x = (1e-3 * (torch.randn(shape, dtype=torch.float64) + ratio)).to(dtype)
+    return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4])
+def test_a_mean_far_from_zero_costs_no_accuracy(backend, device, channels_last, ratio):
+    require(backend)
+    for shape in ((2, 8, 14, 14), (1, 5, 300, 61), (2, 700, 3, 3), (17, 40, 20, 20)):
+        x = far_from_zero(shape, ratio, torch.float32, channels_last).to(device).requires_grad_()
+        of_mean, of_variance = gradients_for(x)
+        with ops.backend(backend):
+            mean, variance = ops.channel_moments(x)
+            torch.autograd.backward((mean, variance), (torch.zeros_like(of_mean), of_variance))
+        *expected, gradient = oracle(x, torch.zeros_like(of_mean), of_variance)
+        torch.testing.assert_close(mean.double(), expected[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(variance.double(), expected[1], rtol=2e-5, atol=0)
+        # The gradient takes the mean in float32.
+        count = x[0, 0].numel()
+        error = 2 / count * of_variance.abs().max() * ratio * 1e-3 * 2**-23
+        torch.testing.assert_close(x.grad.double(), gradient, rtol=1e-5, atol=float(error))
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_variances_of_values_that_are_all_but_equal(backend, device, dtype, channels_last):
+    """Half types hold few values near ten; the variance is exactly that of those they hold."""
+    require(backend)
+    x = torch.full((2, 4, 40, 40), 10.0, dtype=dtype)
+    x[:, 1, ::2], x[:, 2, 0, 0] = x[0, 0, 0, 0] * (1 + torch.finfo(dtype).eps), 11
+    x[:, 3] = 0.1
+    x = x.to(device)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    with ops.backend(backend):
+        _, variance = ops.channel_moments(x)
+    expected = x.double().flatten(2).var(2, correction=0)
+    torch.testing.assert_close(variance.double(), expected, rtol=1e-5, atol=1e-16)
+    assert (variance[:, [0, 3]] < 1e-15).all()
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_first_values_far_from_the_rest(backend, device, channels_last):
+    """A centre is taken from the first values; a border must not spoil the interior's variance."""
+    require(backend)
+    x = far_from_zero((2, 6, 112, 112), 1e4, torch.float32, channels_last)
+    x[:, :3, 0] = 0
+    x[:, 3:, 0, 0] = -5
+    with ops.backend(backend):
+        _, variance = ops.channel_moments(x.to(device))
+    expected = x.double().flatten(2).var(2, correction=0)
+    torch.testing.assert_close(variance.double().cpu(), expected, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -77,9 +136,12 @@ def test_each_gradient_alone(backend, device, channels_last):
             ops.channel_moments(leaf)[index].backward(gradient)
         results.append(leaf.grad)
     shape = 3, 6, 1, 1
-    of_mean, of_square = (gradient.reshape(shape) for gradient in gradients)
+    of_mean, of_variance = (gradient.reshape(shape) for gradient in gradients)
     torch.testing.assert_close(results[0], (of_mean / 25).expand(x.shape))
-    torch.testing.assert_close(results[1], of_square * x * (2 / 25))
+    distance = x - x.mean((2, 3), keepdim=True)
+    assert not results[1][0, 0].isfinite().any()
+    results[1][0, 0] = distance[0, 0] = 0
+    torch.testing.assert_close(results[1], of_variance * distance * (2 / 25))
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -106,8 +168,8 @@ def test_nan_and_infinity_stay_in_their_channel(backend, device, dtype):
     for x in layouts(values.shape, dtype).values():
         x = torch.empty_like(x).copy_(values) if x.shape == values.shape else values
         with ops.backend(backend):
-            mean, square = ops.channel_moments(x.to(device))
-        for mine, theirs in zip((mean, square), reference.channel_moments(values), strict=True):
+            moments = ops.channel_moments(x.to(device))
+        for mine, theirs in zip(moments, reference.channel_moments(values), strict=True):
             torch.testing.assert_close(mine.cpu(), theirs, equal_nan=True)
 
 
@@ -143,13 +205,13 @@ def test_properties(values, channels, channels_last):
     x = x.reshape(2, channels, -1, 1)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    mean, square = ops.channel_moments(x)
+    mean, variance = ops.channel_moments(x)
     flat = x.double().reshape(2, channels, -1)
-    torch.testing.assert_close(mean.double(), flat.mean(2), atol=1e-3, rtol=1e-6)
-    torch.testing.assert_close(square.double(), flat.square().mean(2), atol=1e-4, rtol=1e-6)
-    # A variance is not negative but for rounding, and copies change nothing.
-    assert (square - mean.square() >= -1e-5 * (1 + square)).all()
-    for one, other in zip(ops.channel_moments(x.flip(0)), (mean, square), strict=True):
+    torch.testing.assert_close(mean.double(), flat.mean(2), atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(variance.double(), flat.var(2, correction=0), atol=1e-9, rtol=1e-5)
+    # A variance is not negative, and copies change nothing.
+    assert (variance >= 0).all()
+    for one, other in zip(ops.channel_moments(x.flip(0)), (mean, variance), strict=True):
         assert_same(one.flip(0), other)
 
 
@@ -157,8 +219,8 @@ def test_the_energy_of_a_batch_norm():
     """What the op is for: the mean square after an affine map, from the moments before it."""
     x = torch.randn(4, 6, 9, 9)
     weight, bias = torch.randn(2, 6).unbind()
-    mean, square = ops.channel_moments(x)
-    energy = weight**2 * square + 2 * weight * bias * mean + bias**2
+    mean, variance = ops.channel_moments(x)
+    energy = weight**2 * variance + (weight * mean + bias) ** 2
     expected = (x * weight[:, None, None] + bias[:, None, None]).square().mean((2, 3))
     torch.testing.assert_close(energy, expected, atol=1e-5, rtol=1e-5)
 
@@ -204,9 +266,11 @@ def test_the_registered_op_checks_its_arguments():
     with pytest.raises(TypeError, match="x must be float32, float16 or bfloat16"):
         forward(x.double())
     for wrong in (torch.zeros(2, 4), torch.zeros(2, 3).double(), torch.zeros(2)):
-        with pytest.raises(ValueError, match="of_square must be a float32 tensor"):
-            backward(None, wrong, x)
-    assert torch.equal(backward(None, None, x), x)
+        with pytest.raises(ValueError, match="of_variance must be a float32 tensor"):
+            backward(None, wrong, x, x[..., 0])
+        with pytest.raises(ValueError, match="mean must be a float32 tensor"):
+            backward(None, x[..., 0], x, wrong)
+    assert torch.equal(backward(None, None, x, x[..., 0]), x)
 
 
 def test_no_second_derivative():
@@ -235,7 +299,7 @@ def test_opcheck(x):
         torch.library.opcheck(torch.ops.synq_fast.channel_moments.default, (leaf,))
     for arguments in (gradients, (None, gradients[1]), (gradients[0], None)):
         op = torch.ops.synq_fast.channel_moments_backward.default
-        torch.library.opcheck(op, (*arguments, x.detach()))
+        torch.library.opcheck(op, (*arguments, x.detach(), gradients[0]))
 
 
 @pytest.mark.compile
@@ -243,8 +307,8 @@ def test_opcheck(x):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(backend, dynamic):
     def model(x):
-        mean, square = ops.channel_moments(x * 2)
-        return (square - mean.square()).sum() + ops.channel_moments(x)[0].sum()
+        mean, variance = ops.channel_moments(x * 2)
+        return (variance - mean.square()).sum() + ops.channel_moments(x)[0].sum()
 
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -249,3 +249,16 @@ def test_bad_arguments(change, error, message):
 def test_no_class():
     with pytest.raises(ValueError, match=r"student_logits has no class.*\(2, 0\)"):
         ops.distillation_loss(torch.empty(2, 0), torch.empty(2, 0), torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_one_logit_is_refused(backend):
+    z = torch.randn(4, 1)
+    labels = torch.zeros(4, dtype=torch.int64)
+    with ops.backend(backend):
+        with pytest.raises(ValueError, match=r"has one class.*both losses would be zero.*give two"):
+            ops.distillation_loss(z, z + 1, labels)
+        two, other = (torch.cat([torch.zeros_like(v), v], 1) for v in (z, z + 1))
+        kl, ce, _ = ops.distillation_loss(two, other, labels, difficulty_threshold=2)
+    assert kl > 0
+    torch.testing.assert_close(ce, torch.nn.functional.softplus(z).mean(), atol=1e-5, rtol=1e-5)

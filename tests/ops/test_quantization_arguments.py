@@ -131,3 +131,85 @@ def test_registered_ops_check_groups_for_themselves():
         dynamic(x, 4, 1, 2, False, False)
     with pytest.raises(ValueError, match=r"groups.* needs axis"):
         dynamic(x, 4, None, 2, False, False)
+
+
+HALF_CALLS = {
+    "fake_quantize": lambda x, low, high: ops.fake_quantize(x, low, high, 4),
+    "per channel": lambda x, low, high: ops.fake_quantize(
+        x, low.expand(3).clone(), high.expand(3).clone(), 4, axis=1
+    ),
+    "quantize_codes": lambda x, low, high: ops.quantize_codes(x, low, high, 4),
+    "relu_fake_quantize": lambda x, low, high: ops.relu_fake_quantize(x, low, high, 4),
+    "affine_relu_fake_quantize": lambda x, low, high: ops.affine_relu_fake_quantize(
+        x, low.expand(3).clone(), high.expand(3).clone(), low, high, 4
+    ),
+    "fake_quantize_learned": lambda x, low, high: ops.fake_quantize_learned(x, high * 2, low, 4),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("call", HALF_CALLS.values(), ids=HALF_CALLS)
+def test_the_range_of_a_half_tensor(call, dtype):
+    """What `x.min()` gives is taken as it is, for it is exact in float32."""
+    values = torch.randn(5, 3).to(dtype)
+    low, high = values.min(), values.max()
+    actual, expected = call(values, low, high), call(values, low.float(), high.float())
+    if not isinstance(actual, tuple):
+        actual, expected = (actual,), (expected,)
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+def test_learned_parameters_in_a_half_type_get_their_gradients():
+    values = torch.randn(5, 3).half()
+    pair = [torch.tensor([2.0]), torch.tensor([0.4])]
+    gradients = []
+    for convert in (torch.Tensor.half, torch.Tensor.float):
+        scale, zero_point = (convert(part.half()).requires_grad_() for part in pair)
+        ops.fake_quantize_learned(values, scale, zero_point, 4).sum().backward()
+        assert scale.grad.dtype == scale.dtype
+        gradients.append(torch.cat([scale.grad, zero_point.grad]))
+    assert torch.equal(gradients[0], gradients[1].half())
+
+
+def test_states_stay_float32():
+    state = [torch.zeros((), dtype=torch.float16), torch.zeros(()), torch.zeros(()).long()]
+    with pytest.raises(TypeError, match=r"state_min must be torch.float32.*make it with dtype="):
+        ops.update_range(x, *state)
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize(("low", "high"), [(-3e38, 3e38), (-LARGEST, 1e38), (-1e38, 2.9e38)])
+def test_a_range_wider_than_the_largest_float(low, high, bits):
+    values = torch.cat([torch.linspace(-1, 1, 41) * 2.8e38, torch.tensor([0.0, low / 2, high / 2])])
+    y = ops.fake_quantize(values, low, high, bits)
+    inside = (values >= low) & (values <= high)
+    step = (high - low) / (2**bits - 1)
+    # Half a step, and what a scale in so few bits near zero may be off.
+    error = (y.double() - values.double())[inside].abs().max()
+    assert error <= 0.5 * step * (1 + 2**bits * 2e-6) + 1e-6 * LARGEST
+    with ops.backend("reference"):
+        assert torch.equal(y, ops.fake_quantize(values, low, high, bits))
+    codes, scale, zero_point = ops.quantize_codes(values, low, high, bits)
+    assert torch.equal((codes + zero_point) / scale, y)
+
+
+def test_data_wider_than_the_largest_float():
+    values = torch.linspace(-1, 1, 20001) * 3e38
+    for results in (
+        ops.fake_quantize_dynamic(values, 4),
+        ops.fake_quantize_dynamic(values, 4, symmetric=True),
+        ops.search_range(values, 4),
+    ):
+        assert all(result.isfinite().all() for result in results)
+    y = ops.fake_quantize_dynamic(values, 4)[0]
+    assert (y.double() - values.double()).abs().max() <= 0.51 * 6e38 / 15
+    low, high = ops.search_range(values, 4)
+    assert low.item() == pytest.approx(-3e38) and high.item() == pytest.approx(3e38)
+    state = torch.zeros(()), torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    ops.update_range(values, *state)
+    assert ops.read_range(*state)[1].item() == pytest.approx(3e38, rel=1e-5)

@@ -131,3 +131,8 @@ def test_depth_switch(layers, switch):
     assert layer_switch(layers) == switch
     weights = layered_weights(layers, 0.2, 1.1)
     assert weights == (0.2,) * switch + (1.1,) * (layers - switch)
+
+
+def test_one_logit_is_refused():
+    with pytest.raises(ModelError, match=r"1 logit per image.*the two logits \[0, z\]"):
+        focal_class_loss(torch.randn(3, 1), torch.zeros(3, dtype=torch.int64), 1.0)
