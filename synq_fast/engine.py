@@ -18,7 +18,7 @@ from torch import fx, nn
 from synq_fast.allocator import keep_freed_memory
 from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
-from synq_fast.devices import chosen_device
+from synq_fast.devices import chosen_device, kernels_in_use
 from synq_fast.distributed import Ranks, joined, restarted
 from synq_fast.errors import ModelError
 from synq_fast.evaluation import EvaluationResult, evaluate
@@ -181,7 +181,7 @@ class _Run:
         self.graph = trace(self.teacher.module, recipe.quantization.leaf_modules)
         example = torch.zeros(2, *teacher.input_shape, device=device)
         self.points = find_tap_points(self.graph, example)
-        self.metrics: Metrics = {"seconds": {}}
+        self.metrics: Metrics = {"seconds": {}, "kernels": kernels_in_use(device, self.reporter)}
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False
         ranks.check_same({**self.identity, "recipe": dump_recipe(recipe), "bits": str(bits)})
