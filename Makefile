@@ -50,9 +50,10 @@ compile-check: build
 	$(BIN)/python -m pytest tests/compile
 
 # The newest releases of everything, and what pyproject.toml declares as the oldest. Each works in a copy of
-# the tree, with an environment of its own, because an extension lies beside its sources.
+# the tree, with an environment of its own, because an extension lies beside its sources. Data stays where it is.
 newest: MEMBERS = CONSTRAINTS= PIP_FLAGS='--upgrade --upgrade-strategy eager'
 oldest: MEMBERS = CONSTRAINTS=lower-bounds.txt
+newest oldest: export SYNQ_FAST_DATA ?= $(abspath ../shared/data)
 newest oldest:
 	mkdir -p build/$@
 	find build/$@ -mindepth 1 -maxdepth 1 ! -name build ! -name .venv -exec rm -rf {} +
