@@ -1,11 +1,13 @@
-"""`make oldest` can pin whatever pyproject.toml declares."""
+"""`make oldest` can pin whatever pyproject.toml declares, and the ops suit the oldest torch."""
 
+import ast
 import runpy
 from pathlib import Path
 
 import pytest
 
-SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / ".ci" / "lower_bounds.py"))
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = runpy.run_path(str(ROOT / ".ci" / "lower_bounds.py"))
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,18 @@ def test_everything_that_a_user_installs_has_a_bound():
     ]
     assert set(declared) <= set(pinned) and {"torch", "timm", "pytest"} <= set(pinned)
     assert len(pinned) == len(set(pinned))
+
+
+@pytest.mark.parametrize(
+    "path", (ROOT / "synq_fast" / "ops").rglob("*.py"), ids=lambda path: path.stem
+)
+def test_what_is_compiled_tests_types_with_tuples(path):
+    # torch.compile of torch 2.6 cannot trace isinstance(value, int | float).
+    unions = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "isinstance"
+        and isinstance(node.args[1], ast.BinOp)
+    ]
+    assert unions == []
