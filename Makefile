@@ -3,11 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CONSTRAINTS := constraints.txt
+EXTRAS := dev
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	$(CONSTRAINTS:%=--constraint %)
 PYTHON_SOURCES := synq_fast kernels tests benchmarks examples tools setup.py
 CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test native-test sanitize lint typecheck bench compile-check compile-check-all build format clean
+# What must hold with any torch.
+CONFORMANCE := tests/ops tests/kernels tests/emulation tests/compile tests/quant tests/finetune
+
+.PHONY: demo test native-test sanitize lint typecheck bench compile-check compile-check-all build format clean \
+	newest oldest conformance
 
 # A new run each time; `synq-fast quantize --resume` is for interrupted ones.
 demo: build
@@ -15,7 +22,7 @@ demo: build
 	$(BIN)/synq-fast quantize --bits w4a4 w3a3 --output runs/demo
 
 # Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
-test demo: export OMP_WAIT_POLICY = passive
+test demo conformance: export OMP_WAIT_POLICY = passive
 test: build
 	$(BIN)/python -m pytest --ignore=tests/compile
 
@@ -46,6 +53,25 @@ compile-check: build
 compile-check-all: build
 	$(BIN)/python -m pytest tests/compile
 
+# The newest releases of everything, and what pyproject.toml declares as the oldest. Each works in a copy of
+# the tree, with an environment of its own, because an extension lies beside its sources. Data stays where it is.
+newest: MEMBERS = CONSTRAINTS= PIP_FLAGS='--upgrade --upgrade-strategy eager'
+oldest: MEMBERS = CONSTRAINTS=lower-bounds.txt
+newest oldest: export SYNQ_FAST_DATA ?= $(abspath ../shared/data)
+newest oldest:
+	mkdir -p build/$@
+	find build/$@ -mindepth 1 -maxdepth 1 ! -name build ! -name .venv -exec rm -rf {} +
+	git ls-files -z --cached --others --exclude-standard \
+		| xargs -0 sh -c 'for f; do test ! -e "$$f" || echo "$$f"; done' sh \
+		| tar --create --files-from=- | tar --extract --directory=build/$@
+	$(PYTHON) .ci/lower_bounds.py > build/$@/lower-bounds.txt
+	cd build/$@ && rm -f $(STAMP) && $(MAKE) conformance EXTRAS=test,timm $(MEMBERS)
+
+conformance: export SYNQ_FAST_REQUIRE_NATIVE = 1
+conformance: build
+	$(BIN)/synq-fast info
+	$(BIN)/python -m pytest $(CONFORMANCE)
+
 lint: typecheck
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
@@ -64,10 +90,10 @@ build: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 # torch comes first and build isolation is off, so that the extension is built against this torch.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) 'torch>=2.6' setuptools wheel cmake ninja
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	$(PIP_INSTALL) torch setuptools wheel cmake ninja
+	$(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:

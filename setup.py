@@ -4,7 +4,8 @@ The extension must match the torch that it runs with, so it is built against the
 environment that the package is installed into. Under pip's build isolation that torch cannot be
 imported, but it can be found: pip runs the build with the target environment's interpreter. A
 second torch is never downloaded just to build against it. Where no torch, compiler or CMake is
-found the package installs without native kernels, and `synq-fast info` tells why.
+found the package installs without native kernels; the first import, every run and
+`synq-fast info` tell why. SYNQ_FAST_NATIVE=0 says that this is wanted.
 """
 
 import json
@@ -22,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "synq_fast"
 BUILD_INFO = "_build_info.json"
+OLDEST_CXX_STANDARD = "17"
 # Ampere and Hopper as machine code, everything newer through the PTX that "90" also embeds.
 CUDA_ARCHITECTURES = os.environ.get("SYNQ_FAST_CUDA_ARCHITECTURES", "80-real;90")
 
@@ -43,6 +45,16 @@ def find_torch() -> tuple[Path, str, "str | None"]:
         "torch was not installed when the package was built; install torch first, then reinstall "
         "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
     )
+
+
+def find_cxx_standard(torch_dir: Path) -> str:
+    """Return the C++ standard that torch's own CMake configuration asks of its users.
+
+    Headers of one torch do not compile under the standard of another: up to 2.11 they want 17.
+    """
+    config = torch_dir / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    found = re.search(r"\bCXX_STANDARD\s+(\d+)", config.read_text()) if config.is_file() else None
+    return found[1] if found else OLDEST_CXX_STANDARD
 
 
 def find_tool(name: str) -> str:
@@ -95,7 +107,9 @@ def run(command: list[str], log: Path) -> None:
         stream.write(f"$ {' '.join(command)}\n{result.stdout}\n")
     if result.returncode != 0:
         sys.stderr.write(result.stdout)
-        raise BuildUnavailableError(summarise(result.stdout))
+        raise BuildUnavailableError(
+            f"{summarise(result.stdout)} (the whole output: {log}); mend this and reinstall"
+        )
 
 
 def summarise(output: str) -> str:
@@ -118,6 +132,7 @@ def configure_and_build(nvcc: "str | None", torch_dir: Path, torch_version: str)
         "CMAKE_MAKE_PROGRAM": ninja,
         "SYNQ_TORCH_DIR": torch_dir,
         "SYNQ_TORCH_VERSION": torch_version,
+        "SYNQ_TORCH_CXX_STANDARD": find_cxx_standard(torch_dir),
         "SYNQ_PYTHON_INCLUDE_DIR": sysconfig.get_path("include"),
         "SYNQ_EXTENSION_SUFFIX": suffix,
         "SYNQ_CUDA": "ON" if nvcc else "OFF",
@@ -147,6 +162,11 @@ def build_native() -> tuple["Path | None", dict[str, object]]:
     """Build what can be built; return the module, if any, and the record of the build."""
     info: dict[str, object] = {"native": False, "reason": "", "cuda_reason": "", "torch": None}
     try:
+        if os.environ.get("SYNQ_FAST_NATIVE") == "0":
+            raise BuildUnavailableError(
+                "switched off by SYNQ_FAST_NATIVE=0 when the package was built; "
+                "unset it and reinstall"
+            )
         torch_dir, torch_version, torch_cuda = find_torch()
         info["torch"] = torch_version
         check_compiler()

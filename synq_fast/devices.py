@@ -1,4 +1,4 @@
-"""Which device a process works on."""
+"""Which device a process works on, and with which kernels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import torch
 
 from synq_fast.errors import SynqFastError
+from synq_fast.ops._backend import kernels_on
+from synq_fast.progress import Reporter
 
 
 def chosen_device(device: torch.device | str | None) -> torch.device:
@@ -33,3 +35,15 @@ def chosen_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise SynqFastError(f'cannot work on device "{device}": {reason}') from error
+
+
+def kernels_in_use(device: torch.device, reporter: Reporter) -> dict[str, str | None]:
+    """The ``backend`` that ops on a device get and the ``reason`` for no faster one, or None.
+
+    A reason is also printed.
+    """
+    backend, reason = kernels_on(device)
+    if reason is not None:
+        kernels = "plain PyTorch, several times slower" if backend == "reference" else backend
+        reporter.line(f"kernels: {kernels} ({reason})")
+    return {"backend": backend, "reason": reason}

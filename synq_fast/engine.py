@@ -22,7 +22,7 @@ from synq_fast.arguments import whole_number
 from synq_fast.asked_for import asked_for
 from synq_fast.calibration import calibrate
 from synq_fast.data import EvaluationSet, load_dataset
-from synq_fast.devices import chosen_device
+from synq_fast.devices import chosen_device, kernels_in_use
 from synq_fast.distributed import Ranks, joined, restarted
 from synq_fast.errors import ModelError, RunFolderError, SynqFastWarning
 from synq_fast.evaluation import EvaluationResult, evaluate
@@ -207,7 +207,7 @@ class _Run:
         student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.points)
         self.coverage = coverage_of(student)
-        self.metrics: Metrics = {"seconds": {}}
+        self.metrics: Metrics = {"seconds": {}, "kernels": kernels_in_use(device, self.reporter)}
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False
         ranks.check_same({**self.identity, "recipe": dump_recipe(recipe), "bits": str(bits)})

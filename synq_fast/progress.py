@@ -86,7 +86,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print a line."""
         if self.show:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[Phase]:

@@ -27,7 +27,7 @@ class QuantizationResult:
     history: list[Record]
     """One record per logged step: step, learning rate, mean of each loss term."""
     metrics: Metrics
-    """Accuracies where an evaluation set was given, and seconds per phase."""
+    """Accuracies where an evaluation set was given, seconds per phase, and the ops' ``kernels``."""
     teacher: Teacher = field(repr=False)
     bits: BitWidths
     recipe: Recipe = field(repr=False)

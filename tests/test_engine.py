@@ -179,7 +179,7 @@ def test_metrics_of_an_evaluation_set_and_no_influence(tmp_path):
     measured = run(evaluation=labelled(), evaluate_every=2, output=tmp_path / "run")
     assert equal_states(plain.model, measured.model)
     assert plain.history == measured.history
-    assert set(plain.metrics) == {"coverage", "seconds"}
+    assert set(plain.metrics) == {"coverage", "seconds", "kernels"}
     metrics = measured.metrics
     assert {"float32", "post-training", "quantized"} <= set(metrics)
     result = synq_fast.evaluate(measured.model, labelled())

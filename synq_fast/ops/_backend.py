@@ -40,11 +40,12 @@ KERNELS: dict[str, frozenset[str]] = {
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-_BUILT = {
-    "cpu": CPU_REASON is None,
-    "cuda": CUDA_REASON is None,
-    "triton": HAS_TRITON,
+_NOT_BUILT = {
+    "cpu": CPU_REASON,
+    "cuda": CUDA_REASON,
+    "triton": None if HAS_TRITON else "Triton is not installed; `pip install triton`",
 }
+_BUILT = {name: reason is None for name, reason in _NOT_BUILT.items()}
 # Fastest first; what is left runs on the reference.
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _DEVICES = {
@@ -130,6 +131,22 @@ def _explain(name: str, op: str, device: torch.device) -> str:
     return f"{op}: {problem}. Available for this op on {device}: {', '.join(usable)}{rest}."
 
 
+def kernels_on(device: torch.device) -> tuple[str, str | None]:
+    """Returns the backend that ops on `device` get, and why no faster one, or None if it is that.
+
+    The backend is one of `BACKENDS`. With the choice "auto" the reasons are those for which each
+    faster one was not built; otherwise that it was chosen.
+    """
+    if _choice != "auto":
+        return _choice, "chosen by SYNQ_FAST_BACKEND or ops.backend"
+    faster = []
+    for name in _PREFERENCE.get(device.type, ()):
+        if _BUILT[name]:
+            return name, "; ".join(faster) or None
+        faster.append(f"no {name} kernels: {_NOT_BUILT[name]}")
+    return "reference", "; ".join(faster) or f"there are no kernels for {device.type} devices"
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Chooses the backend of all ops inside the `with` block, for the whole process.
@@ -159,10 +176,8 @@ def available_backends() -> dict[str, str | None]:
     """Returns each backend's name with None, or the reason why it cannot run on this machine."""
     has_gpu = torch.cuda.is_available()
     no_gpu = "torch finds no CUDA device on this machine"
-    triton_reason = None
-    if not HAS_TRITON:
-        triton_reason = "Triton is not installed; `pip install triton`"
-    elif not (has_gpu or INTERPRETED):
+    triton_reason = _NOT_BUILT["triton"]
+    if triton_reason is None and not (has_gpu or INTERPRETED):
         triton_reason = f"{no_gpu}; TRITON_INTERPRET=1 runs the kernels, slowly, on the CPU"
     return {
         "reference": None,

@@ -41,7 +41,7 @@ def check_cam_tensors(
 
 
 def _check_grid(activations: torch.Tensor, grid: object) -> None:
-    if not isinstance(grid, tuple | list) or len(grid) != 2:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise TypeError(f"grid must be a pair (height, width) or None, got {grid!r}")
     height, width = grid
     check_integer("grid[0], the height,", height, 1)

@@ -32,7 +32,7 @@ def check_upper(upper: object) -> None:
     """Raises unless `upper` is None or a positive, finite number."""
     if upper is None:
         return
-    if isinstance(upper, bool) or not isinstance(upper, float | int):
+    if isinstance(upper, bool) or not isinstance(upper, (int, float)):
         raise TypeError(f"upper must be a number or None, got {upper!r} ({type(upper).__name__})")
     if not 0 < upper < math.inf:
         raise ValueError(f"upper must be positive and finite, got {upper}; None means no bound")
@@ -89,8 +89,8 @@ def to_ranges(
     Bounds in half types, such as the minimum of a half tensor, are exact in float32.
     """
     if (
-        isinstance(range_min, float | int)
-        and isinstance(range_max, float | int)
+        isinstance(range_min, (int, float))
+        and isinstance(range_max, (int, float))
         and range_min > range_max
     ):
         raise ValueError(f"range_min must not exceed range_max, got {range_min} > {range_max}")
@@ -108,7 +108,7 @@ def to_range(
         value = widened(value)
         check_range(name, value, x, axis, groups)
         return value
-    if isinstance(value, bool) or not isinstance(value, float | int):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"{name} must be a number or a float32 tensor, or one in a half type, got {value!r} "
             f"({type(value).__name__})"

@@ -52,7 +52,7 @@ def check_number(
     name: str, value: object, *, above: float | None = None, least: float | None = None
 ) -> None:
     """Raises TypeError or ValueError unless `value` is a finite number that keeps the bound."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not -math.inf < value < math.inf:  # traced with dynamic numbers, unlike isfinite
         raise ValueError(f"{name} must be finite, got {value!r}")

@@ -62,8 +62,8 @@ def test_opcheck(name):
             torch.library.opcheck(op, args)
 
 
-def model(student, teacher, x):
-    kl, ce, difficulty = ops.distillation_loss(student, teacher, LABELS, temperature=4.0)
+def model(student, teacher, x, labels=LABELS):
+    kl, ce, difficulty = ops.distillation_loss(student, teacher, labels, temperature=4.0)
     mean_loss, var_loss = ops.bn_statistics_loss(x, torch.zeros(5), torch.ones(5))
     layers = [x, student * 2], [torch.zeros(5)] * 2, [torch.ones(5)] * 2
     network = ops.bn_statistics_losses(*layers, [0.5, 2.0])
@@ -94,10 +94,10 @@ def test_compile(backend):
 @pytest.mark.compile
 def test_export():
     class Module(torch.nn.Module):
-        def forward(self, student, teacher, x):
-            return model(student, teacher, x)
+        def forward(self, student, teacher, x, labels):
+            return model(student, teacher, x, labels)
 
-    inputs = tuple(leaf.detach() for leaf in leaves())
+    inputs = (*(leaf.detach() for leaf in leaves()), LABELS)
     program = torch.export.export(Module(), inputs)
     names = {node.target for node in program.graph.nodes if node.op == "call_function"}
     library = torch.ops.synq_fast
