@@ -47,14 +47,17 @@ def find_torch() -> tuple[Path, str, "str | None"]:
     )
 
 
-def find_cxx_standard(torch_dir: Path) -> str:
-    """Return the C++ standard that torch's own CMake configuration asks of its users.
+def find_cxx_dialect(torch_dir: Path) -> tuple[str, str]:
+    """Return the C++ standard and the ABI option that torch's CMake configuration asks of users.
 
-    Headers of one torch do not compile under the standard of another: up to 2.11 they want 17.
+    Headers of one torch do not compile under the standard of another: up to 2.11 they want 17. The
+    option, empty for the compiler's own ABI, chooses the old strings that 2.6 was built with.
     """
     config = torch_dir / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
-    found = re.search(r"\bCXX_STANDARD\s+(\d+)", config.read_text()) if config.is_file() else None
-    return found[1] if found else OLDEST_CXX_STANDARD
+    text = config.read_text() if config.is_file() else ""
+    standard = re.search(r"\bCXX_STANDARD\s+(\d+)", text)
+    abi = re.search(r"-D_GLIBCXX_USE_CXX11_ABI=\d", text)
+    return standard[1] if standard else OLDEST_CXX_STANDARD, abi[0] if abi else ""
 
 
 def find_tool(name: str) -> str:
@@ -128,11 +131,13 @@ def configure_and_build(nvcc: "str | None", torch_dir: Path, torch_version: str)
     log.unlink(missing_ok=True)
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    standard, abi_option = find_cxx_dialect(torch_dir)
     options = {
         "CMAKE_MAKE_PROGRAM": ninja,
         "SYNQ_TORCH_DIR": torch_dir,
         "SYNQ_TORCH_VERSION": torch_version,
-        "SYNQ_TORCH_CXX_STANDARD": find_cxx_standard(torch_dir),
+        "SYNQ_TORCH_CXX_STANDARD": standard,
+        "SYNQ_TORCH_ABI_OPTION": abi_option,
         "SYNQ_PYTHON_INCLUDE_DIR": sysconfig.get_path("include"),
         "SYNQ_EXTENSION_SUFFIX": suffix,
         "SYNQ_CUDA": "ON" if nvcc else "OFF",

@@ -28,25 +28,31 @@ def build(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("set_target_properties(torch PROPERTIES\n    CXX_STANDARD 20\n)", "20"),
-        ("    CXX_STANDARD 17\n", "17"),
-        ("", "17"),
-        (None, "17"),
+        ("set_target_properties(torch PROPERTIES\n    CXX_STANDARD 20\n)", ("20", "")),
+        (
+            'set(TORCH_CXX_FLAGS "-D_GLIBCXX_USE_CXX11_ABI=0")\n  CXX_STANDARD 17\n',
+            ("17", "-D_GLIBCXX_USE_CXX11_ABI=0"),
+        ),
+        ("", ("17", "")),
+        (None, ("17", "")),
     ],
 )
-def test_the_standard_is_torchs(build, tmp_path, text, expected):
+def test_standard_and_abi_are_torchs(build, tmp_path, text, expected):
     config = tmp_path / TORCH_CONFIG
     if text is not None:
         config.parent.mkdir(parents=True)
         config.write_text(text)
-    assert build["find_cxx_standard"](tmp_path) == expected
+    assert build["find_cxx_dialect"](tmp_path) == expected
 
 
 def test_the_standard_is_what_the_headers_of_this_torch_ask(build):
     folder = Path(torch.__file__).parent
     header = (folder / "include" / "ATen" / "ATen.h").read_text()
     asked = {"17": "201703L", "20": "202002L", "23": "202302L"}
-    assert f"__cplusplus < {asked[build['find_cxx_standard'](folder)]}" in header
+    standard, abi_option = build["find_cxx_dialect"](folder)
+    assert f"__cplusplus < {asked[standard]}" in header
+    # Without an option the compiler's own ABI is used, which is the new one.
+    assert abi_option.endswith("0") != torch.compiled_with_cxx11_abi()
 
 
 @pytest.mark.parametrize(
