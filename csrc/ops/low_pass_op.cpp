@@ -58,7 +58,9 @@ Tensor build_mask(const MaskKey& key, at::Device device) {
 }  // namespace
 
 Response Response::parse(double cutoff, std::string_view kind, int64_t order) {
-  TORCH_CHECK_VALUE(cutoff > 0 && std::isfinite(cutoff), "low_pass: cutoff must be finite and above 0, got ", cutoff);
+  // Its square is divided by.
+  TORCH_CHECK_VALUE(cutoff >= 1e-100 && cutoff <= 1e100,
+                    "low_pass: cutoff must be finite and above 0 (1e-100 to 1e100), got ", cutoff);
   TORCH_CHECK_VALUE(order >= 1, "low_pass: order must be at least 1, got ", order);
   if (kind == "gaussian") return {Kind::kGaussian, cutoff, 0};
   if (kind == "butterworth") return {Kind::kButterworth, cutoff, order};

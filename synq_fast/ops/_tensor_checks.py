@@ -49,9 +49,14 @@ def check_same_device(name: str, value: torch.Tensor, other_name: str, other: to
 
 
 def check_number(
-    name: str, value: object, *, above: float | None = None, least: float | None = None
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
 ) -> None:
-    """Raises TypeError or ValueError unless `value` is a finite number that keeps the bound."""
+    """Raises TypeError or ValueError unless `value` is a finite number that keeps the bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not -math.inf < value < math.inf:  # traced with dynamic numbers, unlike isfinite
@@ -60,6 +65,8 @@ def check_number(
         raise ValueError(f"{name} must be above {above:g}, got {value!r}")
     if least is not None and not value >= least:
         raise ValueError(f"{name} must be at least {least:g}, got {value!r}")
+    if most is not None and not value <= most:
+        raise ValueError(f"{name} must be at most {most:g}, got {value!r}")
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:

@@ -48,7 +48,7 @@ def low_pass(
     Args:
         x: Images `(..., H, W)`, any leading dimensions, any H and W; float16, bfloat16, float32 or
             float64.
-        cutoff: Distance D0 in cycles per image, above 0.
+        cutoff: Distance D0 in cycles per image, 1e-100 to 1e100.
         kind: "gaussian", "butterworth" or "ideal".
         order: Order of the Butterworth filter, at least 1; the other kinds ignore it.
 
@@ -69,7 +69,8 @@ def low_pass(
     check_float_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (..., H, W), got {shape_text(x)}")
-    check_number("cutoff", cutoff, above=0)
+    # Its square is divided by.
+    check_number("cutoff", cutoff, above=0, least=1e-100, most=1e100)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_integer("order", order, 1)

@@ -271,6 +271,8 @@ def test_the_threads_do_not_change_the_result():
         ((torch.ones(4), 2), {}, ValueError, r"x must have shape \(..., H, W\), got \(4,\)"),
         ((torch.ones(2, 2), 0), {}, ValueError, "cutoff must be above 0, got 0"),
         ((torch.ones(2, 2), -1.0), {}, ValueError, "cutoff must be above 0, got -1"),
+        ((torch.ones(2, 2), 1e-200), {}, ValueError, "cutoff must be at least 1e-100, got 1e-200"),
+        ((torch.ones(2, 2), 1e200), {}, ValueError, "cutoff must be at most 1e.100, got 1e.200"),
         ((torch.ones(2, 2), float("nan")), {}, ValueError, "cutoff must be finite"),
         ((torch.ones(2, 2), "2"), {}, TypeError, "cutoff must be a number, got '2'"),
         ((torch.ones(2, 2), True), {}, TypeError, "cutoff must be a number, got True"),

@@ -1,5 +1,7 @@
 """Folded and fused networks compute what the traced ones do."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -19,7 +21,7 @@ from synq_fast.quant import (
     simplified,
     trace,
 )
-from synq_fast.quant.fusion import QuantizedActivation
+from synq_fast.quant.fusion import ChannelEnergy, FrozenNorm, QuantizedActivation
 from synq_fast.recipes.schema import Quantization
 from synq_fast.saved_model import build_student
 from tests.tiny import SHAPE, TinyNet, randomize_statistics, tiny_images
@@ -113,6 +115,21 @@ def test_energies_are_those_of_the_named_values(make):
         frozen = Tapped(folded(student, bodies, bodies), names)(images).features
     for found, value in zip(frozen, expected, strict=True):
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+
+
+def test_energies_of_channels_far_from_zero():
+    # Expanding (w x + b)^2 into moments about zero gave 0.5, 1.0 and negative numbers here.
+    torch.manual_seed(0)
+    x = 10 + 1e-3 * torch.randn(2, 3, 16, 16)
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_mean.copy_(x.mean((0, 2, 3)) + torch.tensor([2e-4, 0, -3e-4]))
+    norm.running_var.copy_(x.var((0, 2, 3), correction=0))
+    norm.weight.data.copy_(torch.tensor([0.8, 1.0, 1.3]))
+    with torch.no_grad():
+        expected = copy.deepcopy(norm).double()(x.double()).square().mean((2, 3))
+        found = ChannelEnergy(FrozenNorm(norm))(x)
+    # What is left is the rounding of the mean itself, one part in 1e7 of 10.
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=0)
 
 
 def test_fused_network_follows_the_students_parameters_and_ranges():

@@ -14,6 +14,7 @@ from synq_fast.quant import (
     BitWidths,
     Tapped,
     check_forms,
+    coverage_of,
     find_tap_points,
     folded,
     fused,
@@ -202,3 +203,19 @@ def test_quantized_network_is_pickled_and_copied(name):
     for other in (torch.load(file, weights_only=False), copy.deepcopy(student)):
         with bypassing(other), bypassing(student):
             assert torch.equal(other(images(3)), student(images(3)))
+
+
+def test_tensorflows_efficientnet_lite_is_quantized_completely():
+    # Every one of its convolutions pads for itself and every BatchNorm brings an activation.
+    timm = pytest.importorskip("timm")
+    module = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    own = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    graph = trace(module, x)
+    points = find_tap_points(graph, x)
+    student = build_student(graph, BitWidths(4, 4), Quantization(placement="all_inputs")).eval()
+    found = coverage_of(student)
+    assert (found.weights, found.weights_of) == (len(own), len(own)) == (50, 50)
+    assert (found.inputs, found.float_inputs) == (50, ())
+    assert len(points.batch_norms) == 49
+    check_forms(module, graph, student, points)
