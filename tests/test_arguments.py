@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import SHAPE, TINY_OVERRIDES, equal_states, labelled, run, tiny_net
 
 import synq_fast
 from synq_fast.arguments import whole_number
 from synq_fast.errors import ArgumentError, ModelError, SynqFastError
+from tests.tiny import SHAPE, TINY_OVERRIDES, equal_states, labelled, run, tiny_net
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_shapes_that_are_none(shape):
 def test_a_teacher_has_one_shape():
     teacher = synq_fast.load_teacher(tiny_net(), input_shape=list(SHAPE))
     assert synq_fast.load_teacher(teacher, input_shape=np.array(SHAPE)) is teacher
-    with pytest.raises(ModelError, match=r"images of shape \(2, 8, 8\) already"):
+    with pytest.raises(ModelError, match="input_shape cannot be changed"):
         synq_fast.load_teacher(teacher, input_shape=(2, 16, 16))
 
 

@@ -1,12 +1,12 @@
 """The recipe that a run takes, the same from Python and from the command line."""
 
 import pytest
-from tiny import SHAPE, TINY_OVERRIDES, tiny_net
 
 import synq_fast
 from synq_fast.asked_for import asked_for
 from synq_fast.cli import main
 from synq_fast.errors import RecipeError
+from tests.tiny import SHAPE, TINY_OVERRIDES, tiny_net
 
 
 class Taken(Exception):

@@ -20,6 +20,7 @@ KNOWN = {
     "pytest_benchmark",
     "rich",
     "safetensors",
+    "setuptools",
     "sklearn",
     "synq_fast",
     "tests",

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from tiny import equal_states, run, tiny_net
 
 import synq_fast
 from synq_fast import cli
 from synq_fast.data import data_root, load_dataset
 from synq_fast.models import load_teacher
 from synq_fast.paths import user_path
+from tests.tiny import equal_states, run, tiny_net
 
 
 @pytest.fixture(autouse=True)

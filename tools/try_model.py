@@ -52,31 +52,23 @@ _RANDOM = [
 
 
 @contextmanager
-def cheap_initialization() -> Iterator[set[int]]:
-    """Leave weights that would be drawn at random as they are; yields where they lie."""
-    skipped: set[int] = set()
+def cheap_initialization() -> Iterator[None]:
+    """Draw random weights in one pass, so that a layer keeps the size of its input."""
 
-    def skip(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
-        skipped.add(tensor.data_ptr())
-        return tensor
+    @torch.no_grad()
+    def draw(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        fan_in = tensor.numel() / tensor.shape[0] if tensor.dim() > 1 else 1e4
+        bound = math.sqrt(6 / max(fan_in, 1.0))
+        return tensor.uniform_(-bound, bound)
 
     originals = {name: getattr(nn.init, name) for name in _RANDOM}
     try:
         for name in originals:
-            setattr(nn.init, name, skip)
-        yield skipped
+            setattr(nn.init, name, draw)
+        yield
     finally:
         for name, function in originals.items():
             setattr(nn.init, name, function)
-
-
-@torch.no_grad()
-def fill(module: nn.Module, skipped: set[int]) -> None:
-    """Draw the skipped weights once, so that a layer keeps the size of its input."""
-    for weight in module.parameters():
-        if weight.data_ptr() in skipped:
-            fan_in = weight.numel() / weight.shape[0] if weight.dim() > 1 else 1e4
-            weight.uniform_(-1, 1).mul_(math.sqrt(6 / max(fan_in, 1.0)))
 
 
 @torch.no_grad()
@@ -130,9 +122,8 @@ def attempt(name: str) -> dict[str, Any]:
 
 def _all_the_way(name: str, row: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
-    with cheap_initialization() as skipped:
+    with cheap_initialization():
         teacher = load_teacher(name, weights="random")
-    fill(teacher.module, skipped)
     teacher = smallest(teacher)
     images = torch.randn(4, *teacher.input_shape)
     row["size"] = teacher.input_shape[-1]

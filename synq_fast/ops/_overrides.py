@@ -18,7 +18,7 @@ def overridden(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     relevant: list[Any] = []
     for name, parameter in inspect.signature(function).parameters.items():
         value = arguments[name]
-        relevant += value if isinstance(value, tuple | list) else (value,)
+        relevant += value if isinstance(value, (tuple, list)) else (value,)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             if value is not parameter.default:
                 keywords[name] = value

@@ -45,11 +45,6 @@ _IDLE = (
         'only finetune.schedule = "step" has milestones',
     ),
     _Idle(
-        ("finetune.schedule",),
-        lambda r: r.finetune.schedule == "step" and not r.finetune.milestones,
-        "without finetune.milestones the rate stays constant",
-    ),
-    _Idle(
         ("finetune.nesterov",),
         lambda r: r.finetune.momentum == 0,
         "finetune.momentum is 0",
