@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class ConcreteTracer(fx.Tracer):
         self.failed_in: str | None = None
         self.writes: list[Write] = []
         self.values: dict[fx.Node, Pair] = {}
+        _start_autograd()
         self._fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
         self._evaluating = False
         self._by_memory: dict[int, list[fx.Node]] = {}
@@ -165,6 +167,17 @@ class ConcreteTracer(fx.Tracer):
         self.values[node] = pair
         for tensor in tensors_of(pair[0]):
             self._by_memory.setdefault(memory_of(tensor), []).append(node)
+
+
+@cache
+def _start_autograd() -> None:
+    """Begin the first backward of a process before the first FakeTensorMode.
+
+    Without a GPU the mode pretends one; autograd would start a thread for it, and a process with
+    such threads may not fork and differentiate in the child.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True).backward()
 
 
 class Sizes(tuple[Any, ...]):

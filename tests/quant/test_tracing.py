@@ -1,5 +1,7 @@
 import copy
 import operator
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from synq_fast.errors import TraceError
 from synq_fast.quant import Tapped, quantized_copy, trace
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.recipes import load_recipe
+from tests.conftest import ROOT
 from tests.tiny import randomize_statistics, tiny_images, tiny_net
 
 
@@ -127,3 +130,21 @@ def test_torchvision_model_keeps_its_outputs(name):
     with torch.no_grad():
         expected = copy.deepcopy(module)(images)
         assert torch.equal(trace(module, images)(images), expected)
+
+
+def test_a_process_that_has_traced_may_fork_and_differentiate():
+    program = """
+import os, torch
+from synq_fast.graph import trace
+from tests.tiny import tiny_images, tiny_net
+trace(tiny_net(), tiny_images(2))
+child = os.fork()
+if child == 0:
+    try:
+        torch.ones(3, requires_grad=True).sum().backward()
+        os._exit(0)
+    finally:
+        os._exit(1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
