@@ -139,7 +139,7 @@ def kernels_on(device: torch.device) -> tuple[str, str | None]:
     """
     if _choice != "auto":
         return _choice, "chosen by SYNQ_FAST_BACKEND or ops.backend"
-    faster = []
+    faster: list[str] = []
     for name in _PREFERENCE.get(device.type, ()):
         if _BUILT[name]:
             return name, "; ".join(faster) or None

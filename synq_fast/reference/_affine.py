@@ -101,15 +101,13 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, y: torch.Tensor, blocked: torch.Tensor | None) -> torch.Tensor:
-        """Returns `y`; a view of it could not have the tangent of `x`."""
-        return y.clone() if in_forward_mode() else y.view_as(y)
+        """Returns `y`."""
+        return y.view_as(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Saves the mask, if one was given."""
-        saved = () if inputs[2] is None else (inputs[2],)
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        ctx.save_for_backward(*(() if inputs[2] is None else (inputs[2],)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -118,6 +116,21 @@ class StraightThrough(torch.autograd.Function):
         for blocked in ctx.saved_tensors:
             gradient = gradient.masked_fill(blocked, 0.0)
         return gradient, None, None
+
+
+class _StraightThroughForward(StraightThrough):
+    """The same with a tangent: Dynamo cannot trace a function that has one."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, y: torch.Tensor, blocked: torch.Tensor | None) -> torch.Tensor:
+        """Returns `y`; a view of it could not have the tangent of `x`."""
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Saves the mask for both directions."""
+        StraightThrough.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*(() if inputs[2] is None else (inputs[2],)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
@@ -144,5 +157,6 @@ def fake_quantize_with(
         clamped = clamp_codes(codes, bits)
         y = ((clamped + zero_point) / scale).to(x.dtype)
         blocked = outside(codes, clamped) if ste == "clip" else None
-    result: torch.Tensor = StraightThrough.apply(x, y, blocked)
+    function = _StraightThroughForward if in_forward_mode() else StraightThrough
+    result: torch.Tensor = function.apply(x, y, blocked)
     return result

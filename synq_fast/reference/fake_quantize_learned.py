@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from synq_fast.reference._affine import along_axis, as_range, clamp_codes, outside, unclamped_codes
+from synq_fast.reference._forward_mode import in_forward_mode
 
 
 def whole(zero_point: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,6 @@ class LearnedGrid(torch.autograd.Function):
         """Saves what the derivatives need."""
         *tensors, ctx.bits, ctx.gradient_scale = inputs
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(
@@ -71,6 +71,16 @@ class LearnedGrid(torch.autograd.Function):
             gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale
         )
         return *results, None, None
+
+
+class _LearnedGridForward(LearnedGrid):
+    """The same with a tangent: Dynamo cannot trace a function that has one."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Saves what the derivatives of both directions need."""
+        LearnedGrid.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
@@ -102,5 +112,6 @@ def fake_quantize_learned(
     pair = (as_range(value, x, axis) for value in (scale, zero_point))
     scale, zero_point = (along_axis(value, x, axis) for value in pair)
     # Inside the function a conversion that changes nothing would lose the gradient when compiled.
-    y: torch.Tensor = LearnedGrid.apply(x, scale, zero_point, bits, gradient_scale)
+    function = _LearnedGridForward if in_forward_mode() else LearnedGrid
+    y: torch.Tensor = function.apply(x, scale, zero_point, bits, gradient_scale)
     return y.to(x.dtype)
