@@ -204,6 +204,7 @@ class _Run:
         quantization = replace(recipe.quantization, placement=placement)
         self.recipe = recipe = replace(recipe, quantization=quantization)
         self.points = find_tap_points(self.graph, example)
+        self.image_teacher = BatchNormTeacher(self.graph, self.points)
         student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.points)
         self.coverage = coverage_of(student)
@@ -285,7 +286,7 @@ class _Run:
         recipe, ranks = self.recipe.synthesis, self.ranks
         seconds = self.recipe.finetune.checkpoint_seconds
         synthesizer = PixelSynthesizer(
-            BatchNormTeacher(self.graph, self.points),
+            self.image_teacher,
             recipe,
             input_shape=self.teacher.input_shape,
             classes=self.teacher.num_classes,

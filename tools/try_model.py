@@ -24,9 +24,6 @@ from torch import Tensor, nn
 import synq_fast
 from synq_fast.errors import OutOfMemoryError, SynqFastError
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import BitWidths, coverage_of, trace
-from synq_fast.recipes.schema import Quantization
-from synq_fast.saved_model import build_student
 
 SIZES = (64, 96, 128, 160)
 OVERRIDES = {
@@ -128,10 +125,8 @@ def _all_the_way(name: str, row: dict[str, Any]) -> dict[str, Any]:
     images = torch.randn(4, *teacher.input_shape)
     row["size"] = teacher.input_shape[-1]
     settle(teacher.module, images)
-    graph = trace(teacher.module, teacher.example())
-    row["coverage"] = coverage_of(build_student(graph, BitWidths(4, 4), Quantization())).as_dict()
-    del graph
     result = synq_fast.quantize(teacher, "synq-cifar", overrides=OVERRIDES, progress=False)
+    row["coverage"] = result.metrics["coverage"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         result.save(path)
