@@ -34,8 +34,8 @@ _GIBIBYTE = 2**30
 
 _HEAD = """# Networks
 
-Every image classifier of torchvision, and one small network of each of {families} families of timm,
-with random weights and the smallest images that it takes (64, 96, 128, 160 pixels or its own size):
+Image classifiers of torchvision, and small networks of {families} of timm's families, with
+random weights and the smallest images that each takes (64, 96, 128, 160 pixels or its own size):
 quantized to w4a4 (a few images, one step), saved, loaded and evaluated. The loaded model's logits
 equal the saved one's bit for bit. Made by `python tools/models_table.py`.
 
@@ -44,7 +44,8 @@ equal the saved one's bit for bit. Made by `python tools/models_table.py`.
 "Weight layers" are those whose weights are quantized, of all that the network calls; "layer
 inputs" those of which every value comes from a quantizer, at every call (an average of quantized
 values is on no grid). `synq_fast.coverage(model)` and every run name the rest and the reasons. The
-placement is the one that `quantization.placement = "auto"` takes.
+placement is the one that `quantization.placement = "auto"` takes. A network that is not in a table
+has not been tried.
 """
 
 
@@ -130,13 +131,18 @@ def main(arguments: list[str] | None = None) -> int:
     cache = Path(tempfile.gettempdir()) / "synq_fast_models.jsonl"
     parser.add_argument("--cache", type=Path, default=cache, help="finished rows (%(default)s)")
     parser.add_argument("--again", action="store_true", help="make finished rows again")
+    parser.add_argument("--page", action="store_true", help="write what is finished, try nothing")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=120.0, help="limit for each network")
     parser.add_argument("--gibibytes", type=float, default=12.0, help="limit for each network")
     options = parser.parse_args(arguments)
     names = options.names or every_name()
     rows = {} if options.again else read(options.cache)
-    missing = [n for n in names if rows.get(n, {}).get("result") not in ("ok", "refused")]
+    missing = (
+        []
+        if options.page
+        else [n for n in names if rows.get(n, {}).get("result") not in ("ok", "refused")]
+    )
     os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "tools")))
     _CONTEXT.set_forkserver_preload(["try_model", "timm"])
     threads = max(1, (os.cpu_count() or 1) // options.workers)
@@ -150,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
             cache_file.flush()
             done = f"{count}/{len(missing)} {row['model']}: {row['result']} {row['note']}"
             print(done, file=sys.stderr)
-    made = [rows[name] for name in names]
+    made = [rows[name] for name in names if name in rows]
     options.output.write_text(render(made), encoding="utf-8")
     return int(any(row["result"] == "failed" for row in made))
 
