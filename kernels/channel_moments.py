@@ -18,7 +18,7 @@ from synq_fast.kernels._layout import (
     power_of_two,
 )
 
-TILE = 2048
+TILE = 1024
 MAXIMUM_COLUMNS = 64  # channels side by side where they are innermost
 TARGET_PROGRAMS = 1024
 MAXIMUM_SPLITS = 64
@@ -198,8 +198,8 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         groups = shape.samples * triton.cdiv(shape.columns, columns)
         tiles = triton.cdiv(shape.rows, rows)
     else:
-        columns = min(power_of_two(shape.columns), TILE // 2)
-        rows = TILE // 2 // columns
+        columns = min(power_of_two(shape.columns), TILE)
+        rows = TILE // columns
         groups = triton.cdiv(shape.samples * shape.rows, rows)
         tiles = triton.cdiv(shape.columns, columns)
     wanted = triton.cdiv(TARGET_PROGRAMS, groups)
@@ -231,8 +231,8 @@ def channel_moments_backward(
     x, shape = _arranged(x)
     y = output_like(x)
     rows, columns = shape.samples * shape.rows, shape.columns
-    tile_columns = min(power_of_two(columns), 256 if shape.innermost else TILE // 2)
-    tile_rows = TILE // 2 // tile_columns
+    tile_columns = min(power_of_two(columns), 256 if shape.innermost else TILE)
+    tile_rows = TILE // tile_columns
     programs = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
     gradients = [x if value is None else value.contiguous() for value in (of_mean, of_variance)]
     with on_device_of(x):

@@ -79,7 +79,7 @@ __global__ void split(const float* x, float* y, float by, int64_t packs) {{
   for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {{
     Pack<float, 4> pack = load_pack<4>(x + 4 * i);
     for (int j = 0; j < 4; ++j) pack.values[j] /= by;
-    *reinterpret_cast<Pack<float, 4>*>(y + 4 * i) = pack;
+    for (int j = 0; j < 4; ++j) y[i + j * packs] = pack.values[j];
   }}
 }}
 __global__ void whole(const float* x, float* y, float by, int64_t packs) {{
