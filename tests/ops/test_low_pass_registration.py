@@ -75,7 +75,7 @@ def test_autocast_keeps_the_type():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((IMAGE, 0.0, "gaussian", 2), ValueError, "cutoff must be finite and above 0, got 0"),
+        ((IMAGE, 0.0, "gaussian", 2), ValueError, r"cutoff must be finite and above 0 .*, got 0"),
         ((IMAGE, 1e-200, "gaussian", 2), ValueError, "cutoff must be finite and above 0"),
         ((IMAGE, 1.0, "box", 2), ValueError, "kind must be one of gaussian, butterworth, ideal"),
         ((IMAGE, 1.0, "ideal", 0), ValueError, "order must be at least 1, got 0"),
