@@ -42,7 +42,7 @@ class Case:
                 known = load_teacher(self.model, weights="random")
                 shape = (known.input_shape[0], self.size, self.size)
                 teacher = load_teacher(known.module, input_shape=shape)
-            _fit_statistics(teacher.module, torch.randn(8, *teacher.input_shape))
+            fit_statistics(teacher.module, torch.randn(8, *teacher.input_shape))
         return teacher.to(harness.DEVICE)
 
 
@@ -86,7 +86,7 @@ def load(case: Case) -> Workload:
 
 
 @torch.no_grad()
-def _fit_statistics(module: nn.Module, images: Tensor) -> None:
+def fit_statistics(module: nn.Module, images: Tensor) -> None:
     """Without this the activations of a deep untrained network grow from block to block."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -17,8 +17,6 @@ def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def normal_images(
-    count: int, shape: tuple[int, int, int], generator: torch.Generator
-) -> torch.Tensor:
-    """Standard normal images (count, C, H, W), float32, on the CPU whatever the defaults are."""
+def normal_images(count: int, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Standard normal images (count, *shape), float32, on the CPU whatever the defaults are."""
     return torch.randn(count, *shape, generator=generator, dtype=torch.float32, device="cpu")

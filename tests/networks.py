@@ -245,6 +245,22 @@ class SetsItemOfView(Net):
         return self.relu(y)
 
 
+class SharedReluOfPart(Net):
+    """One module in place, on a whole tensor and on a part of one that is read later."""
+
+    def body(self, x):
+        y = self.bn2(self.conv2(x))
+        part = self.inplace(y[:, :2])
+        whole = self.inplace(self.conv2(x))
+        return y + whole + part.sum(1, keepdim=True)
+
+
+class ShapeArithmetic(Net):
+    def head(self, x):
+        x = x.reshape(*x.shape[:2], x.shape[2:].numel())
+        return self.fc(x.sum(-1) / x.shape[-1])
+
+
 class WritesTwice(Net):
     def body(self, x):
         y = self.bn2(self.conv2(x))
@@ -370,8 +386,8 @@ NETWORKS = {
         Flag, OptionalMask, VariableArguments, AddsWithAlpha, MethodAddsWithAlpha,
         MethodAddsInPlaceWithAlpha, NamedAdd, AddsPooled, AddsParameter, AddsNumber, AddsItself,
         WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView,
-        WritesTwice, WritesBeforeTap, OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions,
-        Upsamples, Caches, AuxiliaryHead, Detached,
+        SharedReluOfPart, ShapeArithmetic, WritesTwice, WritesBeforeTap, OpaqueWrite, SharedLayers,
+        BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead, Detached,
     )
 } | {
     "norm with activation": with_layer(bn2=lambda: NormWithActivation(CHANNELS)),

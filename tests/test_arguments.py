@@ -59,7 +59,7 @@ def test_bad_arguments_are_refused_before_any_work(monkeypatch, options, error, 
     def work(*args, **kwargs):
         raise AssertionError("worked")
 
-    monkeypatch.setattr("synq_fast.engine._Run", work)
+    monkeypatch.setattr("synq_fast.engine.Run", work)
     with pytest.raises(error, match=match):
         run(**options)
 

@@ -18,7 +18,7 @@ def taken(monkeypatch):
     def stop(teacher, recipe, *rest):
         raise Taken(recipe.name)
 
-    monkeypatch.setattr("synq_fast.engine._Run", stop)
+    monkeypatch.setattr("synq_fast.engine.Run", stop)
 
     def name_of(call, *args, **options):
         with pytest.raises(Taken) as caught:

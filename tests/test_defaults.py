@@ -1,13 +1,12 @@
 """What the process has set for new tensors changes nothing that is computed here."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 import synq_fast
 from synq_fast.defaults import plain_defaults
+from tests.process_defaults import default_device, default_dtype
 from tests.tiny import equal_states, labelled, run, tiny_net
 
 SHORT = {
@@ -18,25 +17,11 @@ SHORT = {
 }
 
 
-@contextmanager
-def float64():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def device_set():
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-SETTINGS = {"float64": float64, "device": device_set, "context": lambda: torch.device("meta")}
+SETTINGS = {
+    "float64": default_dtype,
+    "device": default_device,
+    "context": lambda: torch.device("meta"),
+}
 
 
 def everything(net, data, folder):
@@ -79,7 +64,7 @@ def test_a_run_is_the_same_bit_for_bit(setting, expected, tmp_path):
 
 
 def test_plain_defaults_end_with_their_block():
-    with float64(), torch.device("meta"):
+    with default_dtype(), torch.device("meta"):
         with pytest.raises(KeyError), plain_defaults():
             assert torch.zeros(1).dtype == torch.float32 and torch.zeros(1).device.type == "cpu"
             raise KeyError

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import synq_fast
-from synq_fast import engine as engine_module
+from synq_fast import run as run_module
 from synq_fast.data import load_dataset
 from synq_fast.errors import (
     DataError,
@@ -194,7 +194,7 @@ def test_metrics_of_an_evaluation_set_and_no_influence(tmp_path):
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (2, [2, 4, 6]), (3, [4, 6]), (5, [6])])
 def test_evaluation_during_training_comes_when_it_is_due(monkeypatch, every, expected):
     steps, seen = [0], []
-    measure, advance = engine_module._Run._measure, Trainer.advance
+    measure, advance = run_module.Run._measure, Trainer.advance
 
     def counted(self):
         steps[0] += 1
@@ -206,7 +206,7 @@ def test_evaluation_during_training_comes_when_it_is_due(monkeypatch, every, exp
         return measure(self, name, model)
 
     monkeypatch.setattr(Trainer, "advance", counted)
-    monkeypatch.setattr(engine_module._Run, "_measure", noted)
+    monkeypatch.setattr(run_module.Run, "_measure", noted)
     result = run(evaluation=labelled(), evaluate_every=every)
     assert [record["step"] for record in result.history] == [2, 4, 6]
     assert seen == expected
@@ -214,12 +214,12 @@ def test_evaluation_during_training_comes_when_it_is_due(monkeypatch, every, exp
 
 def test_best_seen_is_never_below_the_last(monkeypatch):
     tops = iter([90.0, 50.0, 10.0, 20.0, 15.0, 30.0])  # float32, post-training, 3 x latest, last
-    original = engine_module.evaluate
+    original = run_module.evaluate
 
     def fixed(*args, **options):
         return replace(original(*args, **options), top1=next(tops))
 
-    monkeypatch.setattr(engine_module, "evaluate", fixed)
+    monkeypatch.setattr(run_module, "evaluate", fixed)
     metrics = run(evaluation=labelled(), evaluate_every=2).metrics
     assert metrics["quantized"]["top1"] == 30
     assert metrics["best seen"] == {"top1": 30, "step": 6}

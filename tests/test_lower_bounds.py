@@ -35,7 +35,7 @@ def test_everything_that_a_user_installs_has_a_bound():
 
 
 @pytest.mark.parametrize(
-    "path", (ROOT / "synq_fast" / "ops").rglob("*.py"), ids=lambda path: path.stem
+    "path", sorted((ROOT / "synq_fast" / "ops").rglob("*.py")), ids=lambda path: path.stem
 )
 def test_what_is_compiled_tests_types_with_tuples(path):
     # torch.compile of torch 2.6 cannot trace isinstance(value, int | float).

@@ -161,7 +161,7 @@ def _interrupt(monkeypatch, phase: str) -> None:
         "calibration": (ActivationQuantizer, "forward", 3),
         "fine-tuning": (Trainer, "advance", 4),
         "first step": (Trainer, "advance", 1),
-        "saving": (engine_module._Run, "finish", 1),
+        "saving": (engine_module.Run, "finish", 1),
     }[phase]
     original, left = getattr(owner, name), [calls]
 
@@ -294,7 +294,7 @@ def test_log_that_is_ahead_of_the_checkpoint(tmp_path, monkeypatch):
     rare = {"finetune.checkpoint_seconds": 1e6}
     expected = run(overrides=rare)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module._Run, "finish", None)
+        patch.setattr(engine_module.Run, "finish", None)
         patch.setattr(Trainer, "save", lambda self: None)
         with pytest.raises(TypeError):
             run(overrides=rare, output=tmp_path)

@@ -32,13 +32,13 @@ def no_thread_stays():
 def used_banks(monkeypatch):
     """The kinds of bank that the runs of a test trained on."""
     kinds = []
-    original = engine_module._Run.student_from
+    original = engine_module.Run.student_from
 
     def noted(self, bank, *args):
         kinds.append(type(bank))
         return original(self, bank, *args)
 
-    monkeypatch.setattr(engine_module._Run, "student_from", noted)
+    monkeypatch.setattr(engine_module.Run, "student_from", noted)
     return kinds
 
 

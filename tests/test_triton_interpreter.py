@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+KERNEL_TESTS = sorted(path.name for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
 
 
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("file", KERNEL_TESTS)
+def test_kernels_in_the_interpreter(file: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1 is set, so tests/kernels runs in this process")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{file}"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

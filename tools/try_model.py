@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import synq_fast
+from benchmarks.cases import fit_statistics
 from synq_fast.errors import OutOfMemoryError, SynqFastError
 from synq_fast.models import Teacher, load_teacher
 
@@ -68,18 +69,6 @@ def cheap_initialization() -> Iterator[None]:
             setattr(nn.init, name, function)
 
 
-@torch.no_grad()
-def settle(module: nn.Module, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of a batch."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train().momentum = 1.0
-    module(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
-
-
 def smallest(teacher: Teacher) -> Teacher:
     """The teacher with the smallest images that it takes."""
     native = teacher.input_shape
@@ -124,7 +113,7 @@ def _all_the_way(name: str, row: dict[str, Any]) -> dict[str, Any]:
     teacher = smallest(teacher)
     images = torch.randn(4, *teacher.input_shape)
     row["size"] = teacher.input_shape[-1]
-    settle(teacher.module, images)
+    fit_statistics(teacher.module, images)
     result = synq_fast.quantize(teacher, "synq-cifar", overrides=OVERRIDES, progress=False)
     row["coverage"] = result.metrics["coverage"]
     with tempfile.TemporaryDirectory() as folder:

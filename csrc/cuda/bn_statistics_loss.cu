@@ -6,6 +6,7 @@
 // accuracy.
 #include "../bn_statistics_loss.h"
 
+#include "block_tree.cuh"
 #include "memory.cuh"
 
 namespace synq {
@@ -27,22 +28,6 @@ __device__ __forceinline__ Moments merge(Moments a, Moments b) {
   const float share = count > 0.0f ? b.count / count : 0.0f;
   const float delta = b.mean - a.mean;
   return {count, a.mean + delta * share, a.deviation + b.deviation + delta * delta * a.count * share};
-}
-
-// Merges the moments of the threads whose indices agree modulo kStride; the first kStride threads receive the results.
-template <int kStride>
-__device__ __forceinline__ Moments merge_block(Moments moments) {
-  __shared__ Moments shared[kThreads];
-  __syncthreads();
-  shared[threadIdx.x] = moments;
-  for (int width = kThreads / 2; width >= kStride; width /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < width) {
-      shared[threadIdx.x] = merge(shared[threadIdx.x], shared[threadIdx.x + width]);
-    }
-  }
-  __syncthreads();
-  return shared[threadIdx.x % kStride];
 }
 
 struct Layout {
@@ -103,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
       mean += delta * share;
       deviation += squares + delta * delta * (before * kCount) * share;
     }
-    const Moments moments = merge_block<1>({steps * kCount, mean, deviation});
+    const Moments moments = merge_block<1>(Moments{steps * kCount, mean, deviation});
     if (threadIdx.x == 0) partials.store(item, moments);
   }
 }
@@ -141,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const Moments moments = merge_block<kColumnThreads>({steps, mean[i], deviation[i]});
+      const Moments moments = merge_block<kColumnThreads>(Moments{steps, mean[i], deviation[i]});
       if (threadIdx.x < kColumnThreads && column < columns) partials.store((column + i) * splits + split, moments);
     }
   }

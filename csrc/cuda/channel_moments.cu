@@ -5,6 +5,7 @@
 #include "../channel_moments.h"
 
 #include "../centred_sums.h"
+#include "block_tree.cuh"
 #include "channel_parts.cuh"
 
 namespace synq {
@@ -39,23 +40,6 @@ __device__ __forceinline__ void store_part(const MomentsArguments& arguments, in
   } else {
     arguments.partials[group * arguments.splits + split] = part;
   }
-}
-
-// Merges the sums of the threads whose indices agree modulo kStride, in the order of a tree; the first kStride threads
-// receive the results. The number of threads is a power of two.
-template <int kStride, typename Real>
-__device__ __forceinline__ CentredSums<Real> merge_block(const CentredSums<Real>& sums) {
-  __shared__ CentredSums<Real> shared[kThreads];
-  __syncthreads();
-  shared[threadIdx.x] = sums;
-  for (int width = blockDim.x / 2; width >= kStride; width /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < width) {
-      shared[threadIdx.x] = merge(shared[threadIdx.x], shared[threadIdx.x + width]);
-    }
-  }
-  __syncthreads();
-  return shared[threadIdx.x % kStride];
 }
 
 class ThreadSums {

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../affine.h"
+#include "block_tree.cuh"
 #include "channel_parts.cuh"
 #include "memory.cuh"
 
@@ -40,23 +41,6 @@ __device__ __forceinline__ Range empty_range() { return {INFINITY, -INFINITY}; }
 __device__ __forceinline__ Range merge(Range a, Range b) { return {minimum(a.low, b.low), maximum(a.high, b.high)}; }
 
 __device__ __forceinline__ Range include(Range range, float value) { return merge(range, {value, value}); }
-
-// Merges the ranges of the threads whose indices agree modulo kStride. Every thread receives its result. The number of
-// threads is a power of two.
-template <int kStride>
-__device__ __forceinline__ Range merge_block(Range range) {
-  __shared__ Range shared[kThreads];
-  __syncthreads();
-  shared[threadIdx.x] = range;
-  for (int width = blockDim.x / 2; width >= kStride; width /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < width) {
-      shared[threadIdx.x] = merge(shared[threadIdx.x], shared[threadIdx.x + width]);
-    }
-  }
-  __syncthreads();
-  return shared[threadIdx.x % kStride];
-}
 
 __device__ __forceinline__ void store_range(float* low, float* high, int64_t place, Range range) {
   low[place] = range.low;

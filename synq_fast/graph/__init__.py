@@ -1,5 +1,6 @@
 """Traced networks: tracing, and how a graph's nodes are read."""
 
-from synq_fast.graph.trace import called_module, shape_of, trace
+from synq_fast.graph.nodes import attribute, called_module, constants, shape_of
+from synq_fast.graph.trace import trace
 
-__all__ = ["called_module", "shape_of", "trace"]
+__all__ = ["attribute", "called_module", "constants", "shape_of", "trace"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-Shapes = Callable[[fx.Node], torch.Size | None]
+from synq_fast.graph.nodes import constants, run_node, shape_of
+
 Layers = dict[str, nn.Module]
 
 _CONVOLUTIONS: dict[object, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
@@ -21,7 +22,7 @@ _CONVOLUTIONS: dict[object, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
 _DIMENSIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
 
-def plain_layers(graph: fx.Graph, root: nn.Module, shape_of: Shapes) -> Layers:
+def plain_layers(graph: fx.Graph, root: nn.Module) -> Layers:
     """Turn calls of ``conv*d``, ``linear`` and evaluation ``batch_norm`` into plain layers.
 
     Layers with a forward of their own (padding of their own, standardised weights, an activation
@@ -30,9 +31,8 @@ def plain_layers(graph: fx.Graph, root: nn.Module, shape_of: Shapes) -> Layers:
     stay shared with ``root``.
 
     Args:
-        graph: traced from ``root``, changed in place.
+        graph: traced from ``root``, its shapes noted; changed in place.
         root: holds the tensors that the graph reads.
-        shape_of: shape of a node's value.
 
     Returns:
         The layers by the name that the graph calls them by: that of the module they come from.
@@ -74,11 +74,11 @@ class _Found:
         """Let a node call the layer that ``build`` makes, where all but its input is constant."""
         source = arguments.pop("input")
         nodes = [value for value in arguments.values() if isinstance(value, fx.Node)]
-        if source in self.constants or not nodes or not self.constants.issuperset(nodes):
+        if source in self.constants or not nodes or not self.constants.keys() >= set(nodes):
             return
         call = (node.target, *((name, _expression(value)) for name, value in arguments.items()))
         if call not in self._by_call:
-            values = {name: constant(value, self.root) for name, value in arguments.items()}
+            values = {name: _constant(value, self.root) for name, value in arguments.items()}
             name = self._name(node, nodes[0])
             self.layers[name] = build(values).train(False)
             self._by_call[call] = name
@@ -99,33 +99,18 @@ class _Found:
         return name
 
 
-def constants(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values are the same for all images."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        sources = node.all_input_nodes
-        computed = node.op in ("call_function", "call_method") and bool(sources)
-        if node.op == "get_attr" or (computed and found.issuperset(sources)):
-            found.add(node)
-    return found
-
-
-def constant(value: Any, root: nn.Module) -> Any:
+def _constant(value: Any, root: nn.Module) -> Any:
     """What a constant node gives; other values as they are."""
     if not isinstance(value, fx.Node):
         return value
-    if value.op == "get_attr":
-        owner: Any = root
-        for part in str(value.target).split("."):
-            owner = getattr(owner, part)
-        return owner
+
+    def constant(source: fx.Node) -> Any:
+        return _constant(source, root)
+
     with torch.no_grad():
-        args = fx.node.map_arg(value.args, lambda source: constant(source, root))
-        kwargs = fx.node.map_arg(value.kwargs, lambda source: constant(source, root))
-        if value.op == "call_method":
-            return getattr(args[0], str(value.target))(*args[1:], **kwargs)
-        function: Any = value.target
-        return function(*args, **kwargs)
+        args = fx.node.map_arg(value.args, constant)
+        kwargs = fx.node.map_arg(value.kwargs, constant)
+        return run_node(root, value, args, kwargs)
 
 
 def _expression(value: Any) -> Any:

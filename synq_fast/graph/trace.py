@@ -6,17 +6,14 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import TraceError
 from synq_fast.graph.canonical import plain_layers
+from synq_fast.graph.nodes import attribute, note_shape
 from synq_fast.graph.tracer import ConcreteTracer
 from synq_fast.graph.writes import without_writes
-
-_SHAPE = "shape"
 
 
 def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.GraphModule:
@@ -44,16 +41,15 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
         module, tracer, graph = _traced(original, example, leaves, real=True)
     replaced = without_writes(graph, module, tracer.writes, tracer.values, tracer.mode)
     for node in graph.nodes:
-        shape = _shape(tracer.values.get(node))
-        if shape is not None:
-            node.meta[_SHAPE] = shape
-    layers = plain_layers(graph, module, shape_of)
+        if node in tracer.values:
+            note_shape(node, tracer.values[node][0])
+    layers = plain_layers(graph, module)
     # Nothing but the values counts: what is written to lies in private copies.
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     # A graph module names its tracer when it is pickled; ours cannot be made without an example.
     graph._tracer_cls = fx.Tracer
     targets = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
-    called = {str(name): _attribute(module, str(name)) for name in targets - layers.keys()}
+    called = {str(name): attribute(module, str(name)) for name in targets - layers.keys()}
     copies = {name: replaced[name] for name in replaced.keys() & called.keys()}
     holder = fx.GraphModule({**called, **copies, **layers}, graph)
     # From a module rather than a dictionary, what it holds comes in the order of execution.
@@ -95,25 +91,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    owner: Any = module
-    for part in name.split("."):
-        owner = getattr(owner, part)
-    return owner
-
-
-def _shape(pair: tuple[Any, Any] | None) -> torch.Size | None:
-    return pair[0].shape if pair is not None and isinstance(pair[0], Tensor) else None
-
-
-def shape_of(node: fx.Node) -> torch.Size | None:
-    """The shape that a node's value has for two images; None where it is no tensor, or unknown."""
-    shape: torch.Size | None = node.meta.get(_SHAPE)
-    return shape
-
-
-def called_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The submodule that a node calls, or None where it calls something else."""
-    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None

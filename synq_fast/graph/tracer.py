@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from synq_fast.graph.nodes import attribute, run_node
 from synq_fast.graph.writes import Write, memory_of
 
 Pair = tuple[Any, Any]
@@ -126,10 +127,8 @@ class ConcreteTracer(fx.Tracer):
         """What a node gives for both batch sizes."""
         if node not in self.values:
             # A constant tensor or a buffer, which fx records on its own.
-            owner: Any = self.root
-            for part in str(node.target).split("."):
-                owner = getattr(owner, part)
-            self._remember(node, (owner, owner))
+            held = attribute(self.root, str(node.target))
+            self._remember(node, (held, held))
         return self.values[node]
 
     def _evaluated(self, node: fx.Node) -> Pair:
@@ -149,7 +148,7 @@ class ConcreteTracer(fx.Tracer):
             self._evaluating = True
             try:
                 with torch.no_grad(), self.mode():
-                    results.append(_run(self.root, node, args, kwargs))
+                    results.append(run_node(self.root, node, args, kwargs))
             finally:
                 self._evaluating = False
         written = [source for source, tensor, version in before if tensor._version != version]
@@ -185,6 +184,10 @@ class Sizes(tuple[Any, ...]):
 
     __slots__ = ()
 
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Sizes(found) if isinstance(index, slice) else found
+
     def numel(self) -> Any:
         """The product of all sizes."""
         product: Any = 1
@@ -199,12 +202,10 @@ class _ValueProxy(fx.Proxy):
     tracer: ConcreteTracer
 
     def __getattr__(self, name: str) -> Any:
-        first = self.tracer.value(self.node)[0]
-        if isinstance(first, Tensor) and not name.startswith("__") and hasattr(first, name):
-            with self.tracer.mode():
-                method = callable(getattr(first, name))
-            if not method:
-                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        known = inspect.getattr_static(Tensor, name, None)
+        stands_for_tensor = isinstance(self.tracer.value(self.node)[0], Tensor)
+        if stands_for_tensor and known is not None and not callable(known):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
 
     def __len__(self) -> int:
@@ -273,17 +274,3 @@ def _concrete(pair: Pair) -> tuple[bool, Any]:
     if type(first) is type(second) and isinstance(first, _CONCRETE):
         return first == second, first
     return False, None
-
-
-def _run(root: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    target: Any = node.target
-    if node.op == "call_module":
-        return root.get_submodule(target)(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        owner: Any = root
-        for part in target.split("."):
-            owner = getattr(owner, part)
-        return owner
-    return target(*args, **kwargs)

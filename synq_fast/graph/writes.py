@@ -52,6 +52,14 @@ def with_item(x: Tensor, index: Any, value: Any) -> Any:
     return result
 
 
+def set_item(x: Tensor, index: Any, value: Any) -> Any:
+    """``x`` after ``x[index] = value``, in place."""
+    if has_torch_function((x, value)):
+        return handle_torch_function(set_item, (x, value), x, index, value)
+    x[index] = value
+    return x
+
+
 def without_writes(
     graph: fx.Graph, root: nn.Module, writes: Iterable[Write], values: Values, mode: Mode
 ) -> dict[str, nn.Module]:
@@ -74,14 +82,6 @@ def without_writes(
         TraceError: a parameter or buffer is overwritten.
     """
     return _Rewriting(graph, root, {write.node: write for write in writes}, values, mode).run()
-
-
-def set_item(x: Tensor, index: Any, value: Any) -> Any:
-    """``x`` after ``x[index] = value``, in place."""
-    if has_torch_function((x, value)):
-        return handle_torch_function(set_item, (x, value), x, index, value)
-    x[index] = value
-    return x
 
 
 class _Rewriting:
@@ -211,11 +211,20 @@ class _Rewriting:
         node.kwargs = fx.node.map_arg(node.kwargs, copied)
         if node.target is operator.setitem:
             node.target = set_item
-        position = node
+        position = done = self._written_by_module(node, copies[write.written[0]])
         for alias in later:
             with self.graph.inserting_after(position):
-                position = self.graph.call_function(after, (copies[alias], node))
+                position = self.graph.call_function(after, (copies[alias], done))
             self.current[alias] = position
+
+    def _written_by_module(self, node: fx.Node, target: fx.Node) -> fx.Node:
+        """The node that writes to ``target``: a module that does works out of place everywhere."""
+        twin = out_of_place(node, self.root) if node.op == "call_module" else None
+        if twin is None or twin.module is None:
+            return node
+        self.modules.setdefault(str(node.target), twin.module)
+        with self.graph.inserting_after(node):
+            return self.graph.call_method("copy_", (target, node))
 
     def _made_again(self, alias: fx.Node, write: Write, copies: dict[fx.Node, fx.Node]) -> fx.Node:
         """The view that ``alias`` is, of the copied memory."""

@@ -37,8 +37,8 @@ def plain_copy(model: Any) -> nn.Module:
     """
     _refuse_other_objects(model)
     wrapper: nn.Module = model
-    while _wrapped(wrapper) is not None:
-        wrapper = _wrapped(wrapper)  # type: ignore[assignment]
+    while (inside := _wrapped(wrapper)) is not None:
+        wrapper = inside
     _refuse_unusable(wrapper)
     memo: dict[int, Any] = {}
     try:
@@ -240,9 +240,11 @@ def _forget(part: nn.Module, hook: Any) -> None:
 
 
 def _bake_parametrizations(part: nn.Module) -> None:
-    values = {name: getattr(part, name) for name in part.parametrizations}  # type: ignore[union-attr]
+    parametrizations = part.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    values = {name: getattr(part, name) for name in parametrizations}
     trained = {
-        name: any(p is not None for p in part.parametrizations[name]._parameters.values())  # type: ignore[index, union-attr]
+        name: any(p is not None for p in parametrizations[name]._parameters.values())
         for name in values
     }
     # Not by remove_parametrizations: the class with the properties is also that of the original.

@@ -72,7 +72,8 @@ class ActivationQuantizer(FullPrecision):
         if self.bypass:
             return x
         if x.dtype == torch.float64:
-            return self(x.float()).double()  # type: ignore[no-any-return]
+            narrow: Tensor = self(x.float())
+            return narrow.double()
         if self.observer is not None:
             self.observer.observe(x)
             low, high = self.observer.read()

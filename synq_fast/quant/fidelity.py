@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import TraceError
+from synq_fast.graph import shape_of
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.quant.taps import Tapped, TapPoints
+from synq_fast.seeding import generator_for, normal_images
 
 _IMAGES = 3
 TOLERANCE = {torch.float64: (1e-5, 1e-9), torch.float32: (1e-3, 1e-5)}
@@ -47,12 +49,18 @@ def check_forms(
     """
     images = _images(graph)
     own = _Own(module, images, torch.float64)
-    if own.outputs(own.images) is None:
+    if own.logits is None:
         own = _Own(module, images, torch.float32)
+    if own.logits is None:
+        raise TraceError(
+            f"the model does not run on {_IMAGES} images at once, as training needs it"
+        )
     reference = own.converted(graph)
-    # A type that tracing wrote down, such as that of the images, rounds in float64 alone.
-    if not own.is_traced_as(graph) and not _Own(module, images, torch.float32).is_traced_as(graph):
-        raise TraceError(_parted("The traced network", _first_in_trace(own, reference)))
+    if not own.is_traced_as(reference):
+        # A type that tracing wrote down, such as that of the images, rounds in float64 alone.
+        narrow = _Own(module, images, torch.float32)
+        if own.dtype == torch.float32 or not narrow.is_traced_as(narrow.converted(graph)):
+            raise TraceError(_parted("The traced network", _first_in_trace(own, reference)))
     features = points.residual_bodies
     keep = {name for name in (points.last_spatial_convolution,) if name is not None}
     quantized = own.converted(student)
@@ -76,7 +84,7 @@ def check_forms(
 def _run(
     network: fx.GraphModule, images: Tensor, features: Sequence[str] = ()
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    with _same_chance(), bypassing(network):
+    with _same_chance(images.device), bypassing(network):
         view = Tapped(network, features)(images)
     return view.logits, view.features
 
@@ -91,11 +99,10 @@ def _parted(title: str, node: str) -> str:
 
 def _images(graph: fx.GraphModule) -> Tensor:
     placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    tensor = next((t for t in (*graph.parameters(), *graph.buffers())), torch.zeros(0))
-    generator = torch.Generator().manual_seed(0)
-    shape = placeholder.meta["shape"][1:]
-    images = torch.randn(_IMAGES, *shape, generator=generator, dtype=torch.float32, device="cpu")
-    return images.to(tensor.device)
+    shape = shape_of(placeholder)
+    assert shape is not None
+    device = next((t.device for t in (*graph.parameters(), *graph.buffers())), "cpu")
+    return normal_images(_IMAGES, shape[1:], generator_for(0, "forms")).to(device)
 
 
 class _Own:
@@ -105,6 +112,7 @@ class _Own:
         self.dtype = dtype
         self.module, self.images = copy.deepcopy(module).to(dtype), images.to(dtype)
         self.shaken = self.images * (1 + _SHAKE[dtype])
+        self.logits = self.outputs(self.images)
 
     def converted(self, graph: fx.GraphModule) -> fx.GraphModule:
         return copy.deepcopy(graph).to(self.dtype)
@@ -112,20 +120,20 @@ class _Own:
     def outputs(self, images: Tensor) -> Tensor | None:
         """None where the module does not take such images."""
         try:
-            with _same_chance():
+            with _same_chance(images.device):
                 result: Tensor = self.module(images.clone())
                 return result
         except (RuntimeError, ValueError, IndexError, TypeError):
             return None
 
-    def is_traced_as(self, graph: fx.GraphModule) -> bool:
-        """Whether the graph gives the module's logits, for one image as well."""
-        network = self.converted(graph)
-        for images in (self.images, self.images[:1]):
-            expected = self.outputs(images)
-            if expected is not None and not self.agree(expected, _run(network, images)[0]):
-                return False
-        return True
+    def is_traced_as(self, network: fx.GraphModule) -> bool:
+        """Whether a converted graph gives the module's logits, for one image as well."""
+        one = self.images[:1]
+        pairs = (self.images, self.logits), (one, self.outputs(one))
+        return all(
+            expected is None or self.agree(expected, _run(network, images)[0])
+            for images, expected in pairs
+        )
 
     def agree(self, expected: Tensor, found: Tensor, shaken: Tensor | None = None) -> bool:
         """Whether two results differ by less than images do, or than roundings grow to."""
@@ -152,10 +160,13 @@ def _measured(
 
 
 @contextmanager
-def _same_chance() -> Iterator[None]:
-    """The same random numbers for every network that draws some."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+def _same_chance(device: torch.device) -> Iterator[None]:
+    """The same random numbers for every network that draws some; the caller's stay as they are."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(0)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu.index].manual_seed(0)
         yield
 
 
@@ -175,7 +186,7 @@ class _Recorder(fx.Interpreter):
 
 def _values(module: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
     recorder = _Recorder(module)
-    with _same_chance(), bypassing(module):
+    with _same_chance(images.device), bypassing(module):
         recorder.run(images.clone())
     return recorder.seen
 

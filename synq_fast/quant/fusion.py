@@ -260,7 +260,7 @@ def _match(module: fx.GraphModule, relu: fx.Node, keep: Collection[str]) -> _Mat
     if _is_frozen_norm(called_module(module, source)):
         return _Match(source, (), bound, (relu, source))
     operands = source.all_input_nodes if is_addition(source) else []
-    # An operand that is broadcast, or that the ReLU's kernel cannot scale, stays an addition.
+    # The fused op takes a residual of its own shape: one that is broadcast stays an addition.
     if len({shape_of(node) for node in (source, *operands)}) == 1 and len(operands) == 2:
         for norm, residual in (operands, operands[::-1]):
             if _only_reader(norm, keep) and _is_frozen_norm(called_module(module, norm)):

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from synq_fast.graph import called_module
+from synq_fast.graph import attribute, called_module, constants
 from synq_fast.quant.grid import is_foreign, operation
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.leaves import is_kept
@@ -64,29 +64,16 @@ def weight_layers(
         graph_module: a quantized copy of a traced network.
         leaves: qualified names that the user keeps in floating point.
     """
-    constants = _constants(graph_module)
+    behind = constants(graph_module.graph)
     for node in graph_module.graph.nodes:
         module = called_module(graph_module, node)
         if module is not None:
             yield from _of_module(node, module, leaves)
-        elif node.op in ("call_function", "call_method") and node not in constants:
-            yield from _of_function(graph_module, node, constants)
+        elif node.op in ("call_function", "call_method") and node not in behind:
+            yield from _of_function(graph_module, node, behind)
 
 
-_Constants = dict[fx.Node, list[fx.Node]]
-
-
-def _constants(graph_module: fx.GraphModule) -> _Constants:
-    """The nodes that do not depend on the image, each with the parameters behind it."""
-    found: _Constants = {}
-    for node in graph_module.graph.nodes:
-        operands = node.all_input_nodes
-        if node.op == "get_attr":
-            found[node] = [node]
-        elif node.op not in ("placeholder", "output") and all(o in found for o in operands):
-            behind = [weight for operand in operands for weight in found[operand]]
-            found[node] = list(dict.fromkeys(behind))
-    return found
+_Constants = dict[fx.Node, tuple[fx.Node, ...]]
 
 
 def _of_module(node: fx.Node, module: nn.Module, leaves: Collection[str]) -> Iterator[WeightLayer]:
@@ -131,14 +118,14 @@ def _weights(module: nn.Module) -> list[str]:
 
 
 def _of_function(
-    graph_module: fx.GraphModule, node: fx.Node, constants: _Constants
+    graph_module: fx.GraphModule, node: fx.Node, behind: _Constants
 ) -> Iterator[WeightLayer]:
     name, operands = operation(graph_module, node), node.all_input_nodes
-    matrices = [o for o in operands if _is_matrix(graph_module, constants.get(o, []))]
+    matrices = [o for o in operands if _is_matrix(graph_module, behind.get(o, ()))]
     if name in _LAYER_FUNCTIONS or name in _PRODUCTS:
-        images = tuple(operand for operand in operands if operand not in constants)
+        images = tuple(operand for operand in operands if operand not in behind)
         if matrices:
-            label = _label(constants[matrices[0]][0])
+            label = _label(behind[matrices[0]][0])
             yield WeightLayer(label, node.name, images, f"{name} has no quantizer here")
         elif name in _LAYER_FUNCTIONS:
             reason = "its weights are computed from the image"
@@ -151,15 +138,10 @@ def _of_function(
                 )
 
 
-def _is_matrix(graph_module: fx.GraphModule, weights: list[fx.Node]) -> bool:
+def _is_matrix(graph_module: fx.GraphModule, weights: tuple[fx.Node, ...]) -> bool:
     """Whether there is a parameter of two or more dimensions among those behind a constant."""
-    for node in weights:
-        value: object = graph_module
-        for part in str(node.target).split("."):
-            value = getattr(value, part, None)
-        if isinstance(value, Tensor) and value.dim() > 1:
-            return True
-    return False
+    values = (attribute(graph_module, str(node.target)) for node in weights)
+    return any(isinstance(value, Tensor) and value.dim() > 1 for value in values)
 
 
 def _label(weight: fx.Node) -> str:

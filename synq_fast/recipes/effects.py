@@ -93,9 +93,7 @@ _IDLE = (
         "synthesis.class_weight is 0",
     ),
     _Idle(
-        tuple(
-            f"synthesis.centers.{field.name}" for field in fields(Centers) if field.name != "weight"
-        ),
+        _CENTERS,
         lambda r: r.synthesis.centers.weight == 0,
         "synthesis.centers.weight is 0",
     ),

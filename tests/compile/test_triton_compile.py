@@ -107,6 +107,21 @@ def launch_all(dtype: torch.dtype) -> None:
     kernels.fake_quantize_dynamic(torch.zeros(33, 7, dtype=dtype), 4, 0, None, False)
 
 
+def launch_affine(x: torch.Tensor) -> None:
+    """Calls the launchers of the whole fused activation, with every set of gradients."""
+    from synq_fast import kernels
+
+    one = torch.ones(x.shape[1])
+    for residual in (None, x):
+        arguments = x, one, one, residual, one[0], one[0], 4
+        kernels.affine_relu_fake_quantize(*arguments, None)
+        for parameters in (False, True):
+            for of_residual in {False, residual is not None}:
+                kernels.affine_relu_fake_quantize_backward(
+                    x, *arguments, 6.0, True, parameters, of_residual
+                )
+
+
 def launch_learned_and_relu(dtype: torch.dtype) -> None:
     """Calls the launchers of learned grids and fused activations on every kind of layout."""
     from synq_fast import kernels
@@ -120,14 +135,7 @@ def launch_learned_and_relu(dtype: torch.dtype) -> None:
             kernels.relu_fake_quantize(x, *pair, 4, axis, None)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)
-        for residual in (None, x):
-            arguments = x, one, one, residual, one[0], one[0], 4
-            kernels.affine_relu_fake_quantize(*arguments, None)
-            for parameters in (False, True):
-                for of_residual in {False, residual is not None}:
-                    kernels.affine_relu_fake_quantize_backward(
-                        x, *arguments, 6.0, True, parameters, of_residual
-                    )
+        launch_affine(x)
     kernels.fake_quantize_dynamic(image, 4, 1, 4, True)
     kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1, None, True)
 

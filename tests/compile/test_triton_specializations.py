@@ -9,7 +9,13 @@ import torch
 
 from tests.compile.ptx_checks import resources
 from tests.compile.test_triton_channel_moments import launch_all as launch_moments
-from tests.compile.test_triton_compile import DTYPES, Compiler, compiler, pytestmark
+from tests.compile.test_triton_compile import (
+    DTYPES,
+    Compiler,
+    compiler,
+    launch_affine,
+    pytestmark,
+)
 from tests.compile.test_triton_distillation_loss import launch_all as launch_distillation
 from tests.compile.test_triton_grad_cam import launch_all as launch_cams
 from tests.compile.test_triton_ranges import launch_all as launch_ranges
@@ -52,14 +58,7 @@ def launch_quantizers(x: torch.Tensor) -> None:
         kernels.relu_fake_quantize(x, bound, bound, 4, axis, None)
         for clip in (False, True):
             kernels.relu_fake_quantize_backward(x, x, bound, bound, 4, axis, 6.0, clip)
-    for residual in (None, x):
-        arguments = x, one, one, residual, one[0], one[0], 4
-        kernels.affine_relu_fake_quantize(*arguments, None)
-        for parameters in (False, True):
-            for of_residual in {False, residual is not None}:
-                kernels.affine_relu_fake_quantize_backward(
-                    x, *arguments, 6.0, True, parameters, of_residual
-                )
+    launch_affine(x)
 
 
 def launch_losses(x: torch.Tensor) -> None:

@@ -150,7 +150,7 @@ def test_calibration_is_done_once(tmp_path, monkeypatch):
 
 def test_post_training_accuracy_is_measured_after_a_kill_before_it(tmp_path, monkeypatch):
     expected = run(evaluation=labelled())
-    measure = engine_module._Run._measure
+    measure = engine_module.Run._measure
 
     def killed(self, name, model):
         if name == "post-training":
@@ -158,7 +158,7 @@ def test_post_training_accuracy_is_measured_after_a_kill_before_it(tmp_path, mon
         return measure(self, name, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module._Run, "_measure", killed)
+        patch.setattr(engine_module.Run, "_measure", killed)
         with pytest.raises(KeyboardInterrupt):
             run(evaluation=labelled(), output=tmp_path)
     resumed = run(evaluation=labelled(), output=tmp_path, resume=True)

@@ -122,14 +122,14 @@ def test_flat_not_finite_and_empty(kind: str) -> None:
 def test_opcheck() -> None:
     a, g = (torch.rand(2, 4, 3, 3).to(memory_format=torch.channels_last) for _ in range(2))
     library = torch.ops.synq_fast
-    for leaf in (a, a.clone().requires_grad_()):
-        for kind in range(4):
-            score = torch.rand(2) if kind == 1 else None
-            arguments = (leaf, g, score, kind, 5, 4, 1e-10, 1e-10)
-            torch.library.opcheck(library.grad_cam.triton, arguments)
-        for with_gradient in (False, True):
-            arguments = (leaf, g, torch.rand(2, 1, 5, 4), 1e-10, 1e-10, with_gradient)
-            torch.library.opcheck(library.cam_alignment_loss.triton, arguments)
+    leaf = a.clone().requires_grad_()
+    for kind in range(4):
+        score = torch.rand(2) if kind == 1 else None
+        arguments = (leaf, g, score, kind, 5, 4, 1e-10, 1e-10)
+        torch.library.opcheck(library.grad_cam.triton, arguments)
+    for activations, with_gradient in ((a, False), (leaf, True)):
+        arguments = (activations, g, torch.rand(2, 1, 5, 4), 1e-10, 1e-10, with_gradient)
+        torch.library.opcheck(library.cam_alignment_loss.triton, arguments)
 
 
 def test_activations_are_differentiable_once() -> None:

@@ -24,3 +24,12 @@ def require(backend: str) -> None:
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Asserts equal type and bits; a NaN equals any NaN."""
     torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.fixture(params=[pytest.param(p.values, id=p.id, marks=p.marks) for p in BACKENDS])
+def device(request):
+    """The device of a backend, which is chosen meanwhile; skips by name what cannot run."""
+    name, where = request.param
+    require(name)
+    with ops.backend(name):
+        yield where

@@ -27,21 +27,15 @@ from tests.cam_cases import (
     tie_case,
     unclamped,
 )
-from tests.ops.backends import BACKENDS, require
+from tests.ops.backends import device, require
 from tests.tolerances import assert_close
+
+__all__ = ["device"]  # used by pytest
 
 ROOT = Path(__file__).parents[2]
 ALL_KINDS = (*KINDS, "cam_alignment_loss")
 # The weights of Grad-CAM++ are not exact, so sums with them are no exact ties.
 TIE_KINDS = tuple(kind for kind in ALL_KINDS if kind != "grad_cam_plus_plus")
-
-
-@pytest.fixture(params=[pytest.param(p.values, id=p.id, marks=p.marks) for p in BACKENDS])
-def device(request):
-    name, device = request.param
-    require(name)
-    with ops.backend(name):
-        yield device
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

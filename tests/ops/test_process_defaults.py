@@ -1,32 +1,12 @@
 """A process's default type and device, which the user may set, change no result."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from synq_fast import ops
 from tests.ops.backends import require
 from tests.ops.every_op import CALLS, NAMES, results_of, tensors_of
-
-
-@contextmanager
-def default_dtype() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def default_device() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
+from tests.process_defaults import default_device, default_dtype
 
 
 def run(name):

@@ -84,7 +84,11 @@ def test_a_network_without_relu_works_without_a_flag(name):
     assert result.model(tiny_images(2)).isfinite().all()
 
 
-@pytest.mark.parametrize("relu", [nn.ReLU(), nn.ReLU6(), functional.relu, torch.relu], ids=str)
+@pytest.mark.parametrize(
+    "relu",
+    [nn.ReLU(), nn.ReLU6(), functional.relu, torch.relu],
+    ids=["ReLU", "ReLU6", "functional.relu", "torch.relu"],
+)
 def test_every_form_of_relu_counts(relu):
     assert chosen(With(relu)) == "after_relu"
 
@@ -124,7 +128,7 @@ def test_explicit_placements_stay():
 
 
 def test_after_relu_where_there_is_none_is_refused_before_synthesis(monkeypatch):
-    monkeypatch.setattr(synq_fast.engine._Run, "synthesize", None)
+    monkeypatch.setattr(synq_fast.engine.Run, "synthesize", None)
     with pytest.raises(ModelError, match='placement "after_relu" finds no place'):
         run(With(functional.silu), overrides={"quantization.placement": "after_relu"})
 

@@ -11,20 +11,14 @@ from torch.nn import functional
 from synq_fast.errors import TraceError
 from synq_fast.graph import trace
 from synq_fast.quant import (
-    BitWidths,
     Tapped,
     check_forms,
     coverage_of,
-    find_tap_points,
-    folded,
-    fused,
-    simplified,
 )
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.layers import WeightQuantized
-from synq_fast.recipes.schema import Quantization
-from synq_fast.saved_model import build_student
 from tests.networks import NETWORKS, SHAPE, Net, network
+from tests.quant.forms import every_form, traced
 
 
 def images(count: int = 2, seed: int = 0) -> torch.Tensor:
@@ -32,11 +26,7 @@ def images(count: int = 2, seed: int = 0) -> torch.Tensor:
 
 
 def forms(module: nn.Module, leaves=()):
-    example = images().to(next(module.parameters()).dtype)
-    graph = trace(module, example, leaves)
-    points = find_tap_points(graph, example)
-    student = build_student(graph, BitWidths(4, 4), Quantization()).eval()
-    return graph, student, points
+    return traced(module, images().to(next(module.parameters()).dtype), leaves)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -44,24 +34,12 @@ def test_every_form_computes_what_the_module_does(name):
     module = network(name).double()
     before = copy.deepcopy(module.state_dict())
     graph, student, points = forms(copy.deepcopy(module))
-    features = points.residual_bodies
-    norm_inputs = [
-        n.all_input_nodes[0].name for n in graph.graph.nodes if n.name in points.batch_norms
-    ]
     for count in (1, 2, 5):
         x = images(count, seed=count).double()
         given = x.clone()
         with torch.no_grad():
             expected = module(x.clone())
-            for form in (
-                graph,
-                folded(graph),
-                folded(graph, features, features),
-                simplified(graph, norm_inputs),
-                student,
-                fused(student),
-                fused(student, (), features),
-            ):
+            for form in every_form(graph, student, points):
                 with bypassing(form):
                     torch.testing.assert_close(form(x), expected, rtol=1e-9, atol=1e-9)
                 assert torch.equal(x, given), "the caller's images were overwritten"
@@ -211,9 +189,7 @@ def test_tensorflows_efficientnet_lite_is_quantized_completely():
     module = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     own = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    graph = trace(module, x)
-    points = find_tap_points(graph, x)
-    student = build_student(graph, BitWidths(4, 4), Quantization(placement="all_inputs")).eval()
+    graph, student, points = traced(module, x, placement="all_inputs")
     found = coverage_of(student)
     assert (found.weights, found.weights_of) == (len(own), len(own)) == (50, 50)
     assert (found.inputs, found.float_inputs) == (50, ())

@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from synq_fast.graph import trace
-from synq_fast.quant import BitWidths, check_forms, find_tap_points, folded, fused, simplified
+from synq_fast.quant import check_forms
 from synq_fast.quant.activations import bypassing
-from synq_fast.recipes.schema import Quantization
-from synq_fast.saved_model import build_student
 from tests.networks import (
     NormTimesTwo,
     NormWithActivation,
@@ -24,6 +21,7 @@ from tests.networks import (
     ShiftedRelu,
     StandardisedConv,
 )
+from tests.quant.forms import every_form, traced
 from tests.tiny import randomize_statistics
 
 CHANNELS, SIZE = 4, 6
@@ -150,30 +148,24 @@ program = st.lists(
 
 
 @settings(max_examples=COUNT)
-@given(program=program, head=st.sampled_from(["plain", "scaled"]), seed=st.integers(0, 3))
-def test_every_form_of_a_random_network_computes_what_the_module_does(program, head, seed):
+@given(
+    program=program,
+    head=st.sampled_from(["plain", "scaled"]),
+    placement=st.sampled_from(["auto", "all_inputs"]),
+    seed=st.integers(0, 3),
+)
+def test_every_form_of_a_random_network_computes_what_the_module_does(
+    program, head, placement, seed
+):
     torch.manual_seed(seed)
     module = randomize_statistics(RandomNet(program, head), seed).eval().double()
     module.requires_grad_(False)
     images = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
-    graph = trace(module, images)
-    points = find_tap_points(graph, images)
-    student = build_student(graph, BitWidths(4, 4), Quantization(placement="all_inputs")).eval()
-    inputs = {n.name: n.all_input_nodes[0].name for n in graph.graph.nodes if n.all_input_nodes}
-    norm_inputs = [inputs[name] for name in points.batch_norms]
-    features = points.residual_bodies
+    graph, student, points = traced(module, images, placement=placement)
     given = images.clone()
     with torch.no_grad():
         expected = module(images.clone())
-        for form in (
-            graph,
-            folded(graph),
-            folded(graph, features, features),
-            simplified(graph, norm_inputs),
-            student,
-            fused(student),
-            fused(student, (), features),
-        ):
+        for form in every_form(graph, student, points):
             with bypassing(form):
                 torch.testing.assert_close(form(images), expected, rtol=1e-8, atol=1e-8)
         assert torch.equal(images, given)

@@ -31,7 +31,7 @@ def test_what_becomes_of_a_network(tools, monkeypatch):
     assert (row["coverage"]["placement"], row["coverage"]["weights"]) == ("after_relu", 3)
     row = try_model.attempt(BRANCHING)
     assert row["result"] == "refused" and "quantization.leaf_modules" in row["note"]
-    monkeypatch.setattr(try_model, "settle", lambda *_: {}["a mistake of ours"])
+    monkeypatch.setattr(try_model, "fit_statistics", lambda *_: {}["a mistake of ours"])
     row = try_model.attempt(SMALL)
     assert row["result"] == "failed" and "KeyError" in row["traceback"]
 

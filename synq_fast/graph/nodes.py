@@ -1,0 +1,62 @@
+"""What a node of a traced network stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_SHAPE = "shape"
+
+
+def attribute(module: nn.Module, name: str) -> Any:
+    """What a module holds under a qualified name: a submodule, a parameter or a buffer."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def called_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The submodule that a node calls, or None where it calls something else."""
+    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def note_shape(node: fx.Node, value: Any) -> None:
+    """Keep the shape of what a node gave for two images; nothing for what is no tensor."""
+    if isinstance(value, Tensor):
+        node.meta[_SHAPE] = value.shape
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """The shape that a node's value has for two images; None where it is no tensor, or unknown."""
+    shape: torch.Size | None = node.meta.get(_SHAPE)
+    return shape
+
+
+def constants(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """The nodes whose values are the same for all images, each with the tensors behind it.
+
+    These are the reads of parameters and buffers, and all that is computed from them alone.
+    """
+    found: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for node in graph.nodes:
+        operands = node.all_input_nodes
+        if node.op == "get_attr":
+            found[node] = (node,)
+        elif node.op.startswith("call_") and operands and found.keys() >= set(operands):
+            found[node] = tuple(dict.fromkeys(t for o in operands for t in found[o]))
+    return found
+
+
+def run_node(root: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a node gives for the values of its arguments."""
+    target: Any = node.target
+    if node.op == "get_attr":
+        return attribute(root, target)
+    if node.op == "call_module":
+        return attribute(root, target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)

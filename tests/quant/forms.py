@@ -1,0 +1,34 @@
+"""All forms of a network that training and synthesis run, in floating point."""
+
+from torch import fx, nn
+
+from synq_fast.quant import BitWidths, TapPoints, find_tap_points, folded, fused, simplified, trace
+from synq_fast.recipes.schema import Quantization
+from synq_fast.saved_model import build_student
+
+
+def traced(
+    module: nn.Module, example, leaves=(), placement: str = "auto"
+) -> tuple[fx.GraphModule, fx.GraphModule, TapPoints]:
+    """The graph of a module, a student of it without ranges, and the tap points."""
+    graph = trace(module, example, leaves)
+    recipe = Quantization(placement=placement)
+    student = build_student(graph, BitWidths(4, 4), recipe).eval()
+    return graph, student, find_tap_points(graph, example)
+
+
+def every_form(
+    graph: fx.GraphModule, student: fx.GraphModule, points: TapPoints
+) -> list[fx.GraphModule]:
+    """The graph and the student as they are, folded, simplified and fused."""
+    inputs = {n.name: n.all_input_nodes[0].name for n in graph.graph.nodes if n.all_input_nodes}
+    features = points.residual_bodies
+    return [
+        graph,
+        folded(graph),
+        folded(graph, features, features),
+        simplified(graph, [inputs[name] for name in points.batch_norms]),
+        student,
+        fused(student),
+        fused(student, (), features),
+    ]
