@@ -7,6 +7,8 @@ CONSTRAINTS := constraints.txt
 EXTRAS := dev
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	$(CONSTRAINTS:%=--constraint %)
+# A worker for each core; idle ones take over what busy ones have not begun.
+PARALLEL := --numprocesses auto --dist worksteal
 PYTHON_SOURCES := synq_fast kernels tests benchmarks examples tools setup.py
 CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -24,7 +26,7 @@ demo: build
 # Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
 test demo conformance: export OMP_WAIT_POLICY = passive
 test: build
-	$(BIN)/python -m pytest --ignore=tests/compile
+	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/compile
 
 # csrc without Python and torch; a build folder for each variant.
 native-test: $(STAMP)
@@ -47,11 +49,11 @@ bench: build
 
 # Compiles the device code without a device and inspects the result.
 compile-check: build
-	$(BIN)/python -m pytest tests/compile -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) tests/compile -m "not slow"
 
 # Every specialisation of the Triton kernels too: minutes more.
 compile-check-all: build
-	$(BIN)/python -m pytest tests/compile
+	$(BIN)/python -m pytest $(PARALLEL) tests/compile
 
 # The newest releases of everything, and what pyproject.toml declares as the oldest. Each works in a copy of
 # the tree, with an environment of its own, because an extension lies beside its sources. Data stays where it is.
@@ -70,7 +72,7 @@ newest oldest:
 conformance: export SYNQ_FAST_REQUIRE_NATIVE = 1
 conformance: build
 	$(BIN)/synq-fast info
-	$(BIN)/python -m pytest $(CONFORMANCE)
+	$(BIN)/python -m pytest $(PARALLEL) $(CONFORMANCE)
 
 lint: typecheck
 	$(BIN)/ruff check $(PYTHON_SOURCES)

@@ -1,11 +1,21 @@
 """Inputs on which every fake quantization kernel must equal the reference bit for bit."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Triton's interpreter is slow, and half types differ in loads and stores alone.
+LARGEST_HALF = 4096
+
+
+def interpretable(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Says whether the interpreter takes an input of this shape and type in reasonable time."""
+    return dtype == torch.float32 or math.prod(shape) <= LARGEST_HALF
+
 
 SIZES = {
     1: "one element",

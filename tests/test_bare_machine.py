@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 KNOWN = {
     "PIL",
     "benchmarks",
+    "filelock",
     "hypothesis",
     "matplotlib",
     "numpy",

@@ -1,21 +1,28 @@
 """Compiles CUDA sources for the CPU and lays out memory for them."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.cuda_toolkit import find_cuda_include
 
 CHECKS = "-fsanitize=alignment,bounds,shift,signed-integer-overflow,null"
-LIBRARIES: list[ctypes.CDLL] = []
+LIBRARIES: dict[str, ctypes.CDLL] = {}
 
 
 def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Compiles `<name>.cpp` of this folder; skips by name what the machine lacks."""
+    """Compiles `<name>.cpp` of this folder once for all processes of a test run.
+
+    Skips by name what the machine lacks.
+    """
+    if name in LIBRARIES:
+        return LIBRARIES[name]
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ not found")
@@ -23,15 +30,23 @@ def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
     if include is None:
         pytest.skip("the CUDA toolkit's headers were not found")
     source = Path(__file__).parent / f"{name}.cpp"
-    target = folders.mktemp("emulation") / f"{name}.so"
+    base = folders.getbasetemp()
+    # Each worker of a parallel run has a folder of its own in the common one.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "emulation"
+    folder.mkdir(exist_ok=True)
+    target = folder / f"{name}.so"
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            compile_library(compiler, include, source, target)
+    return LIBRARIES.setdefault(name, ctypes.CDLL(str(target)))
+
+
+def compile_library(compiler: str, include: Path, source: Path, target: Path) -> None:
     # Compiled and linked apart: faults.h takes the place of the checks' runtime.
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
     object_file = target.with_suffix(".o")
     run(compiler, *flags, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)
     run(compiler, "-shared", object_file, "-o", target)
-    library = ctypes.CDLL(str(target))
-    LIBRARIES.append(library)
-    return library
 
 
 def run(*command: str | Path) -> None:

@@ -10,5 +10,5 @@ from tests.emulation.build import LIBRARIES
 
 @pytest.fixture(autouse=True)
 def random_schedule(request: pytest.FixtureRequest) -> None:
-    for library in LIBRARIES:
+    for library in LIBRARIES.values():
         library.set_seed(ctypes.c_uint64(zlib.crc32(request.node.nodeid.encode())))

@@ -126,7 +126,9 @@ def test_opcheck() -> None:
     for kind in range(4):
         score = torch.rand(2) if kind == 1 else None
         arguments = (leaf, g, score, kind, 5, 4, 1e-10, 1e-10)
-        torch.library.opcheck(library.grad_cam.triton, arguments)
+        # The kinds share one registration; one of them goes through the compiler too.
+        fewer = {"test_utils": ("test_schema", "test_faketensor")} if kind != 1 else {}
+        torch.library.opcheck(library.grad_cam.triton, arguments, **fewer)
     for activations, with_gradient in ((a, False), (leaf, True)):
         arguments = (activations, g, torch.rand(2, 1, 5, 4), 1e-10, 1e-10, with_gradient)
         torch.library.opcheck(library.cam_alignment_loss.triton, arguments)

@@ -49,7 +49,3 @@ def main() -> None:
                 compare_statistics(x.to(dtype))
                 count += 1
     print(f"{_C.cpu_isa()}: {count} cases are right")
-
-
-if __name__ == "__main__":
-    main()

@@ -39,7 +39,3 @@ def main() -> None:
             assert_best(x, ops.search_range(x, 4), 4)
             count += 1
     print(f"{_C.cpu_isa()}: {count} cases equal the reference")
-
-
-if __name__ == "__main__":
-    main()

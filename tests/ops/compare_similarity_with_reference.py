@@ -21,7 +21,3 @@ def main() -> None:
     for value in evaluate(ops.patch_similarity_entropy, tokens):
         assert value.isnan().all()
     print(f"{_C.cpu_isa()}: {len(cases)} cases")
-
-
-if __name__ == "__main__":
-    main()

@@ -63,7 +63,3 @@ def main() -> None:
         x, bounds = ties(bits, -1.3, 2.1), (-1.3, 2.1)
         assert_same(ops.fake_quantize(x, *bounds, bits), reference.fake_quantize(x, *bounds, bits))
     print(f"{_C.cpu_isa()}: {count} cases equal the reference")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,5 @@
 """The class activation map ops on every backend: layouts, types, tokens, ties, special values."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,8 @@ from tests.cam_cases import (
     tie_case,
     unclamped,
 )
-from tests.ops.backends import device, require
+from tests.ops.backends import device
+from tests.ops.processes import with_instruction_set
 from tests.tolerances import assert_close
 
 __all__ = ["device"]  # used by pytest
@@ -355,18 +353,4 @@ print(f"{_C.cpu_isa()}: {count}")
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"{isa} is not built or not on this processor")
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env={**os.environ, "SYNQ_FAST_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{isa}: ")
+    assert with_instruction_set(isa, PROGRAM).startswith(f"{isa}: ")

@@ -1,8 +1,6 @@
 """The registered class activation map ops inside PyTorch's own machinery."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from synq_fast import ops
 from synq_fast.ops._definitions import cam_alignment_loss, grad_cam
 from tests.ops.backends import require
+from tests.ops.processes import NOT_BUILT, run
 from tests.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -162,13 +161,6 @@ def test_loss_without_gradient_skips_it():
 
 
 PROGRAM = """
-import json, pathlib
-read_text = pathlib.Path.read_text
-def pretend(path, *args, **kwargs):
-    if path.name == "_build_info.json":
-        return json.dumps({"native": False, "reason": "no compiler", "torch": None})
-    return read_text(path, *args, **kwargs)
-pathlib.Path.read_text = pretend
 import torch
 from tests.ops import test_cam_registration as tests
 from tests.ops.test_cam_registration import A, G, NAMES, TARGET, arguments
@@ -187,7 +179,5 @@ assert leaf.grad.any()
 @pytest.mark.slow
 @pytest.mark.compile
 def test_without_the_extension():
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run(NOT_BUILT + PROGRAM)
     assert result.returncode == 0, result.stderr

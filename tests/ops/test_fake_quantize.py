@@ -12,6 +12,7 @@ from synq_fast import ops, reference
 from tests.golden_cases import golden_cases
 from tests.ops.backends import BACKENDS, assert_same, require
 from tests.ops.cases import ALL, axes, channel_ranges, layouts, special_values, ties
+from tests.ops.processes import with_instruction_set
 from tests.recording import recorded
 
 ROOT = Path(__file__).parents[2]
@@ -86,22 +87,9 @@ def test_special_values(backend, device, dtype):
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    """The choice is made once per process, so each instruction set gets its own."""
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"{isa} is not built or not on this processor")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compare_with_reference"],
-        cwd=ROOT,
-        env={**os.environ, "SYNQ_FAST_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{isa}: ")
+    assert with_instruction_set(
+        isa, "import tests.ops.compare_with_reference as c; c.main()"
+    ).startswith(f"{isa}: ")
 
 
 def test_unknown_instruction_set():

@@ -1,9 +1,5 @@
 """The kernels of the losses: every backend and instruction set, accuracy, and determinism."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +8,7 @@ from hypothesis import strategies as st
 from synq_fast import ops
 from tests.logit_cases import CASES, check_losses, random_logits
 from tests.ops.backends import BACKENDS, require
+from tests.ops.processes import with_instruction_set
 from tests.statistics_cases import SHAPES, check_gradient, exact, layouts, running
 from tests.statistics_cases import check_losses as check_statistics
 
@@ -143,19 +140,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"this processor or build has no {isa}")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compare_losses"],
-        env=os.environ | {"SYNQ_FAST_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
+    assert with_instruction_set(isa, "import tests.ops.compare_losses as c; c.main()").startswith(
+        f"{isa}: "
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{isa}: ")
 
 
 def test_labels_are_checked_by_the_op_itself():

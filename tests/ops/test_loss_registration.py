@@ -1,15 +1,13 @@
 """The registered loss ops inside PyTorch's own machinery."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from synq_fast import ops
 from synq_fast.ops._definitions import bn_statistics_loss, distillation_loss
+from tests.ops.processes import results
 
 LABELS = torch.tensor([1, 2, 0, 3])
 CONSTANTS = (4.0, 3.0, 0.9)
@@ -147,16 +145,6 @@ def test_second_derivatives_are_refused(which):
         gradient.sum().backward()
 
 
-NOT_BUILT = """
-import json, pathlib
-read_text = pathlib.Path.read_text
-def pretend(path, *args, **kwargs):
-    if path.name == "_build_info.json":
-        return json.dumps({"native": False, "reason": "no compiler", "torch": None})
-    return read_text(path, *args, **kwargs)
-pathlib.Path.read_text = pretend
-"""
-
 PROGRAM = """
 import torch
 from synq_fast import ops
@@ -165,11 +153,6 @@ from tests.ops.test_loss_registration import NAMES, arguments, leaves, model
 inputs = leaves()
 loss, difficulty = model(*inputs)
 gradients = torch.autograd.grad(loss, inputs)
-for name in NAMES:
-    op = getattr(torch.ops.synq_fast, name).default
-    for args in arguments(name, True):
-        results = op(*args)
-        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
 student, teacher, x = inputs
 stored = torch.zeros(5), torch.ones(5)
 library = torch.ops.synq_fast
@@ -184,20 +167,16 @@ values = loss, difficulty, *gradients
 print([round(value.double().square().sum().item(), 4) for value in values])
 """
 
-
-def run(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True
-    )
+CHECKS = """
+for name in NAMES:
+    op = getattr(torch.ops.synq_fast, name).default
+    for args in arguments(name, True):
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
+"""
 
 
 @pytest.mark.slow
 def test_without_the_extension():
     """The same program with and without native kernels: Python registrations take over."""
-    bare, native = run(NOT_BUILT + PROGRAM), run(PROGRAM)
-    assert bare.returncode == 0, bare.stderr
-    assert native.returncode == 0, native.stderr
-    reason, numbers = bare.stdout.splitlines()
-    assert reason == "no compiler"
-    expected = json.loads(native.stdout.splitlines()[-1])
-    assert json.loads(numbers) == pytest.approx(expected, rel=1e-4)
+    bare, native = results(PROGRAM, CHECKS)
+    assert json.loads(bare) == pytest.approx(json.loads(native), rel=1e-4)

@@ -1,8 +1,5 @@
 """The low-pass op inside PyTorch's machinery, its caches and its instruction sets."""
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import torch
 from synq_fast import ops, reference
 from synq_fast.reference import _filter_mask
 from tests.ops.backends import require
+from tests.ops.processes import NOT_BUILT, run, with_instruction_set
 from tests.ops.test_low_pass import KINDS
-from tests.ops.test_quantization_registration import NOT_BUILT, run
 from tests.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -200,19 +197,4 @@ print(_C.cpu_isa(), worst <= 5e-6, worst)
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    """The choice is made once per process, so each instruction set gets its own."""
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"{isa} is not built or not on this processor")
-    result = subprocess.run(
-        [sys.executable, "-c", COMPARE],
-        cwd=ROOT,
-        env={**os.environ, "SYNQ_FAST_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{isa} True"), result.stdout
+    assert with_instruction_set(isa, COMPARE).startswith(f"{isa} True")

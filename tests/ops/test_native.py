@@ -13,7 +13,7 @@ import torch
 from synq_fast.errors import SynqFastWarning
 from synq_fast.ops import _backend, _native
 from synq_fast.progress import Reporter
-from tests.ops.test_loss_registration import NOT_BUILT
+from tests.ops.processes import NOT_BUILT
 from tests.tiny import run
 
 ROOT = Path(__file__).resolve().parents[2]

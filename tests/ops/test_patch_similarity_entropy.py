@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from hypothesis import strategies as st
 
 from synq_fast import ops, reference
 from tests.ops.backends import BACKENDS, require
+from tests.ops.processes import with_instruction_set
 from tests.similarity_cases import CASES, LARGE, assert_right, evaluate, make_tokens
 from tests.tolerances import assert_close
 
@@ -283,21 +281,9 @@ def test_second_derivative_is_refused_but_the_reference_has_one():
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"this processor has no {isa}")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compare_similarity_with_reference"],
-        cwd=ROOT,
-        env={**os.environ, "SYNQ_FAST_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{isa}: ")
+    assert with_instruction_set(
+        isa, "import tests.ops.compare_similarity_with_reference as c; c.main()"
+    ).startswith(f"{isa}: ")
 
 
 TOKENS = torch.ones(2, 3, 4)

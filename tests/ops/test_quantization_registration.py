@@ -1,9 +1,5 @@
 """The registered quantization ops inside PyTorch's own machinery."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -14,6 +10,7 @@ from synq_fast.ops._definitions import (
     relu_fake_quantize,
 )
 from tests.ops.backends import assert_same
+from tests.ops.processes import results, run
 
 LOW, HIGH = torch.tensor(-1.0), torch.tensor(1.0)
 WEIGHT = torch.randn(4, 3, 3, 3)
@@ -162,27 +159,11 @@ def test_a_choice_that_cannot_run_explains_itself():
     assert ops.current_backend() == "auto"
 
 
-def run(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
-    )
-
-
 def test_initial_choice_comes_from_the_environment():
     code = "from synq_fast import ops; print(ops.current_backend())"
     assert run(code, SYNQ_FAST_BACKEND="reference").stdout == "reference\n"
     assert "SYNQ_FAST_BACKEND must be one of" in run(code, SYNQ_FAST_BACKEND="gpu").stderr
 
-
-NOT_BUILT = """
-import json, pathlib
-read_text = pathlib.Path.read_text
-def pretend(path, *args, **kwargs):
-    if path.name == "_build_info.json":
-        return json.dumps({"native": False, "reason": "no compiler", "torch": None})
-    return read_text(path, *args, **kwargs)
-pathlib.Path.read_text = pretend
-"""
 
 PROGRAM = """
 import torch
@@ -194,20 +175,20 @@ loss, z = model(leaf, LOW, HIGH)
 loss.backward()
 twin = leaf.detach().clone().requires_grad_()
 torch.ops.synq_fast.fake_quantize(twin, LOW, HIGH, 4, None, None, True).sum().backward()
+print(ops.available_backends()["cpu"])
+print([tensor.sum().item() for tensor in (loss, z, leaf.grad, twin.grad)])
+"""
+
+CHECKS = """
 low, high = torch.full((3,), -1.0), torch.full((3,), 1.0)
 for name in NAMES:
     for args in arguments(name, IMAGE.detach().requires_grad_(), low, high, 1):
         torch.library.opcheck(getattr(torch.ops.synq_fast, name).default, args)
-print(ops.available_backends()["cpu"])
-print([tensor.sum().item() for tensor in (loss, z, leaf.grad, twin.grad)])
 """
 
 
 @pytest.mark.slow
 def test_without_the_extension():
     """The same program with and without native kernels: Python registrations take over."""
-    bare, native = run(NOT_BUILT + PROGRAM), run(PROGRAM)
-    assert bare.returncode == 0, bare.stderr
-    reason, numbers = bare.stdout.splitlines()
-    assert reason == "no compiler"
-    assert numbers == native.stdout.splitlines()[-1]
+    bare, native = results(PROGRAM, CHECKS)
+    assert bare == native

@@ -1,8 +1,5 @@
 """The registered range ops inside PyTorch's own machinery, and on every instruction set."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +7,8 @@ import torch
 
 from synq_fast import ops
 from synq_fast.ops._definitions import ranges
-from tests.ops.backends import assert_same, require
-from tests.ops.test_quantization_registration import NOT_BUILT
+from tests.ops.backends import assert_same
+from tests.ops.processes import results, with_instruction_set
 
 ROOT = Path(__file__).parents[2]
 IMAGE = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
@@ -180,21 +177,9 @@ def test_the_registered_ops_check_for_themselves(name, arguments, error, message
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"{isa} is not built or not on this processor")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compare_ranges_with_reference"],
-        cwd=ROOT,
-        env={**os.environ, "SYNQ_FAST_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{isa}: ")
+    assert with_instruction_set(
+        isa, "import tests.ops.compare_ranges_with_reference as c; c.main()"
+    ).startswith(f"{isa}: ")
 
 
 PROGRAM = """
@@ -206,23 +191,18 @@ torch.manual_seed(3)
 x, parts = torch.randn(4, 5, requires_grad=True), state()
 ops.update_range(x, *parts)
 torch.ops.synq_fast.update_range(x, *parts, 0.5)
-torch.library.opcheck(torch.ops.synq_fast.update_range.default, (x, *state(), 0.9))
-torch.library.opcheck(torch.ops.synq_fast.search_range.default, (x, 4, 6, 2.4))
 print(ops.available_backends()["cpu"])
 print([value.item() for value in (*parts, *torch.ops.synq_fast.search_range(x, 4, 9, 2.4))])
+"""
+
+CHECKS = """
+torch.library.opcheck(torch.ops.synq_fast.update_range.default, (x, *state(), 0.9))
+torch.library.opcheck(torch.ops.synq_fast.search_range.default, (x, 4, 6, 2.4))
 """
 
 
 @pytest.mark.slow
 def test_without_the_extension():
     """The same program with and without native kernels: the reference takes over."""
-    bare, native = (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        for code in (NOT_BUILT + PROGRAM, PROGRAM)
-    )
-    assert bare.returncode == 0, bare.stderr
-    reason, numbers = bare.stdout.splitlines()
-    assert reason == "no compiler"
-    assert numbers == native.stdout.splitlines()[-1]
+    bare, native = results(PROGRAM, CHECKS)
+    assert bare == native
