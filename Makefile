@@ -40,7 +40,7 @@ define native_test
 $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	--log-level=WARNING -DSYNQ_MODULE=OFF -DSYNQ_TESTS=ON $(2)
 $(BIN)/cmake --build build/$(1) -- --quiet
-$(BIN)/ctest --test-dir build/$(1) --output-on-failure --no-tests=error
+$(BIN)/ctest --test-dir build/$(1) --parallel --output-on-failure --no-tests=error
 endef
 
 # Every suite; the speed-up over each rival and the losses come last.
