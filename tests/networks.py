@@ -255,6 +255,14 @@ class SharedReluOfPart(Net):
         return y + whole + part.sum(1, keepdim=True)
 
 
+class BranchAddedTwice(Net):
+    """One branch ends in two additions."""
+
+    def body(self, x):
+        branch = self.bn2(self.conv2(x))
+        return functional.relu(branch + x) + (branch + x.detach())
+
+
 class ShapeArithmetic(Net):
     def head(self, x):
         x = x.reshape(*x.shape[:2], x.shape[2:].numel())
@@ -386,8 +394,9 @@ NETWORKS = {
         Flag, OptionalMask, VariableArguments, AddsWithAlpha, MethodAddsWithAlpha,
         MethodAddsInPlaceWithAlpha, NamedAdd, AddsPooled, AddsParameter, AddsNumber, AddsItself,
         WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView,
-        SharedReluOfPart, ShapeArithmetic, WritesTwice, WritesBeforeTap, OpaqueWrite, SharedLayers,
-        BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead, Detached,
+        SharedReluOfPart, BranchAddedTwice, ShapeArithmetic, WritesTwice, WritesBeforeTap,
+        OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead,
+        Detached,
     )
 } | {
     "norm with activation": with_layer(bn2=lambda: NormWithActivation(CHANNELS)),

@@ -66,9 +66,11 @@ def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
             body = max(operands, key=depth.__getitem__)
             if type(called_module(graph_module, body)) in (nn.BatchNorm2d, nn.Conv2d):
                 bodies.append(body.name)
+    # One branch may be added to several values.
+    features = tuple(dict.fromkeys(bodies or norms))
     # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
     last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
-    return TapPoints(tuple(norms), tuple(bodies or norms), last)
+    return TapPoints(tuple(norms), features, last)
 
 
 @torch.enable_grad()
