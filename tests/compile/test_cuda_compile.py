@@ -81,8 +81,8 @@ def test_resources(source: Path, cuda_object) -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_ptx(source: Path, arch: str, tmp_path: Path) -> None:
-    kernels = entries(ptx_of(source, arch, tmp_path, *FLAGS))
+def test_ptx(source: Path, arch: str, cuda_object) -> None:
+    kernels = entries(cuda_object(source).ptx[arch])
     assert kernels
     tolerant = TOLERANT.get(source.name, {})
     for name, instructions in kernels.items():

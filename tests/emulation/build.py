@@ -1,18 +1,18 @@
 """Compiles CUDA sources for the CPU and lays out memory for them."""
 
 import ctypes
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from tests.cuda_toolkit import find_cuda_include
+from tests.once import made_once
 
 CHECKS = "-fsanitize=alignment,bounds,shift,signed-integer-overflow,null"
+LIBRARY = "kernels.so"
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 
 
@@ -30,23 +30,20 @@ def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
     if include is None:
         pytest.skip("the CUDA toolkit's headers were not found")
     source = Path(__file__).parent / f"{name}.cpp"
-    base = folders.getbasetemp()
-    # Each worker of a parallel run has a folder of its own in the common one.
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "emulation"
-    folder.mkdir(exist_ok=True)
-    target = folder / f"{name}.so"
-    with FileLock(target.with_suffix(".lock")):
-        if not target.exists():
-            compile_library(compiler, include, source, target)
-    return LIBRARIES.setdefault(name, ctypes.CDLL(str(target)))
+    folder = made_once(
+        folders,
+        f"emulated_{name}",
+        lambda folder: compile_library(compiler, include, source, folder),
+    )
+    return LIBRARIES.setdefault(name, ctypes.CDLL(str(folder / LIBRARY)))
 
 
-def compile_library(compiler: str, include: Path, source: Path, target: Path) -> None:
+def compile_library(compiler: str, include: Path, source: Path, folder: Path) -> None:
     # Compiled and linked apart: faults.h takes the place of the checks' runtime.
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
-    object_file = target.with_suffix(".o")
+    object_file = folder / "object.o"
     run(compiler, *flags, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)
-    run(compiler, "-shared", object_file, "-o", target)
+    run(compiler, "-shared", object_file, "-o", folder / LIBRARY)
 
 
 def run(*command: str | Path) -> None:
