@@ -263,6 +263,26 @@ class BranchAddedTwice(Net):
         return functional.relu(branch + x) + (branch + x.detach())
 
 
+class StandardisedTwice(Net):
+    """A layer with computed weights, called before and after a write."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2 = StandardisedConv(CHANNELS, CHANNELS, 3, padding=1)
+
+    def body(self, x):
+        y = self.conv2(x)
+        y[:, 1, ::2] = 0.25
+        return self.bn2(self.conv2(y)) + y
+
+
+class ReadsRawWeight(StandardisedTwice):
+    """Beside the computed weight the layer's own one is read."""
+
+    def body(self, x):
+        return self.bn2(self.conv2(x)) * self.conv2.weight.abs().mean()
+
+
 class ShapeArithmetic(Net):
     def head(self, x):
         x = x.reshape(*x.shape[:2], x.shape[2:].numel())
@@ -395,6 +415,7 @@ NETWORKS = {
         MethodAddsInPlaceWithAlpha, NamedAdd, AddsPooled, AddsParameter, AddsNumber, AddsItself,
         WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView,
         SharedReluOfPart, BranchAddedTwice, ShapeArithmetic, WritesTwice, WritesBeforeTap,
+        StandardisedTwice, ReadsRawWeight,
         OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead,
         Detached,
     )

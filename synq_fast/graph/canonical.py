@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from synq_fast.graph.nodes import constants, run_node, shape_of
+from synq_fast.graph.nodes import attribute, constants, run_node, shape_of
 
 Layers = dict[str, nn.Module]
 
@@ -28,14 +28,15 @@ def plain_layers(graph: fx.Graph, root: nn.Module) -> Layers:
     Layers with a forward of their own (padding of their own, standardised weights, an activation
     in a normalisation) are traced down to these functions. A weight that does not depend on the
     images is computed once and becomes the layer's parameter; parameters that are used as they are
-    stay shared with ``root``.
+    stay shared with ``root``. What the logits do not need is taken out.
 
     Args:
         graph: traced from ``root``, its shapes noted; changed in place.
         root: holds the tensors that the graph reads.
 
     Returns:
-        The layers by the name that the graph calls them by: that of the module they come from.
+        The layers by the name that the graph calls them by: that of the module they come from,
+        or one like it.
     """
     found = _Found(graph, root)
     for node in list(graph.nodes):
@@ -54,16 +55,25 @@ def plain_layers(graph: fx.Graph, root: nn.Module) -> Layers:
             )  # fmt: skip
             if arguments.get("running_mean") is not None and not arguments.get("training", False):
                 found.layer(node, arguments, _batch_norm)
-    return found.layers
+    # Nothing but the values counts: what is written to lies in private copies.
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    return found.named()
+
+
+class _Calls(NamedTuple):
+    """One layer and the nodes that call it."""
+
+    path: str
+    """Of the module that the first call was traced in."""
+    layer: nn.Module
+    nodes: list[fx.Node]
 
 
 class _Found:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
-        self.layers: Layers = {}
         self.constants = constants(graph)
-        self._by_call: dict[object, str] = {}
-        self._taken = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        self._calls: dict[object, _Calls] = {}
 
     def layer(
         self,
@@ -77,26 +87,46 @@ class _Found:
         if source in self.constants or not nodes or not self.constants.keys() >= set(nodes):
             return
         call = (node.target, *((name, _expression(value)) for name, value in arguments.items()))
-        if call not in self._by_call:
+        if call not in self._calls:
             values = {name: _constant(value, self.root) for name, value in arguments.items()}
-            name = self._name(node, nodes[0])
-            self.layers[name] = build(values).train(False)
-            self._by_call[call] = name
-        node.op, node.target = "call_module", self._by_call[call]
+            self._calls[call] = _Calls(_path(node, nodes[0]), build(values).train(False), [])
+        calls = self._calls[call]
+        calls.nodes.append(node)
+        node.op, node.target = "call_module", calls.path
         node.args, node.kwargs = (source,), {}
 
-    def _name(self, node: fx.Node, weight: fx.Node) -> str:
-        """The path of the module that the call was traced in."""
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        path = str(stack[-1][0]) if stack else ""
-        if not path and weight.op == "get_attr":
-            path = str(weight.target).rpartition(".")[0]
-        path = path or node.name
-        name, count = path, 1
-        while name in self._taken:
-            name, count = f"{path}_{count}", count + 1
-        self._taken.add(name)
-        return name
+    def named(self) -> Layers:
+        """Give each layer the path of its module, where nothing else is called or read there."""
+        ours = {node for calls in self._calls.values() for node in calls.nodes}
+        taken = {str(n.target) for n in self.graph.nodes if n.op == "call_module" and n not in ours}
+        reads = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
+        layers: Layers = {}
+        for path, layer, nodes in self._calls.values():
+            name, count = path, 1
+            while name in taken or self._hides(layer, name, reads):
+                name, count = f"{path}_{count}", count + 1
+            taken.add(name)
+            layers[name] = layer
+            for node in nodes:
+                node.target = name
+        return layers
+
+    def _hides(self, layer: nn.Module, name: str, reads: set[str]) -> bool:
+        """Whether a layer of this name would give other tensors than those that are read there."""
+        own = (*layer.named_parameters(), *layer.named_buffers())
+        return name in reads or any(
+            path in reads and attribute(self.root, path) is not tensor
+            for path, tensor in ((f"{name}.{part}", tensor) for part, tensor in own)
+        )
+
+
+def _path(node: fx.Node, weight: fx.Node) -> str:
+    """The path of the module that a call was traced in."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    if not path and weight.op == "get_attr":
+        path = str(weight.target).rpartition(".")[0]
+    return path or node.name
 
 
 def _constant(value: Any, root: nn.Module) -> Any:

@@ -44,8 +44,6 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
         if node in tracer.values:
             note_shape(node, tracer.values[node][0])
     layers = plain_layers(graph, module)
-    # Nothing but the values counts: what is written to lies in private copies.
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     # A graph module names its tracer when it is pickled; ours cannot be made without an example.
     graph._tracer_cls = fx.Tracer
     targets = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}

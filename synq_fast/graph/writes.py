@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from synq_fast.errors import TraceError
+from synq_fast.graph.nodes import note_shape
 
 Values = Mapping[fx.Node, tuple[Any, Any]]
 Mode = Callable[[], AbstractContextManager[Any]]
@@ -157,6 +158,7 @@ class _Rewriting:
             self.modules.setdefault(target, twin.module)
         else:
             node.target, node.args, node.kwargs = twin.target, twin.args, twin.kwargs
+        self._stands_for(node, first)
         self.current.update(dict.fromkeys(same, node))
         return True
 
@@ -200,6 +202,7 @@ class _Rewriting:
         with self.graph.inserting_before(node):
             start = self.current.get(root, root)
             copies = {root: self.graph.call_method("clone", (start,))}
+            self._stands_for(copies[root], root)
             for alias in (*write.written, *later):
                 self._made_again(alias, write, copies)
         renamed = {self.current.get(alias, alias): copied for alias, copied in copies.items()}
@@ -215,6 +218,7 @@ class _Rewriting:
         for alias in later:
             with self.graph.inserting_after(position):
                 position = self.graph.call_function(after, (copies[alias], done))
+            self._stands_for(position, alias)
             self.current[alias] = position
 
     def _written_by_module(self, node: fx.Node, target: fx.Node) -> fx.Node:
@@ -251,7 +255,12 @@ class _Rewriting:
 
         args, kwargs = (fx.node.map_arg(a, read) for a in self.original[alias])
         copies[alias] = self.graph.create_node(alias.op, alias.target, args, kwargs)
+        self._stands_for(copies[alias], alias)
         return copies[alias]
+
+    def _stands_for(self, node: fx.Node, value: fx.Node) -> None:
+        """Note what ``node`` gives: a value like another one's."""
+        note_shape(node, self.values[value][0])
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,8 @@ def _match(module: fx.GraphModule, relu: fx.Node, keep: Collection[str]) -> _Mat
         return _Match(source, (), bound, (relu, source))
     operands = source.all_input_nodes if is_addition(source) else []
     # The fused op takes a residual of its own shape: one that is broadcast stays an addition.
-    if len({shape_of(node) for node in (source, *operands)}) == 1 and len(operands) == 2:
+    shapes = {shape_of(node) for node in (source, *operands)}
+    if len(operands) == 2 and len(shapes) == 1 and None not in shapes:
         for norm, residual in (operands, operands[::-1]):
             if _only_reader(norm, keep) and _is_frozen_norm(called_module(module, norm)):
                 return _Match(norm, (residual,), bound, (relu, source, norm))

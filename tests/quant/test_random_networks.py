@@ -1,6 +1,7 @@
 """Random small networks: whatever is put together, every form computes what the module does.
 
-``SYNQ_FAST_NETWORKS`` says how many are tried, by default few.
+``SYNQ_FAST_NETWORKS`` says how many are tried, by default few and always the same.
+``--hypothesis-seed`` then says which.
 """
 
 import os
@@ -25,7 +26,7 @@ from tests.quant.forms import every_form, traced
 from tests.tiny import randomize_statistics
 
 CHANNELS, SIZE = 4, 6
-COUNT = int(os.environ.get("SYNQ_FAST_NETWORKS", "60"))
+ASKED = os.environ.get("SYNQ_FAST_NETWORKS")
 
 LAYERS = {
     "conv": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
@@ -147,7 +148,7 @@ program = st.lists(
 )
 
 
-@settings(max_examples=COUNT)
+@settings(max_examples=int(ASKED or 60), derandomize=ASKED is None)
 @given(
     program=program,
     head=st.sampled_from(["plain", "scaled"]),
