@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,8 @@ from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.quant.taps import Tapped, TapPoints
 from synq_fast.seeding import generator_for, normal_images
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _IMAGES = 3
 TOLERANCE = {torch.float64: (1e-5, 1e-9), torch.float32: (1e-3, 1e-5)}
@@ -63,18 +66,23 @@ def check_forms(
             raise TraceError(_parted("The traced network", _first_in_trace(own, reference)))
     features = points.residual_bodies
     keep = {name for name in (points.last_spatial_convolution,) if name is not None}
-    quantized = own.converted(student)
-    forms = {
+    # Made one after the other: each may be a copy of the whole network.
+    forms: dict[str, tuple[Callable[[], fx.GraphModule], tuple[str, ...]]] = {
         "The network with folded BatchNorms": (
-            folded(reference, keep | {*features}, features), features
+            lambda: folded(reference, keep | {*features}, features), features
         ),
-        "The network for synthesis": (simplified(reference, _norm_inputs(reference, points)), ()),
-        "The quantized network": (quantized, ()),
-        "The fused quantized network": (fused(quantized, keep, features), features),
+        "The network for synthesis": (
+            lambda: simplified(reference, _norm_inputs(reference, points)), ()
+        ),
+        "The quantized network": (lambda: own.converted(student), ()),
+        "The fused quantized network": (
+            lambda: fused(own.converted(student), keep, features), features
+        ),
     }  # fmt: skip
     wanted = _measured(reference, own.images, features)
     shaken = _measured(reference, own.shaken, features)
-    for title, (form, measured) in forms.items():
+    for title, (build, measured) in forms.items():
+        form = build()
         found, seen = _run(form, own.images, [energy_name(name) for name in measured])
         triples = zip(wanted, (found, *seen), shaken, strict=False)
         if not all(own.agree(*triple) for triple in triples):
@@ -110,12 +118,18 @@ class _Own:
 
     def __init__(self, module: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.module, self.images = copy.deepcopy(module).to(dtype), images.to(dtype)
+        # The graph shares the module's parameters, and so do their copies.
+        self._parameters = {
+            id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False)
+            for p in module.parameters()
+        }
+        self.module, self.images = self.converted(module), images.to(dtype)
         self.shaken = self.images * (1 + _SHAKE[dtype])
         self.logits = self.outputs(self.images)
 
-    def converted(self, graph: fx.GraphModule) -> fx.GraphModule:
-        return copy.deepcopy(graph).to(self.dtype)
+    def converted(self, network: Network) -> Network:
+        """A copy in this type, which shares the parameters that the module has as well."""
+        return copy.deepcopy(network, dict(self._parameters)).to(self.dtype)
 
     def outputs(self, images: Tensor) -> Tensor | None:
         """None where the module does not take such images."""
