@@ -263,6 +263,30 @@ class BranchAddedTwice(Net):
         return functional.relu(branch + x) + (branch + x.detach())
 
 
+class FlattensWhatItWrites(Net):
+    """The layout of a sum decides whether ``flatten`` gives a view, through which it is written."""
+
+    def body(self, x):
+        turned = x.transpose(2, 3)
+        y = self.bn2(turned + x)
+        flat = y.flatten(1)
+        flat.mul_(0.5)
+        return y + flat.view_as(y)
+
+
+class WritesToPartOfRelu(Net):
+    """The backward of a module in place needs what it was given, which a later write changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inplace = nn.ReLU6(inplace=True)
+
+    def body(self, x):
+        y = self.inplace(torch.cat([x - 0.5, self.conv2(x)], 1)[:, ::2])
+        y[:, :2] += x[:, 2:4]
+        return y
+
+
 class StandardisedTwice(Net):
     """A layer with computed weights, called before and after a write."""
 
@@ -415,7 +439,7 @@ NETWORKS = {
         MethodAddsInPlaceWithAlpha, NamedAdd, AddsPooled, AddsParameter, AddsNumber, AddsItself,
         WritesToPart, WritesThroughView, ReadsOldView, WritesToHalves, SetsItemOfView,
         SharedReluOfPart, BranchAddedTwice, ShapeArithmetic, WritesTwice, WritesBeforeTap,
-        StandardisedTwice, ReadsRawWeight,
+        StandardisedTwice, ReadsRawWeight, FlattensWhatItWrites, WritesToPartOfRelu,
         OpaqueWrite, SharedLayers, BatchInShape, Loops, Functions, Upsamples, Caches, AuxiliaryHead,
         Detached,
     )

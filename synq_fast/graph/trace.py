@@ -13,7 +13,7 @@ from synq_fast.errors import TraceError
 from synq_fast.graph.canonical import plain_layers
 from synq_fast.graph.nodes import attribute, note_shape
 from synq_fast.graph.tracer import ConcreteTracer
-from synq_fast.graph.writes import without_writes
+from synq_fast.graph.writes import layout_decides, without_writes
 
 
 def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.GraphModule:
@@ -36,8 +36,11 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
     leaves, original = tuple(leaves), module
     try:
         module, tracer, graph = _traced(original, example, leaves, real=False)
+        real = layout_decides(graph, module, tracer.writes, tracer.values)
     except TraceError:
         # Some operations cannot work on shapes alone.
+        real = True
+    if real:
         module, tracer, graph = _traced(original, example, leaves, real=True)
     replaced = without_writes(graph, module, tracer.writes, tracer.values, tracer.mode)
     for node in graph.nodes:

@@ -61,6 +61,36 @@ def set_item(x: Tensor, index: Any, value: Any) -> Any:
     return x
 
 
+_VIEW_OR_COPY = {"reshape", "reshape_as", "flatten", "ravel", "contiguous", "Flatten"}
+
+
+def layout_decides(
+    graph: fx.Graph, root: nn.Module, writes: Iterable[Write], values: Values
+) -> bool:
+    """Whether the strides of tensors decide what a write reaches.
+
+    ``reshape`` and its like give a view or a copy, as the layout has it; and the layout that torch
+    works out from shapes alone is not always that of its kernels.
+    """
+
+    def memory(nodes: Iterable[fx.Node]) -> set[int]:
+        tensors = (values[node][0] for node in nodes if node in values)
+        return {memory_of(tensor) for tensor in tensors if isinstance(tensor, Tensor)}
+
+    written = memory(node for write in writes for node in write.written)
+    return any(
+        _name(node, root) in _VIEW_OR_COPY and written & memory((node, *node.all_input_nodes))
+        for node in graph.nodes
+    )
+
+
+def _name(node: fx.Node, root: nn.Module) -> str:
+    """What a node calls: a method, a function, or a module's type."""
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))).__name__
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+
+
 def without_writes(
     graph: fx.Graph, root: nn.Module, writes: Iterable[Write], values: Values, mode: Mode
 ) -> dict[str, nn.Module]:
@@ -201,7 +231,10 @@ class _Rewriting:
         node, root = write.node, write.aliases[0]
         with self.graph.inserting_before(node):
             start = self.current.get(root, root)
-            copies = {root: self.graph.call_method("clone", (start,))}
+            # Whatever layout comes in later, views of the copy are views again.
+            plain = self.values[root][0].is_contiguous()
+            layout = torch.contiguous_format if plain else torch.preserve_format
+            copies = {root: self.graph.call_method("clone", (start,), {"memory_format": layout})}
             self._stands_for(copies[root], root)
             for alias in (*write.written, *later):
                 self._made_again(alias, write, copies)
@@ -227,6 +260,10 @@ class _Rewriting:
         if twin is None or twin.module is None:
             return node
         self.modules.setdefault(str(node.target), twin.module)
+        with self.graph.inserting_before(node):
+            # Its backward may read what it was given, which is overwritten next.
+            given = self.graph.call_method("clone", (target,))
+        node.replace_input_with(target, given)
         with self.graph.inserting_after(node):
             return self.graph.call_method("copy_", (target, node))
 
@@ -283,8 +320,7 @@ def out_of_place(node: fx.Node, root: nn.Module) -> Twin | None:
         module = copy.copy(module)
         module.inplace = False
         return Twin(node.target, node.args, node.kwargs, module, module)
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    name = str(name)
+    name = _name(node, root)
     if node.op == "call_method":
         twin = getattr(Tensor, name.removesuffix("_"), None)
         if not name.endswith("_") or name.endswith("__") or not callable(twin):

@@ -40,8 +40,10 @@ def test_every_form_computes_what_the_module_does(name):
         with torch.no_grad():
             expected = module(x.clone())
             for form in every_form(graph, student, points):
-                with bypassing(form):
-                    torch.testing.assert_close(form(x), expected, rtol=1e-9, atol=1e-9)
+                for layout in (torch.contiguous_format, torch.channels_last):
+                    with bypassing(form):
+                        found = form(x.to(memory_format=layout))
+                    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
                 assert torch.equal(x, given), "the caller's images were overwritten"
     after = module.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())

@@ -168,6 +168,8 @@ def test_every_form_of_a_random_network_computes_what_the_module_does(
         expected = module(images.clone())
         for form in every_form(graph, student, points):
             with bypassing(form):
-                torch.testing.assert_close(form(images), expected, rtol=1e-8, atol=1e-8)
+                for layout in (torch.contiguous_format, torch.channels_last):
+                    found = form(images.to(memory_format=layout))
+                    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
         assert torch.equal(images, given)
     check_forms(module, graph, student, points)
