@@ -1,13 +1,9 @@
-"""Programs in processes of their own: without native kernels, or with one instruction set."""
+"""Programs in processes of their own, with and without native kernels."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
-
-from tests.ops.backends import require
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,15 +40,3 @@ def results(program: str, checks: str) -> tuple[str, str]:
     reason, numbers = bare.stdout.splitlines()
     assert reason == "no compiler"
     return numbers, native.stdout.splitlines()[-1]
-
-
-def with_instruction_set(isa: str, program: str) -> str:
-    """What a program prints with one instruction set of the CPU kernels: a choice for a process."""
-    require("cpu")
-    from synq_fast import _C
-
-    if isa not in _C.supported_cpu_isas():
-        pytest.skip(f"{isa} is not built or not on this processor")
-    done = run(program, SYNQ_FAST_CPU_ISA=isa)
-    assert done.returncode == 0, done.stderr
-    return done.stdout

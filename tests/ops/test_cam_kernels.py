@@ -1,7 +1,5 @@
 """The class activation map ops on every backend: layouts, types, tokens, ties, special values."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -25,12 +23,10 @@ from tests.cam_cases import (
     unclamped,
 )
 from tests.ops.backends import device
-from tests.ops.processes import with_instruction_set
 from tests.tolerances import assert_close
 
 __all__ = ["device"]  # used by pytest
 
-ROOT = Path(__file__).parents[2]
 ALL_KINDS = (*KINDS, "cam_alignment_loss")
 # The weights of Grad-CAM++ are not exact, so sums with them are no exact ties.
 TIE_KINDS = tuple(kind for kind in ALL_KINDS if kind != "grad_cam_plus_plus")
@@ -331,26 +327,3 @@ def test_gradient_checks_can_fail():
     for wrong in (expected * 1.001, expected + 0.01, -expected):
         with pytest.raises(AssertionError):
             assert_gradient_close(wrong, expected, "wrong")
-
-
-PROGRAM = """
-import torch
-from synq_fast import _C, ops
-from tests.cam_cases import CLAMPED, DTYPES, KINDS, TIES, call, cases, results, tie_case
-from tests.cam_cases import assert_results_close, unclamped
-LAYOUTS = ("contiguous", "channels_last")
-count = 0
-for kind in (*KINDS, "cam_alignment_loss"):
-    ties = [] if kind == "grad_cam_plus_plus" else map(tie_case, TIES)
-    for case in [*(c for d in DTYPES for c in cases(kind, d, LAYOUTS)), *ties]:
-        case = unclamped(case) if kind in CLAMPED and count % 3 == 0 else case
-        actual = results(lambda leaf: call(ops, kind, case, leaf), case)
-        assert_results_close(actual, kind, case)
-        count += 1
-print(f"{_C.cpu_isa()}: {count}")
-"""
-
-
-@pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
-def test_every_instruction_set(isa):
-    assert with_instruction_set(isa, PROGRAM).startswith(f"{isa}: ")

@@ -1,7 +1,6 @@
 """The registered class activation map ops inside PyTorch's own machinery."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from tests.ops.backends import require
 from tests.ops.processes import NOT_BUILT, run
 from tests.tolerances import assert_close
 
-ROOT = Path(__file__).parents[2]
 NAMES = (
     "grad_cam",
     "grad_cam_backward",

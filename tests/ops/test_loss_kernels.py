@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from synq_fast import ops
 from tests.logit_cases import CASES, check_losses, random_logits
 from tests.ops.backends import BACKENDS, require
-from tests.ops.processes import with_instruction_set
 from tests.statistics_cases import SHAPES, check_gradient, exact, layouts, running
 from tests.statistics_cases import check_losses as check_statistics
 
@@ -136,13 +135,6 @@ def test_results_do_not_depend_on_the_number_of_threads():
             assert torch.equal(one, three)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
-def test_every_instruction_set(isa):
-    assert with_instruction_set(isa, "import tests.ops.compare_losses as c; c.main()").startswith(
-        f"{isa}: "
-    )
 
 
 def test_labels_are_checked_by_the_op_itself():

@@ -3,7 +3,6 @@
 import itertools
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +11,9 @@ from hypothesis import strategies as st
 
 from synq_fast import ops, reference
 from tests.ops.backends import BACKENDS, require
-from tests.ops.processes import with_instruction_set
 from tests.similarity_cases import CASES, LARGE, assert_right, evaluate, make_tokens
 from tests.tolerances import assert_close
 
-ROOT = Path(__file__).parents[2]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = {"bandwidth": 0.2}  # smooth enough for finite differences
 
@@ -277,13 +274,6 @@ def test_second_derivative_is_refused_but_the_reference_has_one():
         entropy = ops.patch_similarity_entropy(tokens, **WIDE)
     (gradient,) = torch.autograd.grad(entropy.sum(), tokens, create_graph=True)
     assert torch.autograd.grad(gradient.square().sum(), tokens)[0].any()
-
-
-@pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
-def test_every_instruction_set(isa):
-    assert with_instruction_set(
-        isa, "import tests.ops.compare_similarity_with_reference as c; c.main()"
-    ).startswith(f"{isa}: ")
 
 
 TOKENS = torch.ones(2, 3, 4)

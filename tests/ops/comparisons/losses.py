@@ -1,8 +1,8 @@
-"""Compares the loss kernels with float64 in a process of its own; prints what it did."""
+"""The loss kernels against float64."""
 
 import torch
 
-from synq_fast import _C, ops
+from synq_fast import ops
 from tests import logit_cases, statistics_cases
 
 
@@ -37,7 +37,7 @@ def compare_statistics(x: torch.Tensor) -> None:
     statistics_cases.check_gradient(gradient, of_mean + 3 * of_var, x.dtype)
 
 
-def main() -> None:
+def main() -> int:
     """Goes through all cases."""
     count = 0
     for dtype in logit_cases.DTYPES:
@@ -48,4 +48,4 @@ def main() -> None:
             for _, x in statistics_cases.layouts(shape):
                 compare_statistics(x.to(dtype))
                 count += 1
-    print(f"{_C.cpu_isa()}: {count} cases are right")
+    return count

@@ -1,8 +1,8 @@
-"""Compares the CPU kernels with the reference in a process of its own; prints what it did."""
+"""The kernels of quantization against the reference."""
 
 import torch
 
-from synq_fast import _C, ops, reference
+from synq_fast import ops, reference
 from tests.ops.backends import assert_same
 from tests.ops.cases import ALL, axes, channel_ranges, layouts, special_values, ties
 
@@ -49,7 +49,7 @@ def compare(x: torch.Tensor, axis: int | None) -> None:
         assert_same(actual, expected)
 
 
-def main() -> None:
+def main() -> int:
     """Goes through all cases, special values and ties."""
     count = 0
     for shape, dtype in ALL:
@@ -62,4 +62,4 @@ def main() -> None:
     for bits in range(2, 17):
         x, bounds = ties(bits, -1.3, 2.1), (-1.3, 2.1)
         assert_same(ops.fake_quantize(x, *bounds, bits), reference.fake_quantize(x, *bounds, bits))
-    print(f"{_C.cpu_isa()}: {count} cases equal the reference")
+    return count
