@@ -77,6 +77,7 @@ conformance: build
 lint: typecheck
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 typecheck: $(STAMP)

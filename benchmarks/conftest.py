@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from synq_fast.precision import tensor_float32
+from synq_fast.runtime.precision import tensor_float32
 
 from . import cases, harness, results_file, summary
 from .progress import Progress

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from synq_fast.capture import capture, warm_up
+from synq_fast.runtime.capture import capture, warm_up
 
 # Short enough for many rounds, long against the clock's half microsecond.
 GRAPH_SECONDS = 1e-3

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from synq_fast.finetune.batches import BatchSource
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
+from synq_fast.engine.saved_model import build_student
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.memory_format import channels_last
 from synq_fast.quant import (
     BitWidths,
     TapPoints,
@@ -32,8 +33,7 @@ from synq_fast.recipes.schema import (
     Quantization,
     Synthesis,
 )
-from synq_fast.saved_model import build_student
-from synq_fast.synthesis.bank import ImageBank
+from synq_fast.runtime.memory_format import channels_last
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
 

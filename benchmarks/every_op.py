@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synq_fast import info, ops, reference
+from synq_fast import ops, reference
+from synq_fast.ops import _installation as info
 
 from . import cuda_timing
 

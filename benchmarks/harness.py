@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from synq_fast.replay import WARM_UP
+from synq_fast.runtime.replay import WARM_UP
 
 from . import cuda_timing
 from .cuda_timing import Sample

@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from synq_fast.allocator import keep_freed_memory
-from synq_fast.finetune.batches import BatchSource
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
+from synq_fast.engine.saved_model import build_student
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.memory_format import channels_last
 from synq_fast.models import load_teacher
 from synq_fast.quant import BitWidths, find_tap_points, observing, trace
 from synq_fast.recipes import load_recipe
-from synq_fast.saved_model import build_student
-from synq_fast.synthesis.bank import ImageBank
+from synq_fast.runtime.allocator import keep_freed_memory
+from synq_fast.runtime.memory_format import channels_last
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
 

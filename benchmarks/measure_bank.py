@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from synq_fast.finetune.batches import BatchSource
+from synq_fast.bank.assembly import BankAssembly
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import Bank, BankFolder, ImageBank
+from synq_fast.bank.streamed import StreamedBank
 from synq_fast.recipes.schema import Filter
-from synq_fast.synthesis.assembly import BankAssembly
-from synq_fast.synthesis.bank import Bank, BankFolder, ImageBank
-from synq_fast.synthesis.streamed_bank import StreamedBank
 
 _SHARD = 256
 _ROWS: tuple[dict[str, Any], ...] = tuple(

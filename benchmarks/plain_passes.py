@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from synq_fast.memory_format import channels_last
-from synq_fast.replay import Replayed
+from synq_fast.runtime.memory_format import channels_last
+from synq_fast.runtime.replay import Replayed
 
 
 def _copy(module: nn.Module, *, trained: bool) -> nn.Module:

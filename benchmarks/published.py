@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from synq_fast.memory_format import channels_last
+from synq_fast.runtime.memory_format import channels_last
 
 from .baselines.published_config import PublishedStepConfig
 from .baselines.published_step import PublishedStep, build_published_student

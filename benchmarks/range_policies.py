@@ -21,13 +21,13 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, fx
 from torch.nn import functional
 
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
 from synq_fast.data import data_root
-from synq_fast.finetune.batches import BatchSource
+from synq_fast.engine.saved_model import build_student
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import BitWidths, held_weights, observing, trace
 from synq_fast.recipes import Recipe, load_recipe
-from synq_fast.saved_model import build_student
-from synq_fast.synthesis.bank import ImageBank
 
 from .accuracy import NETWORKS
 

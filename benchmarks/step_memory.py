@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from synq_fast.precision import tensor_float32
-from synq_fast.replay import WARM_UP
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.runtime.replay import WARM_UP
 
 from . import harness
 from .cases import Case, Workload, load

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from synq_fast.precision import tensor_float32
+from synq_fast.runtime.precision import tensor_float32
 
 from . import harness
 from .cases import RESNET20, Case, Workload, load

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from synq_fast import reference
 from synq_fast.kernels._layout import INTERPRETED, finished, on_device_of, output_like, power_of_two
-from synq_fast.precision import matmul_uses_tensor_float32
+from synq_fast.runtime.precision import matmul_uses_tensor_float32
 
 LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
 LINES = 32

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synq_fast import ops, reference
     from synq_fast.engine import quantize, synthesize
+    from synq_fast.engine.evaluation import EvaluationResult, evaluate
+    from synq_fast.engine.result import QuantizationResult
+    from synq_fast.engine.saved_model import coverage, load
     from synq_fast.errors import SynqFastError
-    from synq_fast.evaluation import EvaluationResult, evaluate
     from synq_fast.models import Teacher, load_teacher
     from synq_fast.recipes import list_recipes, load_recipe
-    from synq_fast.result import QuantizationResult
-    from synq_fast.saved_model import coverage, load
 
 __version__ = "0.1.0"
 
 # Nothing is imported before it is used: torch takes seconds, which `synq-fast --help` need not wait
 # for, and the engine brings torchvision and more, which the ops do without.
 _LAZY = {
-    "EvaluationResult": "evaluation",
-    "QuantizationResult": "result",
+    "EvaluationResult": "engine.evaluation",
+    "QuantizationResult": "engine.result",
     "SynqFastError": "errors",
     "Teacher": "models",
-    "coverage": "saved_model",
-    "evaluate": "evaluation",
+    "coverage": "engine.saved_model",
+    "evaluate": "engine.evaluation",
     "list_recipes": "recipes",
-    "load": "saved_model",
+    "load": "engine.saved_model",
     "load_recipe": "recipes",
     "load_teacher": "models",
     "quantize": "engine",

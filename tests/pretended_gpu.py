@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from synq_fast import capture
+from synq_fast.runtime import capture
 
 
 class PretendedGpu:

@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py do."""
+"""What the processes of tests/distributed/test_distributed.py do."""
 
 import os
 import signal

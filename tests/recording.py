@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from synq_fast.capture import capture, warm_up
+from synq_fast.runtime.capture import capture, warm_up
 
 _Result = TypeVar("_Result")
 

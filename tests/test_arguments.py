@@ -59,14 +59,14 @@ def test_bad_arguments_are_refused_before_any_work(monkeypatch, options, error, 
     def work(*args, **kwargs):
         raise AssertionError("worked")
 
-    monkeypatch.setattr("synq_fast.engine.Run", work)
+    monkeypatch.setattr("synq_fast.engine.calls.Run", work)
     with pytest.raises(error, match=match):
         run(**options)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, -(10**30)])
 def test_every_whole_number_is_a_seed(seed):
-    from synq_fast.seeding import generator_for
+    from synq_fast.runtime.seeding import generator_for
 
     numbers = [torch.rand(3, generator=generator_for(s, "x")) for s in (seed, seed, 0)]
     assert torch.equal(numbers[0], numbers[1]) and not torch.equal(numbers[0], numbers[2])

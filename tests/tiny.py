@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import synq_fast
+from synq_fast.engine.saved_model import build_student
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import TapPoints, find_tap_points, observing, trace
 from synq_fast.recipes import Recipe, load_recipe
-from synq_fast.saved_model import build_student
 
 SHAPE = (2, 8, 8)
 CLASSES = 3

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from synq_fast.data.pictures import UnclearPictureError, picture_of
-from synq_fast.defaults import plain_defaults
 from synq_fast.errors import DataError
+from synq_fast.runtime.defaults import plain_defaults
 
 # The usual evaluation crop: a 224 window of an image whose shorter side is 256.
 _RESIZE_RATIO = 256 / 224

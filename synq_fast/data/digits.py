@@ -3,7 +3,7 @@
 The images are the 8x8 digits that scikit-learn ships: the test part of "Optical Recognition of
 Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998,
 doi:10.24432/C50P49, CC BY 4.0). The package holds 360 of the 1797, which the embedded teacher has
-never seen; `synq_fast.models.train_digits` writes them.
+never seen; `tools/train_digits.py` writes them.
 """
 
 from pathlib import Path

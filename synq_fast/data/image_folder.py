@@ -13,7 +13,7 @@ from synq_fast.data.decoding import ImageFiles, decoded_batches, default_workers
 from synq_fast.data.evaluation_set import EvaluationSet
 from synq_fast.errors import DataError
 from synq_fast.models.teacher import Teacher
-from synq_fast.text_files import read_text
+from synq_fast.storage.text_files import read_text
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 # What macOS adds to archives: a folder with a hidden file beside every file.

@@ -12,7 +12,7 @@ from synq_fast.data.evaluation_set import ArraySet, EvaluationSet
 from synq_fast.data.image_folder import folder_set
 from synq_fast.errors import DataError
 from synq_fast.models.teacher import Teacher
-from synq_fast.paths import user_path
+from synq_fast.storage.paths import user_path
 
 DATA_VARIABLE = "SYNQ_FAST_DATA"
 

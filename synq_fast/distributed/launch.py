@@ -16,7 +16,7 @@ import torch.distributed as dist
 from synq_fast.distributed.meeting import meet
 from synq_fast.distributed.ranks import ALONE, GroupRanks, Ranks
 from synq_fast.errors import DistributedError
-from synq_fast.first_process import world_size
+from synq_fast.runtime.first_process import world_size
 
 _TIMEOUT = timedelta(minutes=10)
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

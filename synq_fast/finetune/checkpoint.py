@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from synq_fast.checkpoint_file import CheckpointFile
 from synq_fast.errors import CheckpointError
-from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.storage.checkpoint_file import CheckpointFile
 
 _MODEL, _WINDOW = "model.", "window"
 

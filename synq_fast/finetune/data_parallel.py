@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from synq_fast.distributed import Ranks
 from synq_fast.errors import DistributedError
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
 
 
 def part_of_batch(ranks: Ranks, batch_size: int) -> slice:

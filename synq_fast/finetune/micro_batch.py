@@ -12,9 +12,9 @@ from torch import Tensor
 
 from synq_fast.errors import OutOfMemoryError, SynqFastWarning
 from synq_fast.finetune.step import SynqStep
-from synq_fast.out_of_memory import is_out_of_memory, reason_of
-from synq_fast.precision import tensor_float32
 from synq_fast.quant.held import held_weights, holders
+from synq_fast.runtime.out_of_memory import is_out_of_memory, reason_of
+from synq_fast.runtime.precision import tensor_float32
 
 
 class MicroBatches:

@@ -7,9 +7,9 @@ from torch import Tensor, fx
 
 from synq_fast.errors import ModelError
 from synq_fast.finetune.terms import Batch, any_needs, build_terms
-from synq_fast.precision import autocast, tensor_float32
 from synq_fast.quant import Tapped, TapPoints, View, energy_name, folded, fused, held_weights
 from synq_fast.recipes.schema import Finetune
+from synq_fast.runtime.precision import autocast, tensor_float32
 
 
 class SynqStep:

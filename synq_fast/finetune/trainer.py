@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from synq_fast.checkpoint_file import CheckpointFile
+from synq_fast.bank.batches import BatchSource
 from synq_fast.errors import NonFiniteLossError
-from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.checkpoint import Position, load_checkpoint, save_checkpoint
 from synq_fast.finetune.micro_batch import MicroBatches
 from synq_fast.finetune.step import SynqStep
-from synq_fast.out_of_memory import memory_errors
 from synq_fast.quant import ActivationQuantizer
 from synq_fast.recipes.schema import Finetune
-from synq_fast.replay import Replayed
+from synq_fast.runtime.out_of_memory import memory_errors
+from synq_fast.runtime.replay import Replayed
+from synq_fast.storage.checkpoint_file import CheckpointFile
 
 LOG_EVERY = 20
 Record = dict[str, float]

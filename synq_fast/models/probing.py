@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synq_fast.errors import ModelError
 from synq_fast.models.preparation import keep_plain_weights
-from synq_fast.seeding import generator_for, normal_images
+from synq_fast.runtime.seeding import generator_for, normal_images
 
 _NORMS = {3: nn.BatchNorm1d, 2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _BATCH = 2

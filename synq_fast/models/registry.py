@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from synq_fast.defaults import plain_defaults
 from synq_fast.errors import ModelError
 from synq_fast.models import resnet_cifar, zoo
 from synq_fast.models.preparation import plain_copy, without_wrapped_weights
 from synq_fast.models.teacher import Teacher, checked_shape, make_teacher
 from synq_fast.models.weights import load_weights
+from synq_fast.runtime.defaults import plain_defaults
 
 # Of the 1437 training images at 16x16, on a 0..1 scale, rounded to three decimals.
 DIGITS_MEAN = (0.305,)

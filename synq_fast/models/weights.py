@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synq_fast.errors import CheckpointError
 from synq_fast.models.state_dicts import found_state, named_as
-from synq_fast.paths import user_path
+from synq_fast.storage.paths import user_path
 
 _SHOWN = 5
 

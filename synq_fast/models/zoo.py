@@ -9,7 +9,6 @@ from urllib.error import URLError
 
 from torch import nn
 
-from synq_fast.defaults import plain_defaults
 from synq_fast.errors import ModelError
 from synq_fast.models.published import (
     AUXILIARY_HEADS,
@@ -17,6 +16,7 @@ from synq_fast.models.published import (
     size_options,
     warn_of_assumptions,
 )
+from synq_fast.runtime.defaults import plain_defaults
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

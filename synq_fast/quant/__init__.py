@@ -1,6 +1,8 @@
 """Quantizers, range observers, and their placement into a traced model."""
 
 from synq_fast.graph import trace
+from synq_fast.graph.leaves import leaf_names
+from synq_fast.graph.taps import Tapped, TapPoints, View, find_tap_points
 from synq_fast.quant.activations import ActivationQuantizer, observing
 from synq_fast.quant.bits import BitWidths
 from synq_fast.quant.coverage import Coverage, coverage_of
@@ -8,9 +10,7 @@ from synq_fast.quant.fidelity import check_forms
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.quant.held import Held, held_weights
 from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear
-from synq_fast.quant.leaves import leaf_names
 from synq_fast.quant.placement import PLACEMENTS, chosen_placement, quantized_copy
-from synq_fast.quant.taps import Tapped, TapPoints, View, find_tap_points
 
 __all__ = [
     "PLACEMENTS",

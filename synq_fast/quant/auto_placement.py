@@ -9,9 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from synq_fast.graph import called_module
+from synq_fast.graph.leaves import is_kept
 from synq_fast.quant.grid import AVERAGES, handed_on, operation, origins
 from synq_fast.quant.layers import is_quantizable
-from synq_fast.quant.leaves import is_kept
 
 _SUMS = frozenset({"add", "__add__", "__radd__", "sub", "__sub__", "__rsub__"})
 _LINEAR_LAYERS = (_ConvNd, nn.Linear)

@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from synq_fast.errors import TraceError
 from synq_fast.graph import shape_of
+from synq_fast.graph.taps import Tapped, TapPoints
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
-from synq_fast.quant.taps import Tapped, TapPoints
-from synq_fast.seeding import generator_for, normal_images
+from synq_fast.runtime.memory import free_memory
+from synq_fast.runtime.seeding import generator_for, normal_images
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -24,11 +25,14 @@ _IMAGES = 3
 TOLERANCE = {torch.float64: (1e-5, 1e-9), torch.float32: (1e-3, 1e-5)}
 """Of the error, beside the difference that the image makes and beside the value itself. In float64
 forms agree to about 1e-12, and an epsilon of 1e-3 in the place of 1e-5 shows. Float32 is for
-models that cannot run in float64: folding a BatchNorm changes the roundings of every layer."""
+models that cannot run in float64 or would fill the memory: folding a BatchNorm changes the
+roundings of every layer."""
 _SHAKE = {torch.float64: 1e-12, torch.float32: 1e-6}
 _SHAKEN = 100
 """A network may amplify roundings. Images that are changed by a relative ``_SHAKE`` show by how
 much; so many times the change that this makes is no difference of forms."""
+_COPIES = 4
+"""Of the weights at one time: the module's, the student's, a form's and the one in the making."""
 
 
 @torch.no_grad()
@@ -39,7 +43,7 @@ def check_forms(
 
     These are the traced graph, with its BatchNorms folded away, with its BatchNorms as affine maps,
     quantized and fused (with the quantizers let through); each in float64 where the module runs
-    in it. Costs ten forward passes of three images.
+    and fits into memory in it. Costs ten forward passes of three images.
 
     Args:
         module: the user's module in evaluation mode; stays as it is.
@@ -51,8 +55,8 @@ def check_forms(
         TraceError: a form computes something else; names the first node where it does.
     """
     images = _images(graph)
-    own = _Own(module, images, torch.float64)
-    if own.logits is None:
+    own = _Own(module, images, _precision(graph, images.device))
+    if own.logits is None and own.dtype == torch.float64:
         own = _Own(module, images, torch.float32)
     if own.logits is None:
         raise TraceError(
@@ -87,6 +91,12 @@ def check_forms(
         triples = zip(wanted, (found, *seen), shaken, strict=False)
         if not all(own.agree(*triple) for triple in triples):
             raise TraceError(_parted(title, _first_difference(own, reference, form, measured)))
+
+
+def _precision(graph: fx.GraphModule, device: torch.device) -> torch.dtype:
+    """Float64, where the weights are not so many that their copies would fill the memory."""
+    weights = 8 * sum(p.numel() for p in graph.parameters())
+    return torch.float64 if _COPIES * weights < free_memory(device) else torch.float32
 
 
 def _run(

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
+from synq_fast.graph.leaves import is_kept
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
 from synq_fast.quant.layers import WeightQuantized, quantize_layers
-from synq_fast.quant.leaves import is_kept
 
 IMAGE_BITS = 8
 _RELU_FUNCTIONS: dict[object, float] = {

@@ -11,9 +11,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from synq_fast.graph import attribute, called_module, constants
+from synq_fast.graph.leaves import is_kept
 from synq_fast.quant.grid import is_foreign, operation
 from synq_fast.quant.layers import WeightQuantized
-from synq_fast.quant.leaves import is_kept
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _PLAIN = {

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from synq_fast.errors import RecipeError, SynqFastWarning
-from synq_fast.paths import user_path
 from synq_fast.recipes.consistency import check_consistency
 from synq_fast.recipes.default import default_recipe
 from synq_fast.recipes.effects import without_effect
 from synq_fast.recipes.schema import Recipe
 from synq_fast.recipes.toml import dumps
-from synq_fast.text_files import read_text
+from synq_fast.storage.paths import user_path
+from synq_fast.storage.text_files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from synq_fast.checkpoint_file import CheckpointFile
 from synq_fast.errors import CheckpointError, SynqFastWarning
-from synq_fast.files import read_tensors, write_tensors
+from synq_fast.storage.checkpoint_file import CheckpointFile
+from synq_fast.storage.files import read_tensors, write_tensors
 
 
 class PixelCheckpoint:

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synq_fast.bank.crops import crop, random_crops
 from synq_fast.errors import NonFiniteLossError
-from synq_fast.memory import send
-from synq_fast.optimizer_state import optimizer_tensors, restore_optimizer
-from synq_fast.out_of_memory import memory_errors
-from synq_fast.precision import tensor_float32
-from synq_fast.replay import Replayed
+from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.optimize.plateau import Plateau
+from synq_fast.runtime.memory import send
+from synq_fast.runtime.out_of_memory import memory_errors
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.runtime.replay import Replayed
 from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoint
-from synq_fast.synthesis.plateau import Plateau
-from synq_fast.synthesis.transforms import crop, random_crops
 
 LOOK_EVERY = 10
 StepReport = Callable[[int, dict[str, float]], None]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from synq_fast.distributed import ALONE, Ranks
-from synq_fast.precision import tensor_float32
 from synq_fast.recipes.schema import Synthesis
-from synq_fast.seeding import generator_for, normal_images
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.runtime.seeding import generator_for, normal_images
 from synq_fast.synthesis.losses import (
     BatchNormTeacher,
     Targets,

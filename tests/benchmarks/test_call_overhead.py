@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.bench_call_overhead import NEIGHBOURS, registered_call
-from synq_fast import info, ops
+from synq_fast import ops
+from synq_fast.ops import _installation as info
 
 FAKE_QUANTIZE = next(entry for entry in NEIGHBOURS if entry.op == "fake_quantize")
 # Nothing in ATen takes such arguments or gives such results, or they call an op of the table.

@@ -13,8 +13,8 @@ from benchmarks import bandwidth, columns, harness, step_memory, step_times
 from benchmarks.cases import Case
 from benchmarks.rows import Timing
 from synq_fast import ops
-from synq_fast.precision import matmul_uses_tensor_float32
-from synq_fast.replay import WARM_UP
+from synq_fast.runtime.precision import matmul_uses_tensor_float32
+from synq_fast.runtime.replay import WARM_UP
 from tests.benchmarks.workloads import tiny_workload
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from synq_fast import ops, reference
-from synq_fast.capture import capture, warm_up
-from synq_fast.precision import tensor_float32
+from synq_fast.runtime.capture import capture, warm_up
+from synq_fast.runtime.precision import tensor_float32
 from tests.kernel_cases import DTYPES
 from tests.tolerances import TOLERANCES, assert_close
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from synq_fast import ops
-from synq_fast.precision import tensor_float32
+from synq_fast.runtime.precision import tensor_float32
 from tests.kernel_cases import DTYPES
 from tests.recording import recorded
 from tests.similarity_cases import CASES, LARGE, assert_right, evaluate, make_tokens

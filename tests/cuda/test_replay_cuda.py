@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from synq_fast.finetune.batches import BatchSource
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.replay import Replayed
-from synq_fast.synthesis.bank import ImageBank
+from synq_fast.runtime.replay import Replayed
 from synq_fast.synthesis.pixel_optimization import Augmentation, PixelOptimization, Schedule
 from tests.tiny import tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
@@ -41,7 +41,7 @@ def test_recordings_may_share_memory():
 WAITS = """
 import pytest, torch
 from synq_fast.errors import SynqFastError
-from synq_fast.replay import Replayed
+from synq_fast.runtime.replay import Replayed
 
 cuda = torch.device("cuda")
 work = Replayed(lambda x: x * x.sum().item(), cuda)
@@ -51,7 +51,7 @@ with pytest.raises(SynqFastError, match="cuda_graph = false"):
 """
 FAILS = """
 import pytest, torch
-from synq_fast.capture import capture, warm_up
+from synq_fast.runtime.capture import capture, warm_up
 from tests.recording import recorded
 
 cuda = torch.device("cuda")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from synq_fast.files import read_tensors
+from synq_fast.storage.files import read_tensors
 from tests.faults.victim import PHASES, Progress, start
 from tests.tiny import run
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from synq_fast import cli
-from synq_fast import engine as engine_module
+from synq_fast.engine import calls as engine_module
 from synq_fast.errors import StorageError, SynqFastWarning
 from synq_fast.finetune import trainer as trainer_module
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
 from synq_fast.quant import ActivationQuantizer
-from synq_fast.run_folder import RunFolder
+from synq_fast.storage.run_folder import RunFolder
 from tests.faults.disk import full_disk
 from tests.tiny import TINY_OVERRIDES, equal_states, labelled, run
 
@@ -110,7 +110,7 @@ def test_folder_left_before_its_first_file_can_be_used(tmp_path, monkeypatch):
     """A kill in the first moment leaves nothing to resume, and nothing in the way."""
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("synq_fast.files.os.replace", lambda *_: os._exit(1))
+        patch.setattr("synq_fast.storage.files.os.replace", lambda *_: os._exit(1))
         child = os.fork()
         if child == 0:
             RunFolder(folder, {}, "", resume=False)

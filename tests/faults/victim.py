@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from synq_fast import files
+from synq_fast.bank.batches import BatchSource
 from synq_fast.finetune import trainer
-from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.progress import Reporter
+from synq_fast.runtime.progress import Reporter
+from synq_fast.storage import files
 from tests.tiny import run
 
 PHASES = ("", "centers", "synthesis", "calibration", "fine-tuning")

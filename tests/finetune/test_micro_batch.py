@@ -3,14 +3,14 @@ import warnings
 import pytest
 import torch
 
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
 from synq_fast.errors import OutOfMemoryError, SynqFastWarning
-from synq_fast.finetune.batches import BatchSource
 from synq_fast.finetune.micro_batch import MicroBatches, backward_in_parts
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer
-from synq_fast.out_of_memory import is_out_of_memory
 from synq_fast.quant.layers import WeightQuantized
-from synq_fast.synthesis.bank import ImageBank
+from synq_fast.runtime.out_of_memory import is_out_of_memory
 from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 OPTIONS = {

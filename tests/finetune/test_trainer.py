@@ -5,16 +5,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from synq_fast.checkpoint_file import CheckpointFile
+from synq_fast.bank.batches import BatchSource, filtered
+from synq_fast.bank.images import ImageBank
 from synq_fast.errors import CheckpointError, NonFiniteLossError, StorageError, SynqFastWarning
 from synq_fast.finetune import trainer as trainer_module
-from synq_fast.finetune.batches import BatchSource, filtered
 from synq_fast.finetune.checkpoint import load_checkpoint
 from synq_fast.finetune.step import SynqStep
 from synq_fast.finetune.trainer import Trainer, build_optimizer, rate_factor
 from synq_fast.recipes.schema import Filter, Finetune
 from synq_fast.reference import low_pass
-from synq_fast.synthesis.bank import ImageBank
+from synq_fast.storage.checkpoint_file import CheckpointFile
 from tests.faults.disk import full_disk
 from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
@@ -279,7 +279,7 @@ def test_checkpoints_come_when_due(tmp_path, monkeypatch, seconds, saved):
     run = make_trainer(tmp_path / "c.safetensors", finetune__checkpoint_seconds=seconds)
     start, began = time.monotonic(), run.done
     monkeypatch.setattr(
-        "synq_fast.checkpoint_file.time.monotonic", lambda: start + 4.0 * (run.done - began)
+        "synq_fast.storage.checkpoint_file.time.monotonic", lambda: start + 4.0 * (run.done - began)
     )
     seen = []
     save = run.save

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from synq_fast.data import load_dataset
+from synq_fast.engine.evaluation import evaluate
 from synq_fast.errors import CheckpointError, ModelError
-from synq_fast.evaluation import evaluate
 from synq_fast.models import Teacher, cifar_resnet, cifar_resnet20, list_teachers, load_teacher
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -12,7 +12,7 @@ import torch
 
 from synq_fast.errors import SynqFastWarning
 from synq_fast.ops import _backend, _native
-from synq_fast.progress import Reporter
+from synq_fast.runtime.progress import Reporter
 from tests.ops.processes import NOT_BUILT
 from tests.tiny import run
 

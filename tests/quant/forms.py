@@ -2,9 +2,9 @@
 
 from torch import fx, nn
 
+from synq_fast.engine.saved_model import build_student
 from synq_fast.quant import BitWidths, TapPoints, find_tap_points, folded, fused, simplified, trace
 from synq_fast.recipes.schema import Quantization
-from synq_fast.saved_model import build_student
 
 
 def traced(

@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 import synq_fast
 from synq_fast.errors import ModelError
+from synq_fast.graph.leaves import leaf_names
 from synq_fast.quant import ActivationQuantizer, coverage_of, observing, quantized_copy, trace
 from synq_fast.quant.coverage import Coverage
-from synq_fast.quant.leaves import leaf_names
 from tests.tiny import CLASSES, SHAPE, TinyNet, run, tiny_images, tiny_net
 
 EXAMPLE, COLOUR = torch.zeros(2, *SHAPE), torch.zeros(2, 3, 64, 64)

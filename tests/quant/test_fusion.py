@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
+from synq_fast.engine.saved_model import build_student
 from synq_fast.quant import (
     ActivationQuantizer,
     BitWidths,
@@ -23,7 +24,6 @@ from synq_fast.quant import (
 )
 from synq_fast.quant.fusion import ChannelEnergy, FrozenNorm, QuantizedActivation
 from synq_fast.recipes.schema import Quantization
-from synq_fast.saved_model import build_student
 from tests.tiny import SHAPE, TinyNet, randomize_statistics, tiny_images
 
 

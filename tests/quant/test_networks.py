@@ -14,6 +14,7 @@ from synq_fast.quant import (
     Tapped,
     check_forms,
     coverage_of,
+    fidelity,
 )
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.layers import WeightQuantized
@@ -147,6 +148,23 @@ def test_guard_sees_an_epsilon():
 def test_guard_sees_a_wrong_quantized_form():
     module = network("AddsWithAlpha")
     graph, student, points = forms(module)
+    next(n for n in student.graph.nodes if n.target is torch.add).kwargs = {}
+    student.recompile()
+    with pytest.raises(TraceError, match="quantized network computes something else"):
+        check_forms(module, graph, student, points)
+
+
+def test_guard_of_a_network_that_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(fidelity, "free_memory", lambda device: 4 * 8 * 100)
+
+    def no_float64(self, module, images, dtype, prepare=fidelity._Own.__init__):
+        assert dtype == torch.float32
+        prepare(self, module, images, dtype)
+
+    monkeypatch.setattr(fidelity._Own, "__init__", no_float64)
+    module = network("AddsWithAlpha")
+    graph, student, points = forms(module)
+    check_forms(module, graph, student, points)
     next(n for n in student.graph.nodes if n.target is torch.add).kwargs = {}
     student.recompile()
     with pytest.raises(TraceError, match="quantized network computes something else"):

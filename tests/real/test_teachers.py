@@ -4,8 +4,8 @@ import pytest
 from torch.utils.data import Subset
 
 from synq_fast.data import data_root, load_dataset
+from synq_fast.engine.evaluation import evaluate
 from synq_fast.errors import DataError
-from synq_fast.evaluation import evaluate
 from synq_fast.models import load_teacher
 
 pytestmark = pytest.mark.real

@@ -1,0 +1,1 @@
+"""The synthetic images: shards, memory or files, batches of crops."""

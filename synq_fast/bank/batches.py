@@ -1,0 +1,94 @@
+"""Training batches: which images, their crops, and the low-pass filter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from synq_fast import ops
+from synq_fast.bank.crops import crop, random_crops
+from synq_fast.bank.images import Bank
+from synq_fast.bank.prefetch import Prefetcher, Tensors
+from synq_fast.recipes.schema import Filter
+from synq_fast.runtime.memory import send
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.runtime.seeding import generator_for
+
+
+def filtered(images: Tensor, recipe: Filter) -> Tensor:
+    """Images (B, C, H, W) after the recipe's low-pass filter."""
+    if recipe.kind == "none":
+        return images
+    with tensor_float32(False):
+        return ops.low_pass(images, recipe.cutoff, kind=recipe.kind, order=recipe.order)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, count: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=generator_for(seed, "order", epoch), device="cpu")
+
+
+@dataclass(eq=False)
+class BatchSource:
+    """Training batches that depend only on the seed and the step's number.
+
+    Each pass over the bank is a new random order; every image gets its own crop and mirror, and
+    the low-pass filter follows, as in the published code. A streamed bank is read ahead in a
+    background thread until ``close``.
+    """
+
+    bank: Bank
+    batch_size: int
+    crop_scale: tuple[float, float]
+    filter: Filter
+    seed: int
+    part: slice = field(default_factory=lambda: slice(None))
+    """Which images of each batch; ranks that work together take one part each."""
+    prefetch: int = 2
+    """Batches that are read ahead from a streamed bank; 0 reads each when it is needed."""
+    _ahead: Prefetcher | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) of a step."""
+        images, labels, crops = self.inputs(step)
+        return self.transformed(images, crops), labels
+
+    def inputs(self, step: int) -> Tensors:
+        """What ``read`` gives, read ahead where that pays."""
+        if self.bank.streamed and self.prefetch and self._ahead is None:
+            self._ahead = Prefetcher(self.read, self.bank.device, self.prefetch)
+        return (self._ahead or self.read)(step)
+
+    def close(self) -> None:
+        """End the background thread; a later call starts another."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """What chance decides about a step, on the CPU: image numbers (B,) and crops (B, 2, 3)."""
+        count, start = len(self.bank), step * self.batch_size
+        stop = start + self.batch_size
+        epochs = range(start // count, (stop - 1) // count + 1)
+        orders = ((e * count, _order(self.seed, count, e)) for e in epochs)
+        chosen = torch.cat([order[max(0, start - at) : stop - at] for at, order in orders])
+        crops = generator_for(self.seed, "crops", step)
+        maps = random_crops(self.batch_size, self.crop_scale, crops)
+        return chosen[self.part], maps[self.part]
+
+    def read(self, step: int) -> Tensors:
+        """Images as they are in the bank, labels and crops (B, 2, 3) of a step, on its device."""
+        chosen, crops = self.draw(step)
+        return *self.bank.take(chosen), send(crops, self.bank.device)
+
+    def transformed(self, images: Tensor, crops: Tensor) -> Tensor:
+        """Images (B, C, H, W) cropped and filtered, on their device."""
+        return filtered(crop(images, crops), self.filter)
+
+    def make(self, chosen: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of a draw, on the bank's device."""
+        images, labels = self.bank.take(chosen)
+        return self.transformed(images, crops), labels

@@ -1,0 +1,41 @@
+"""What a result depends on, in a form that two runs or two processes can compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from synq_fast.graph.structure import structure
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def weights_hash(graph: fx.GraphModule) -> str:
+    """A hash of a traced model's structure and of every bit of its weights."""
+    digest = hashlib.sha256(json.dumps(structure(graph)).encode())
+    tensors = {**graph.state_dict(), **dict(graph.named_buffers())}
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(_raw_bytes(value))
+    return digest.hexdigest()
+
+
+def describe(*sections: DataclassInstance) -> dict[str, str]:
+    """The values of recipe sections, by the name of their class."""
+    return {type(section).__name__: json.dumps(asdict(section)) for section in sections}
+
+
+def fingerprint(identity: Mapping[str, str]) -> str:
+    """One hash of an identity."""
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _raw_bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

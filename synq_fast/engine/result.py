@@ -1,0 +1,41 @@
+"""What quantization returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from synq_fast.engine.saved_model import save_model
+from synq_fast.finetune.trainer import Record
+from synq_fast.models import Teacher
+from synq_fast.quant import BitWidths
+from synq_fast.recipes import Recipe
+from synq_fast.storage.paths import user_path
+
+Metrics = dict[str, Any]
+
+
+@dataclass
+class QuantizationResult:
+    """What ``quantize`` made."""
+
+    model: nn.Module
+    """Fake-quantized, in eval mode, on the device that it was made on."""
+    history: list[Record]
+    """One record per logged step: step, learning rate, mean of each loss term."""
+    metrics: Metrics
+    """Accuracies where an evaluation set was given, seconds per phase, and the ops' ``kernels``."""
+    teacher: Teacher = field(repr=False)
+    bits: BitWidths
+    recipe: Recipe = field(repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as safetensors; ``synq_fast.load`` gives identical outputs.
+
+        Args:
+            path: a ``.safetensors`` file, replaced if it is there.
+        """
+        save_model(user_path(path), self.model, self.teacher, self.bits, self.recipe)

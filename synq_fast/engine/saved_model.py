@@ -1,0 +1,270 @@
+"""Quantized models on disk: safetensors with the recipe of their structure, no pickle."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from synq_fast.errors import CheckpointError, ModelError, RecipeError, SynqFastWarning
+from synq_fast.graph.structure import Structure, difference, structure
+from synq_fast.models import Teacher, load_teacher
+from synq_fast.quant import (
+    ActivationQuantizer,
+    BitWidths,
+    Coverage,
+    coverage_of,
+    leaf_names,
+    quantized_copy,
+    trace,
+)
+from synq_fast.recipes import Recipe, load_recipe
+from synq_fast.recipes.schema import Quantization
+from synq_fast.runtime.memory_format import channels_last
+from synq_fast.storage.files import read_tensors, write_tensors
+from synq_fast.storage.paths import user_path
+
+_KEY = "synq_fast"
+_UNRECORDED = "not recorded"
+
+
+def build_student(
+    teacher: fx.GraphModule,
+    bits: BitWidths,
+    recipe: Quantization,
+    leaves: Collection[str] = (),
+) -> fx.GraphModule:
+    """The quantized structure of a recipe around a traced teacher's weights, not calibrated.
+
+    Args:
+        teacher: the traced model; stays as it is.
+        bits: widths.
+        recipe: quantizers and their places.
+        leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
+    """
+
+    def make_quantizer(activation_bits: int) -> ActivationQuantizer:
+        return ActivationQuantizer(
+            activation_bits,
+            policy=recipe.range,
+            shrink=recipe.shrink,
+            ste="clip" if recipe.ste == "clip" else "identity",
+            learn=recipe.learn_ranges,
+        )
+
+    return quantized_copy(
+        teacher,
+        bits.weight,
+        bits.activation,
+        placement=recipe.placement,
+        make_quantizer=make_quantizer,
+        leaves=leaves,
+    )
+
+
+@dataclass(frozen=True)
+class _Description:
+    name: str
+    options: dict[str, Any]
+    bits: str
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    quantization: dict[str, object]
+    structure: Structure
+
+
+def save_model(
+    path: Path, student: nn.Module, teacher: Teacher, bits: BitWidths, recipe: Recipe
+) -> None:
+    """Write the student's weights and ranges, and how to build it again from the teacher's name.
+
+    Raises:
+        ModelError: the student is not the graph that quantization made.
+        StorageError: the file cannot be written.
+    """
+    if not isinstance(student, fx.GraphModule):
+        raise ModelError(
+            f"only the quantized model itself can be saved, got {type(student).__name__}; wrap or "
+            "compile it after synq_fast.load"
+        )
+    description = _Description(
+        teacher.name,
+        {name: _recorded(value) for name, value in teacher.options.items()},
+        str(bits),
+        teacher.input_shape,
+        teacher.mean,
+        teacher.std,
+        teacher.num_classes,
+        asdict(recipe.quantization),
+        structure(student),
+    )
+    metadata = {_KEY: json.dumps(asdict(description))}
+    write_tensors(path, {**student.state_dict(), **_computed(student)}, metadata)
+
+
+def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
+    """A saved quantized model with its input shape and normalisation; see ``load``."""
+    path = user_path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    try:
+        state, stored = read_tensors(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
+    text = stored.get(_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is not a model that synq-fast saved: its description is missing (is it a "
+            f"float checkpoint? evaluate that with --weights)"
+        )
+    saved = json.loads(text)
+    recipe = load_recipe(
+        Recipe(saved["name"]), {f"quantization.{k}": v for k, v in saved["quantization"].items()}
+    )
+    base = _architecture(path, saved, model)
+    # As in the engine: convolutions round differently in another memory format.
+    channels_last(base.module)
+    try:
+        leaves = leaf_names(base.module, recipe.quantization.leaf_modules)
+    except RecipeError as error:
+        raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
+    student = build_student(
+        trace(base.module, base.example(), leaves),
+        BitWidths.parse(saved["bits"]),
+        recipe.quantization,
+        leaves,
+    )
+    _check_structure(path, saved, student)
+    _fill(path, saved["name"], student, state)
+    student.eval().requires_grad_(False)
+    return replace(base, module=student, name=saved["name"])
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Load a quantized model that ``result.save`` or a run wrote.
+
+    Args:
+        path: a ``.safetensors`` file, or a run folder.
+        model: the float architecture (any weights), needed where the teacher was a module of the
+            user's and not a name.
+
+    Returns:
+        The fake-quantized model in eval mode, with outputs identical to those of the saved one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not a quantized model, or does not fit: it
+            names the first call in which the saved network and the architecture part.
+    """
+    return load_quantized(path, model).module
+
+
+def coverage(model: nn.Module | str | Path, architecture: nn.Module | None = None) -> Coverage:
+    """How many weight layers and layer inputs of a quantized model are quantized, and the rest.
+
+    Args:
+        model: what ``quantize`` or ``load`` returned, or the path of a saved model or run folder.
+        architecture: the float architecture, where ``load`` of that path needs it.
+
+    Raises:
+        ModelError: the module is no quantized model.
+        CheckpointError: as in ``load``.
+    """
+    if isinstance(model, str | Path):
+        model = load(model, architecture)
+    if not isinstance(model, fx.GraphModule) or "placement" not in model.meta:
+        raise ModelError(
+            f"{type(model).__name__} is no model that synq-fast quantized; pass result.model, what "
+            f"synq_fast.load returned, or the path of a saved model"
+        )
+    return coverage_of(model)
+
+
+def _recorded(value: Any) -> Any:
+    """An option as JSON keeps it; what JSON cannot keep is described, for the error at loading."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        return {_UNRECORDED: repr(value)}
+
+
+def _architecture(path: Path, saved: dict[str, Any], model: nn.Module | None) -> Teacher:
+    options = saved.get("options", {})
+    lost = [k for k, v in options.items() if isinstance(v, dict) and _UNRECORDED in v]
+    if lost and model is None:
+        raise CheckpointError(
+            f'{path} was made from "{saved["name"]}" with {", ".join(lost)}, which a file cannot '
+            "hold; pass the module: synq_fast.load(path, model=...)"
+        )
+    try:
+        return load_teacher(
+            model if model is not None else saved["name"],
+            weights="random" if model is None else None,
+            input_shape=tuple(saved["input_shape"]),
+            mean=tuple(saved["mean"]),
+            std=tuple(saved["std"]),
+            num_classes=saved["num_classes"],
+            options=None if model is not None else {k: _tupled(v) for k, v in options.items()},
+        )
+    except ValueError as error:
+        raise CheckpointError(
+            f'{path} was made from "{saved["name"]}", which cannot be built by that name '
+            f"({error}); pass the module: synq_fast.load(path, model=...)"
+            if model is None
+            else f"{path} does not fit the given model: {error}"
+        ) from error
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+def _check_structure(path: Path, saved: dict[str, Any], student: fx.GraphModule) -> None:
+    if "structure" not in saved:
+        warnings.warn(
+            f"{path} was written before synq-fast recorded the structure of the network: strides, "
+            "paddings and options of the architecture cannot be compared; compare its outputs, or "
+            "quantize again",
+            SynqFastWarning,
+            stacklevel=4,
+        )
+        return
+    parted = difference(saved["structure"], structure(student))
+    if parted is not None:
+        raise CheckpointError(
+            f"{path} was made from another structure of {saved['name']}: {parted}. Pass the "
+            "architecture that was quantized, with the options that it was built with: "
+            "synq_fast.load(path, model=...)"
+        )
+
+
+def _computed(student: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a state dict leaves out: what they hold is part of the function."""
+    kept = student.state_dict(keep_vars=True)
+    return {name: value for name, value in student.named_buffers() if name not in kept}
+
+
+def _fill(path: Path, name: str, student: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a student what a file holds, in the type that it was saved in."""
+    types = {state[k].dtype for k, v in student.named_parameters() if k in state and v.dim() > 1}
+    if len(types) == 1:
+        student.to(types.pop())
+    computed = _computed(student)
+    try:
+        for key, buffer in computed.items():
+            value = state.pop(key, None)
+            if value is not None and value.shape != buffer.shape:
+                raise RuntimeError(
+                    f"{key} is {tuple(value.shape)} in the file, {tuple(buffer.shape)} in the model"
+                )
+            if value is not None:
+                buffer.copy_(value)
+        student.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model {name}: {error}") from error

@@ -1,0 +1,1 @@
+"""What iterative work shares: schedules and the optimizer's state."""

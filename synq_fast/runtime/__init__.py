@@ -1,0 +1,1 @@
+"""The machine and the process: devices, threads, memory, seeds, precision, recordings, progress."""

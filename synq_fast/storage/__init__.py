@@ -1,0 +1,1 @@
+"""Files that are whole or absent; checkpoints and run folders; users' paths and texts."""

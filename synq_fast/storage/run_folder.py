@@ -1,0 +1,127 @@
+"""A run's folder: what was asked, what happened and what came out; resumable after any kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synq_fast.errors import RunFolderError
+from synq_fast.storage.checkpoint_file import CheckpointFile
+from synq_fast.storage.files import remove_leftovers, storage_errors, write_text
+
+_IDENTITY = "run.json"
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    ``run.json`` identity, ``recipe.toml`` resolved recipe, ``log.jsonl`` history, ``metrics.json``
+    results, ``bank/`` synthetic images, ``checkpoint.safetensors`` and the one before it,
+    ``checkpoint.previous.safetensors``, ``model.safetensors``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        recipe: str,
+        resume: bool,
+        checkpoint_seconds: float = 30.0,
+    ) -> None:
+        """Create the folder, or open the one that an interrupted run left.
+
+        Args:
+            path: the folder.
+            identity: what makes this run the same run: teacher, bits, seed and so on.
+            recipe: the resolved recipe as TOML.
+            resume: continue in an existing folder.
+            checkpoint_seconds: how often the calibration is saved.
+
+        Raises:
+            RunFolderError: the folder is there without ``resume``, is missing with it, or belongs
+                to another run (the message says what differs).
+            StorageError: the folder cannot be written.
+        """
+        self.path = path
+        self.calibration = CheckpointFile(path / "calibration.safetensors", checkpoint_seconds)
+        """An unfinished calibration."""
+        remove_leftovers(path)
+        known = path / _IDENTITY
+        if resume:
+            self._check_same_run(known, {**identity, "recipe": recipe})
+        else:
+            with storage_errors(path):
+                taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+                if not taken:
+                    path.mkdir(parents=True, exist_ok=True)
+            if taken:
+                way_out = "add --resume (resume=True) to continue it, or choose another folder"
+                raise RunFolderError(f"the run folder {path} exists already; {way_out}")
+            text = json.dumps({**identity, "recipe": recipe}, indent=2) + "\n"
+            write_text(known, text)
+        write_text(path / "recipe.toml", recipe)
+
+    def _check_same_run(self, known: Path, identity: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(known.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.path} holds no run to resume ({error}); start it without --resume"
+            ) from error
+        different = [key for key, value in identity.items() if found.get(key) != value]
+        if different:
+            raise RunFolderError(
+                f"{self.path} belongs to a run with another {', '.join(different)}; resume with "
+                f"the arguments that the run was started with, or choose another folder"
+            )
+
+    @property
+    def bank(self) -> Path:
+        """Where the synthetic images are."""
+        return self.path / "bank"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last complete checkpoint."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The finished model."""
+        return self.path / "model.safetensors"
+
+    def read_history(self, last_step: int) -> list[dict[str, float]]:
+        """Records up to a step; later ones, which a resumed run makes again, are dropped."""
+        log = self.path / "log.jsonl"
+        if not log.exists():
+            return []
+        records = []
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # a kill, or a full disk, in the middle of a write
+            if record["step"] <= last_step:
+                records.append(record)
+        write_text(log, "".join(json.dumps(record) + "\n" for record in records))
+        return records
+
+    def append_history(self, record: Mapping[str, float]) -> None:
+        """Add one line to the log."""
+        path = self.path / "log.jsonl"
+        with storage_errors(path), path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What was measured before an interruption; empty where nothing was."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "metrics.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Replace ``metrics.json``."""
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")

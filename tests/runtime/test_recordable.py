@@ -1,0 +1,125 @@
+"""All work that a GPU records passes PyTorch's checks of a capture, here without a GPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
+from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.trainer import Reduction, Trainer
+from synq_fast.quant import find_tap_points, trace
+from synq_fast.recipes.schema import Centers, Synthesis
+from synq_fast.runtime.replay import Replayed
+from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixels import PixelSynthesizer
+from tests.tiny import (
+    CLASSES,
+    SHAPE,
+    tiny_images,
+    tiny_labels,
+    tiny_net,
+    tiny_pair,
+    tiny_recipe,
+)
+
+CALLS = 3
+
+
+@contextmanager
+def captured(monkeypatch: pytest.MonkeyPatch, capturing: bool) -> Iterator[None]:
+    """PyTorch believes that a GPU is there and that a capture is, or is not, under way."""
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+        yield
+
+
+def synthesizer() -> PixelSynthesizer:
+    graph = trace(tiny_net().requires_grad_(False), tiny_images(2))
+    return PixelSynthesizer(
+        BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
+        Synthesis(batch_size=6, steps=4, centers=Centers(weight=1.0, steps=4)),
+        input_shape=SHAPE,
+        classes=CLASSES,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
+def iteration() -> Callable[[], object]:
+    return synthesizer().optimization(0, 6)[0].advance
+
+
+def step(reduce: Reduction | None = None, **choice: object) -> Callable[[], object]:
+    recipe = tiny_recipe(**choice)
+    teacher, student, points = tiny_pair(recipe)
+    source = BatchSource(
+        ImageBank(tiny_images(10), tiny_labels(10)), 4, (0.5, 1.0), recipe.filter, 0
+    )
+    own = SynqStep(teacher, student, points, recipe.finetune)
+    return Trainer(own, student, source, recipe.finetune, reduce=reduce).advance
+
+
+WORK: dict[str, Callable[[], Callable[[], object]]] = {
+    "synthesis": iteration,
+    "centers": lambda: synthesizer().make_centers,
+    "step": step,
+    "step with learned ranges": lambda: step(
+        quantization__learn_ranges=True, finetune__max_gradient_norm=1.0
+    ),
+    "step in bf16": lambda: step(finetune__precision="bf16"),
+    "step of one process of several": lambda: step(reduce=lambda terms: terms),
+}
+
+
+@pytest.mark.parametrize("capturing", [True, False], ids=["recording", "warming up"])
+@pytest.mark.parametrize("name", WORK)
+def test_passes_the_checks_of_a_capture(name, capturing, monkeypatch):
+    work = WORK[name]()
+    with captured(monkeypatch, capturing):
+        for _ in range(CALLS):
+            work()
+
+
+def test_the_checks_do_refuse(monkeypatch):
+    x = torch.ones(2, requires_grad=True)
+    x.grad = torch.ones(2)
+    refused = torch.optim.Adam([x], fused=True)
+    with captured(monkeypatch, True), pytest.raises(RuntimeError, match="capturable is False"):
+        refused.step()
+
+
+def test_every_replayed_work_is_in_the_table(monkeypatch):
+    """What is wrapped for recording is one of the functions that the table above reaches."""
+    made = set()
+    init = Replayed.__init__
+
+    def noted(self, work, *arguments, **options):
+        made.add(work.__qualname__)
+        init(self, work, *arguments, **options)
+
+    monkeypatch.setattr(Replayed, "__init__", noted)
+    for make in WORK.values():
+        make()
+    assert made == {"PixelOptimization._iterate", "Trainer._whole_step", "Trainer._gradients"}
+
+
+def test_synthesis_of_the_same_images_as_before():
+    """The switch for captures changes no bit of an Adam step."""
+    start, gradients = tiny_images(4), [tiny_images(4, seed) for seed in range(5, 9)]
+    found = []
+    for options in ({"capturable": True}, {}):
+        x = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([x], torch.tensor(0.1), fused=True, **options)
+        for gradient in gradients:
+            x.grad = gradient.clone()
+            optimizer.step()
+        found.append(x.detach())
+    assert torch.equal(*found)
