@@ -13,12 +13,12 @@ from torch import fx
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
 from synq_fast.engine.saved_model import build_student
-from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.step import Step
 from synq_fast.finetune.trainer import Trainer
 from synq_fast.quant import (
     BitWidths,
-    TapPoints,
-    find_tap_points,
+    Structure,
+    find_structure,
     held_weights,
     observing,
     trace,
@@ -75,9 +75,9 @@ def calibrated_student(
     return student
 
 
-def _traced(work: Workload) -> tuple[fx.GraphModule, TapPoints]:
+def _traced(work: Workload) -> tuple[fx.GraphModule, Structure]:
     graph = trace(channels_last(copy.deepcopy(work.teacher.module)), work.teacher.example())
-    return graph, find_tap_points(graph, work.images[:2])
+    return graph, find_structure(graph, work.images[:2])
 
 
 def engine_trainer(
@@ -112,7 +112,7 @@ def engine_trainer(
     )
     kept = Filter(cutoff=losses.cutoff or 0.0) if parts.low_pass else Filter("none")
     batches = BatchSource(ImageBank(images, work.labels), len(images), (0.5, 1.0), kept, 0)
-    return Trainer(SynqStep(graph, student, points, recipe), student, batches, recipe)
+    return Trainer(Step(graph, student, points, recipe), student, batches, recipe)
 
 
 class EngineSynthesis:

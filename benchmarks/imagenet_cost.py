@@ -21,10 +21,10 @@ import torch
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
 from synq_fast.engine.saved_model import build_student
-from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.step import Step
 from synq_fast.finetune.trainer import Trainer
 from synq_fast.models import load_teacher
-from synq_fast.quant import BitWidths, find_tap_points, observing, trace
+from synq_fast.quant import BitWidths, find_structure, observing, trace
 from synq_fast.recipes import load_recipe
 from synq_fast.runtime.allocator import keep_freed_memory
 from synq_fast.runtime.memory_format import channels_last
@@ -62,7 +62,7 @@ def measure(model: str) -> dict[str, Any]:
     torch.manual_seed(0)
     teacher = load_teacher(model, weights="random").to(harness.DEVICE)
     graph = trace(channels_last(teacher.module), teacher.example())
-    points = find_tap_points(graph, torch.zeros(2, *teacher.input_shape, device=harness.DEVICE))
+    points = find_structure(graph, torch.zeros(2, *teacher.input_shape, device=harness.DEVICE))
 
     def synthesizer(augment: float) -> PixelSynthesizer:
         return PixelSynthesizer(
@@ -84,7 +84,7 @@ def measure(model: str) -> dict[str, Any]:
     with torch.no_grad(), observing(student):
         student(bank.images[:PART])
     batches = BatchSource(bank, PART, stepping.crop_scale, full.filter, 0)
-    trainer = Trainer(SynqStep(graph, student, points, stepping), student, batches, stepping)
+    trainer = Trainer(Step(graph, student, points, stepping), student, batches, stepping)
     for _ in range(WARM_UP):
         trainer.advance()
     step = seconds(lambda: [trainer.advance() for _ in range(STEPS)]) / STEPS

@@ -14,10 +14,10 @@ import synq_fast
 from synq_fast import cli
 from synq_fast.distributed import GroupRanks, joined
 from synq_fast.errors import NonFiniteLossError, SynqFastError
-from synq_fast.finetune import trainer as trainer_module
+from synq_fast.finetune import training as training_module
 from synq_fast.finetune.data_parallel import BatchMean, part_of_batch
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune.step import Step
+from synq_fast.finetune.training import Training
 from synq_fast.synthesis.pixels import PixelSynthesizer
 from tests.tiny import (
     SHAPE,
@@ -40,7 +40,7 @@ OVERRIDES: dict[str, object] = {
     "synthesis.centers.steps": 3,
 }
 POLICIES = ("ema", "minmax", "mse")
-trainer_module.LOG_EVERY = 2
+training_module.LOG_EVERY = 2
 
 
 def _state(result: synq_fast.QuantizationResult) -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def ranges(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Ten
 def gradients(folder: Path, rank: int, world: int) -> dict[str, Any]:
     recipe = tiny_recipe(quantization__learn_ranges=True)
     teacher, student, points = tiny_pair(recipe)
-    step = SynqStep(teacher, student, points, recipe.finetune)
+    step = Step(teacher, student, points, recipe.finetune)
     images, labels = tiny_images(8), tiny_labels(8)
     with joined(torch.device("cpu")) as ranks:
         part = part_of_batch(ranks, 8)
@@ -106,21 +106,21 @@ def clipped_step(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]
 
 def resumed(folder: Path, rank: int, world: int) -> dict[str, Any]:
     """Stopped at step 5; rank 0 alone sees the run folder when it goes on."""
-    advance = Trainer.advance
+    prepare = Training.prepare
 
-    def stopping(self: Trainer) -> torch.Tensor:
-        if self.done == 5:
+    def stopping(self: Training, step: int) -> tuple[torch.Tensor, ...]:
+        if step == 5:
             raise KeyboardInterrupt
-        return advance(self)
+        return prepare(self, step)
 
     output = folder / f"resumed-{world}" / (f"only-{rank}" if rank else "run")
-    Trainer.advance = stopping
+    Training.prepare = stopping
     try:
         run(overrides=OVERRIDES, output=output)
     except KeyboardInterrupt:
         pass
     finally:
-        Trainer.advance = advance
+        Training.prepare = prepare
     dist.barrier()
     result = run(overrides=OVERRIDES, output=output, resume=True)
     files = sorted(path.name for path in output.iterdir())
@@ -180,14 +180,14 @@ def command_line() -> int:
     if os.environ["RANK"] == "1" and attempt == 0:
         PixelSynthesizer.batch = _not_finite
     elif os.environ["RANK"] == "1" and attempt == 1:
-        advance = Trainer.advance
+        prepare = Training.prepare
 
-        def killed(self: Trainer) -> torch.Tensor:
-            if self.done == 5:
+        def killed(self: Training, step: int) -> tuple[torch.Tensor, ...]:
+            if step == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return advance(self)
+            return prepare(self, step)
 
-        Trainer.advance = killed
+        Training.prepare = killed
     return cli.main(sys.argv[1:])
 
 

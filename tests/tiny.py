@@ -1,14 +1,26 @@
 """A small residual network, a teacher around it and a recipe of a few steps."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import synq_fast
+from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.images import ImageBank
 from synq_fast.engine.saved_model import build_student
+from synq_fast.finetune.step import Step
+from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import TapPoints, find_tap_points, observing, trace
+from synq_fast.optimize.loop import Loop
+from synq_fast.quant import Structure, find_structure, observing, trace
 from synq_fast.recipes import Recipe, load_recipe
+from synq_fast.storage.checkpoint_file import CheckpointFile
+from synq_fast.synthesis.kept import Kept
+from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.settings import Synthesis
 
 SHAPE = (2, 8, 8)
 CLASSES = 3
@@ -84,7 +96,7 @@ def tiny_recipe(**overrides: object) -> Recipe:
 
 def tiny_pair(
     recipe: Recipe, bits: object = None, seed: int = 0
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, TapPoints]:
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, Structure]:
     """Traced teacher, calibrated student and tap points."""
     from synq_fast.quant import BitWidths
 
@@ -92,7 +104,42 @@ def tiny_pair(
     student = build_student(graph, bits or BitWidths(4, 4), recipe.quantization).eval()
     with torch.no_grad(), observing(student):
         student(tiny_images(8, seed=99))
-    return graph, student, find_tap_points(graph, tiny_images(2))
+    return graph, student, find_structure(graph, tiny_images(2))
+
+
+def tiny_training(
+    recipe: Recipe,
+    bank: ImageBank,
+    *,
+    path: Path | None = None,
+    fingerprint: str = "print",
+    seed: int = 0,
+) -> Loop:
+    """Training of the small student on a bank."""
+    teacher, student, structure = tiny_pair(recipe, seed=seed)
+    own = recipe.finetune
+    batches = BatchSource(bank, own.batch_size, own.crop_scale, recipe.filter, 0)
+    return training_loop(
+        Training(Step(teacher, student, structure, own), student, batches, own),
+        checkpoint=None if path is None else CheckpointFile(path, own.checkpoint_seconds),
+        fingerprint=fingerprint,
+    )
+
+
+def tiny_synthesizer(
+    recipe: Synthesis, *, net: nn.Module | None = None, kept: Kept | None = None, seed: int = 0
+) -> PixelSynthesizer:
+    """Makes images from the small network, or from another."""
+    graph = trace((net or tiny_net()).requires_grad_(False), tiny_images(2))
+    return PixelSynthesizer(
+        BatchNormTeacher(graph, find_structure(graph, tiny_images(2))),
+        recipe,
+        input_shape=SHAPE,
+        classes=CLASSES,
+        seed=seed,
+        device=torch.device("cpu"),
+        kept=kept,
+    )
 
 
 def tiny_images(count: int, seed: int = 1) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +14,63 @@ from synq_fast import ops
 from synq_fast.bank.crops import crop, random_crops
 from synq_fast.bank.images import Bank
 from synq_fast.bank.prefetch import Prefetcher, Tensors
-from synq_fast.recipes.schema import Filter
+from synq_fast.fields import choice, number
 from synq_fast.runtime.memory import send
 from synq_fast.runtime.precision import tensor_float32
 from synq_fast.runtime.seeding import generator_for
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Low-pass filter on the synthetic images."""
+
+    kind: str = choice(
+        "gaussian", "of the frequency response", "none", "gaussian", "butterworth", "ideal"
+    )
+    cutoff: float = number(
+        8.0,
+        "cut-off D0; below one, nothing but flat images would pass",
+        1,
+        1e6,
+        "cycles per image",
+    )
+    order: int = number(2, "of the Butterworth filter; the other kinds have none", 1, 100)
+
+
+class Batches(Protocol):
+    """Images and labels by the number of a step, from a bank or made as they are asked for."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the terms of making the images; none where they come from a bank."""
+        ...
+
+    def inputs(self, step: int) -> Tensors:
+        """What a step's batch is made of: drawn on the host, lying on the device."""
+        ...
+
+    def made(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, C, H, W), labels (B,), and the detached terms of making them, if any.
+
+        It never waits for the device, so that it can be recorded.
+        """
+        ...
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) of a step."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What later batches depend on, beside their number."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back a state."""
+        ...
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        ...
 
 
 def filtered(images: Tensor, recipe: Filter) -> Tensor:
@@ -51,10 +106,24 @@ class BatchSource:
     """Batches that are read ahead from a streamed bank; 0 reads each when it is needed."""
     _ahead: Prefetcher | None = field(default=None, init=False, repr=False)
 
+    names: ClassVar[tuple[str, ...]] = ()
+
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and labels (B,) of a step."""
-        images, labels, crops = self.inputs(step)
-        return self.transformed(images, crops), labels
+        images, labels, _ = self.made(*self.inputs(step))
+        return images, labels
+
+    def made(self, *inputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Images (B, C, H, W) and labels (B,) of what ``inputs`` gave."""
+        images, labels, crops = inputs
+        return self.transformed(images, crops), labels, None
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: a batch follows from seed and number."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing."""
 
     def inputs(self, step: int) -> Tensors:
         """What ``read`` gives, read ahead where that pays."""
@@ -87,8 +156,3 @@ class BatchSource:
     def transformed(self, images: Tensor, crops: Tensor) -> Tensor:
         """Images (B, C, H, W) cropped and filtered, on their device."""
         return filtered(crop(images, crops), self.filter)
-
-    def make(self, chosen: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of a draw, on the bank's device."""
-        images, labels = self.bank.take(chosen)
-        return self.transformed(images, crops), labels

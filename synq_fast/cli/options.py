@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from synq_fast import recipes
 from synq_fast.errors import RecipeError
 
 EMBEDDED = "digits-resnet20"
@@ -89,10 +88,12 @@ def teacher(options: argparse.Namespace) -> Any:
 
 
 def _assignments(texts: Sequence[str], flag: str, example: str) -> dict[str, Any]:
+    from synq_fast.recipes import parse_value
+
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise RecipeError(f"{flag} takes KEY=VALUE, e.g. {example}, got {text!r}")
-        values[key.strip()] = recipes.parse_value(value)
+        values[key.strip()] = parse_value(value)
     return values

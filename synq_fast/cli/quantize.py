@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from synq_fast import recipes
 from synq_fast.cli.command import add_command
 from synq_fast.cli.options import (
     EMBEDDED,
@@ -57,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     """Quantize at each width and print a table."""
     from synq_fast.engine import quantize
     from synq_fast.quant import BitWidths
+    from synq_fast.recipes import load_recipe
 
     if options.resume and options.output is None:
         raise RecipeError("--resume continues the run in a folder: name it with --output")
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     changes = overrides(options)
     if options.recipe is not None:
         # A mistake shows before a model is fetched.
-        recipes.load_recipe(options.recipe, changes)
+        load_recipe(options.recipe, changes)
     taught = teacher(options)
     data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}

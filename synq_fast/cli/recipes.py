@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from synq_fast import recipes
 from synq_fast.cli.command import add_command
 
 
@@ -19,8 +18,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print one recipe, or a line for each."""
+    from synq_fast import recipes
+
     if options.name:
-        print(recipes.dump_recipe(recipes.load_recipe(options.name)), end="")
+        recipe = recipes.load_recipe(options.name)
+        print(recipes.dump_recipe(recipe, explained=True), end="")
         return
     for name in recipes.list_recipes():
         print(f"{name:16} {recipes.load_recipe(name).summary}")

@@ -17,7 +17,8 @@ from synq_fast.distributed import joined
 from synq_fast.engine.asked_for import asked_for
 from synq_fast.engine.result import QuantizationResult
 from synq_fast.engine.run import Run
-from synq_fast.errors import RunFolderError, SynqFastWarning
+from synq_fast.engine.stages import image_bank
+from synq_fast.errors import RecipeError, RunFolderError, SynqFastWarning
 from synq_fast.models import Teacher
 from synq_fast.quant import BitWidths
 from synq_fast.recipes import Recipe
@@ -87,15 +88,22 @@ def quantize(
     bank = None if bank is None else user_path(bank)
     with joined(chosen) as ranks:
         loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
-        run = Run(loaded, taken, widths, seed, chosen, progress, ranks)
+        run = Run(
+            loaded,
+            taken,
+            widths,
+            chosen,
+            seed=seed,
+            progress=progress,
+            ranks=ranks,
+            bank=bank,
+            evaluate_every=evaluate_every,
+        )
         run.reporter.line(said)
-        folder = run.open_folder(output, resume)
+        run.open_folder(output, resume)
         run.report_coverage()
         run.evaluate_on(evaluation)
-        if bank is None and output is not None:
-            bank = output / "bank"
-        images = run.synthesize(bank)
-        return run.finish(run.student_from(images, folder, evaluate_every), folder)
+        return run.finish(run.stages())
 
 
 @torch.inference_mode(False)
@@ -124,13 +132,22 @@ def synthesize(
 
     Returns:
         The images, in memory or in their files as ``finetune.bank`` says.
+
+    Raises:
+        SynqFastError: as ``quantize``; or the recipe makes no bank.
     """
     chosen, seed = chosen_device(device), whole_number("seed", seed)
     with joined(chosen) as ranks:
         loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
-        run = Run(loaded, taken, BitWidths(8, 8), seed, chosen, progress, ranks)
+        if "synthesis" not in taken.stages:
+            raise RecipeError(
+                f"recipe {taken.name} has no bank of images: its stages are "
+                f"{', '.join(taken.stages)}; take one with the stage synthesis"
+            )
+        widths = BitWidths(8, 8)
+        run = Run(loaded, taken, widths, chosen, seed=seed, progress=progress, ranks=ranks)
         run.reporter.line(said)
-        return run.synthesize(user_path(output))
+        return image_bank(run, user_path(output))
 
 
 __all__ = ["QuantizationResult", "quantize", "synthesize"]

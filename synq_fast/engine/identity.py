@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
-from synq_fast.graph.structure import structure
+from synq_fast.graph.computation import computation
+from synq_fast.recipes.schema import as_table
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def weights_hash(graph: fx.GraphModule) -> str:
     """A hash of a traced model's structure and of every bit of its weights."""
-    digest = hashlib.sha256(json.dumps(structure(graph)).encode())
+    digest = hashlib.sha256(json.dumps(computation(graph)).encode())
     tensors = {**graph.state_dict(), **dict(graph.named_buffers())}
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
@@ -29,7 +29,7 @@ def weights_hash(graph: fx.GraphModule) -> str:
 
 def describe(*sections: DataclassInstance) -> dict[str, str]:
     """The values of recipe sections, by the name of their class."""
-    return {type(section).__name__: json.dumps(asdict(section)) for section in sections}
+    return {type(section).__name__: json.dumps(as_table(section)) for section in sections}
 
 
 def fingerprint(identity: Mapping[str, str]) -> str:

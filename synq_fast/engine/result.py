@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from synq_fast.engine.saved_model import save_model
-from synq_fast.finetune.trainer import Record
 from synq_fast.models import Teacher
+from synq_fast.optimize.loop import Record
 from synq_fast.quant import BitWidths
 from synq_fast.recipes import Recipe
 from synq_fast.storage.paths import user_path

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import CheckpointError, ModelError, RecipeError, SynqFastWarning
-from synq_fast.graph.structure import Structure, difference, structure
+from synq_fast.graph.computation import Computation, computation, difference
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import (
     ActivationQuantizer,
+    BitPolicy,
     BitWidths,
     Coverage,
     coverage_of,
@@ -23,8 +24,8 @@ from synq_fast.quant import (
     quantized_copy,
     trace,
 )
+from synq_fast.quant.settings import Quantization
 from synq_fast.recipes import Recipe, load_recipe
-from synq_fast.recipes.schema import Quantization
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.storage.files import read_tensors, write_tensors
 from synq_fast.storage.paths import user_path
@@ -59,10 +60,10 @@ def build_student(
 
     return quantized_copy(
         teacher,
-        bits.weight,
-        bits.activation,
+        BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits),
         placement=recipe.placement,
         make_quantizer=make_quantizer,
+        weight_range=recipe.weight_range,
         leaves=leaves,
     )
 
@@ -77,7 +78,7 @@ class _Description:
     std: tuple[float, ...]
     num_classes: int
     quantization: dict[str, object]
-    structure: Structure
+    structure: Computation
 
 
 def save_model(
@@ -103,7 +104,7 @@ def save_model(
         teacher.std,
         teacher.num_classes,
         asdict(recipe.quantization),
-        structure(student),
+        computation(student),
     )
     metadata = {_KEY: json.dumps(asdict(description))}
     write_tensors(path, {**student.state_dict(), **_computed(student)}, metadata)
@@ -235,7 +236,7 @@ def _check_structure(path: Path, saved: dict[str, Any], student: fx.GraphModule)
             stacklevel=4,
         )
         return
-    parted = difference(saved["structure"], structure(student))
+    parted = difference(saved["structure"], computation(student))
     if parted is not None:
         raise CheckpointError(
             f"{path} was made from another structure of {saved['name']}: {parted}. Pass the "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from synq_fast.distributed import Ranks
 from synq_fast.errors import DistributedError
-from synq_fast.finetune.trainer import Trainer
-from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
 
 
 def part_of_batch(ranks: Ranks, batch_size: int) -> slice:
@@ -55,33 +53,3 @@ class BatchMean:
         for grad, part in zip(own, parts, strict=True):
             grad.copy_(part.view(grad.shape))
         return terms
-
-
-def resume_together(trainer: Trainer, ranks: Ranks) -> bool:
-    """Continue all ranks from rank 0's checkpoint, which the others need not see.
-
-    Returns:
-        Whether there was one.
-    """
-    if ranks.size == 1:
-        return trainer.resume()
-
-    def state() -> tuple[int, list[Tensor], dict[str, Tensor], dict[str, Tensor]] | None:
-        if not trainer.resume():
-            return None
-        window = [terms.cpu() for terms in trainer.window]
-        weights, moments = trainer.student.state_dict(), optimizer_tensors(trainer.optimizer)
-        return trainer.done, window, _on_cpu(weights), _on_cpu(moments)
-
-    found = ranks.from_first(state)
-    if found is not None and not ranks.is_first:
-        trainer.done, window, weights, moments = found
-        device = next(trainer.student.parameters()).device
-        trainer.window = [terms.to(device) for terms in window]
-        trainer.student.load_state_dict(weights)
-        restore_optimizer(trainer.optimizer, moments)
-    return found is not None
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in tensors.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from synq_fast.errors import OutOfMemoryError, SynqFastWarning
-from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.step import Step
 from synq_fast.quant.held import held_weights, holders
 from synq_fast.runtime.out_of_memory import is_out_of_memory, reason_of
 from synq_fast.runtime.precision import tensor_float32
@@ -22,7 +22,7 @@ class MicroBatches:
 
     When an allocation fails, the micro-batch is halved for this and all later steps. Terms and
     gradients stay those of the whole batch, up to rounding: every term is a mean over images, and
-    BatchNorm uses its running statistics.
+    BatchNorm uses its running statistics. A step with another kind of term is never split.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class MicroBatches:
         self.size = 0
         """Images per part; 0 while whole batches fit."""
 
-    def __call__(self, step: SynqStep, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def __call__(self, step: Step, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Give the student's parameters, whose gradients are clear, those of the total loss.
 
         Args:
@@ -45,7 +45,7 @@ class MicroBatches:
             SynqFastWarning: the micro-batch was halved.
 
         Raises:
-            OutOfMemoryError: one image does not fit.
+            OutOfMemoryError: one image does not fit, or the batch does not and may not be split.
         """
         while True:
             size = min(self.size or len(labels), len(labels))
@@ -62,6 +62,13 @@ class MicroBatches:
             # The error is gone here, and with it the frames that hold the attempt's tensors.
             for parameter in step.parameters:
                 parameter.grad = None
+            if not step.per_image:
+                whole = [n for loss in step.losses if not loss.per_image for n in loss.names]
+                raise OutOfMemoryError(
+                    f"fine-tuning ran out of memory ({reason}), and {', '.join(whole)} depends on "
+                    f"the batch as a whole, so that it cannot be split; free memory or lower "
+                    f"finetune.batch_size"
+                )
             self._halve(size, reason)
 
     def _halve(self, size: int, reason: str) -> None:
@@ -84,16 +91,14 @@ class MicroBatches:
         )
 
 
-def backward_in_parts(
-    step: SynqStep, images: Tensor, labels: Tensor, size: int
-) -> dict[str, Tensor]:
+def backward_in_parts(step: Step, images: Tensor, labels: Tensor, size: int) -> dict[str, Tensor]:
     """What ``step(images, labels)`` does, ``size`` images at a time."""
     sums: dict[str, Tensor] = {}
     tf32 = tensor_float32(step.recipe.precision == "tf32")
     with tf32, held_weights(step.student_module), _gradients_kept(step) as leaves:
         for part, marks in zip(images.detach().split(size), labels.split(size), strict=True):
             share = len(marks) / len(labels)
-            losses = {name: share * loss for name, loss in step.losses(part, marks).items()}
+            losses = {name: share * loss for name, loss in step.terms(part, marks).items()}
             total = torch.stack(list(losses.values())).sum()
             total.backward(inputs=[*step.parameters, *leaves])
             for name, loss in losses.items():
@@ -102,7 +107,7 @@ def backward_in_parts(
 
 
 @contextmanager
-def _gradients_kept(step: SynqStep) -> Iterator[list[Tensor]]:
+def _gradients_kept(step: Step) -> Iterator[list[Tensor]]:
     """Collect gradients at the held values, and pass the sums on to the parameters at the end.
 
     The graph behind them belongs to all parts; a part's backward frees only its own.

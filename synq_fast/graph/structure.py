@@ -1,92 +1,88 @@
-"""What a traced network computes apart from its weights, in a form that files can hold."""
+"""The structure of a traced network: its norms, residual bodies and class activation maps."""
 
 from __future__ import annotations
 
-import re
-from itertools import zip_longest
-from typing import Any
+import math
+import operator
+from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-# Attributes that evaluation mode does not read.
-_IDLE = {"training", "inplace", "momentum", "num_batches_tracked"}
-# Where something lies is no part of what it computes.
-_PLACE = re.compile(r"device\(type='\w+'(?:, index=\d+)?\)| at 0x[0-9a-f]+")
+from synq_fast.errors import ModelError
+from synq_fast.graph.nodes import called_module, shape_of
+from synq_fast.graph.taps import Tapped
 
-Structure = list[list[Any]]
-"""One entry per node, ``[call, attributes]``; attributes by dotted name of the called module."""
+_ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor}
 
 
-def structure(graph: fx.GraphModule) -> Structure:
-    """Every call of a traced network with its arguments and the called module's settings.
+@dataclass(frozen=True)
+class Structure:
+    """What a traced network offers to losses: names of nodes, the same in teacher and student."""
 
-    A setting is a number, text or function, or a tuple of them, that a module keeps as a public
-    attribute: strides, paddings, epsilons, bit widths, modes. JSON keeps all of it.
+    norms: tuple[str, ...]
+    """BatchNorm2d calls, in order of execution."""
+    bodies: tuple[str, ...]
+    """Output of each residual body before its addition; without any, every BatchNorm output."""
+    maps: tuple[str, ...]
+    """Where class activation maps are read: the last convolution whose output is larger than 1 x 1
+    and decides the logits; empty where there is none."""
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether a node gives the plain sum of two values: not scaled, not into another tensor."""
+    adds = node.target in _ADDITIONS if node.op == "call_function" else node.target == "add"
+    return bool(
+        node.op in ("call_function", "call_method")
+        and adds
+        and len(node.args) == 2
+        and node.kwargs.get("alpha", 1) == 1
+        and node.kwargs.keys() <= {"alpha"}
+    )
+
+
+def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
+    """Find the structure of a traced convolutional network.
+
+    Args:
+        graph_module: the traced float model.
+        example: images (B, C, H, W) of the model's input size; values do not matter.
     """
-    return [[_call(node), _settings(graph, node)] for node in graph.graph.nodes]
+    depth: dict[fx.Node, int] = {}
+    norms, bodies, convolutions = [], [], []
+    for node in graph_module.graph.nodes:
+        kind = type(called_module(graph_module, node))
+        is_convolution = kind is nn.Conv2d
+        operands = node.all_input_nodes
+        depth[node] = max((depth[operand] for operand in operands), default=0) + is_convolution
+        if kind is nn.BatchNorm2d:
+            norms.append(node.name)
+        shape = shape_of(node)
+        if is_convolution and shape is not None and math.prod(shape[2:]) > 1:
+            convolutions.append(node.name)
+        if is_addition(node) and len(operands) == 2:
+            # The body is the branch with more convolutions behind it than the shortcut.
+            body = max(operands, key=depth.__getitem__)
+            if type(called_module(graph_module, body)) in (nn.BatchNorm2d, nn.Conv2d):
+                bodies.append(body.name)
+    # One branch may be added to several values.
+    features = tuple(dict.fromkeys(bodies or norms))
+    # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
+    last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
+    return Structure(tuple(norms), features, () if last is None else (last,))
 
 
-def difference(saved: Structure, here: Structure) -> str | None:
-    """The first node in which two structures part, in words; None where they agree.
-
-    A setting that only one of them knows (another version of PyTorch may have more) is passed
-    over.
-    """
-    for old, new in zip_longest(saved, here):
-        if old is None or new is None:
-            return f"{_shown(old or new)} is only in the {'model' if old is None else 'file'}"
-        if old[0] != new[0]:
-            return f"the file has {_shown(old)}, the model {_shown(new)}"
-        for name, value in old[1].items():
-            found = new[1].get(name, value)
-            if found != value:
-                return f"{_shown(old)}: {name} is {value} in the file and {found} in the model"
-    return None
-
-
-def _shown(entry: list[Any]) -> str:
-    text = str(entry[0])
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _call(node: fx.Node) -> str:
-    target = node.target if isinstance(node.target, str) else _function(node.target)
-    options = "".join(f", {name}={value}" for name, value in node.kwargs.items())
-    text = f"{node.name} = {node.op} {target}({', '.join(map(str, node.args))}{options})"
-    return _PLACE.sub("", text)
-
-
-def _settings(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
-    if node.op != "call_module":
-        return {}
-    found: dict[str, Any] = {}
-    for name, module in graph.get_submodule(str(node.target)).named_modules():
-        prefix = f"{name}." if name else ""
-        found[f"{prefix}class"] = type(module).__name__
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            continue
-        for key, value in vars(module).items():
-            if not key.startswith("_") and key not in _IDLE:
-                plain = _plain(value)
-                if plain is not None:
-                    found[prefix + key] = plain
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON gives it back; None for what is no setting."""
-    if isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        items = [_plain(item) for item in value]
-        return None if None in items else items
-    if isinstance(value, torch.dtype):
-        return str(value)
-    is_function = callable(value) and not isinstance(value, nn.Module)
-    return _PLACE.sub("", _function(value)) if is_function else None
-
-
-def _function(value: Any) -> str:
-    name = getattr(value, "__qualname__", None)
-    return str(value) if name is None else f"{getattr(value, '__module__', None)}.{name}"
+@torch.enable_grad()
+def _decides(graph_module: fx.GraphModule, name: str, example: Tensor) -> bool:
+    """Whether the logits have a gradient at a node."""
+    try:
+        view = Tapped(graph_module, cam=name)(example)
+        if not view.logits.requires_grad:
+            return False
+        assert view.cam_activation is not None
+        total = view.logits.sum()
+        (found,) = torch.autograd.grad(total, view.cam_activation, allow_unused=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the model cannot be differentiated: {reason}") from error
+    return found is not None

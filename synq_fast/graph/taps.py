@@ -2,91 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from synq_fast.errors import ModelError
-from synq_fast.graph import called_module, shape_of
 from synq_fast.graph.compiling import compiled
-
-_ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor}
 
 
 @dataclass(frozen=True)
-class TapPoints:
-    """Names of the graph nodes that losses read; the same names hold in teacher and student."""
+class Tap:
+    """A value of a network that a loss reads."""
 
-    batch_norms: tuple[str, ...]
-    """BatchNorm2d calls, in order of execution."""
-    residual_bodies: tuple[str, ...]
-    """Output of each residual body before its addition; without any, every BatchNorm output."""
-    last_spatial_convolution: str | None
-    """The last convolution whose output is larger than 1 x 1: where the CAM is read."""
-
-
-def is_addition(node: fx.Node) -> bool:
-    """Whether a node gives the plain sum of two values: not scaled, not into another tensor."""
-    adds = node.target in _ADDITIONS if node.op == "call_function" else node.target == "add"
-    return bool(
-        node.op in ("call_function", "call_method")
-        and adds
-        and len(node.args) == 2
-        and node.kwargs.get("alpha", 1) == 1
-        and node.kwargs.keys() <= {"alpha"}
-    )
-
-
-def find_tap_points(graph_module: fx.GraphModule, example: Tensor) -> TapPoints:
-    """Locate the tap points of a traced convolutional network.
-
-    Args:
-        graph_module: the traced float model.
-        example: images (B, C, H, W) of the model's input size; values do not matter.
-    """
-    depth: dict[fx.Node, int] = {}
-    norms, bodies, convolutions = [], [], []
-    for node in graph_module.graph.nodes:
-        kind = type(called_module(graph_module, node))
-        is_convolution = kind is nn.Conv2d
-        operands = node.all_input_nodes
-        depth[node] = max((depth[operand] for operand in operands), default=0) + is_convolution
-        if kind is nn.BatchNorm2d:
-            norms.append(node.name)
-        shape = shape_of(node)
-        if is_convolution and shape is not None and math.prod(shape[2:]) > 1:
-            convolutions.append(node.name)
-        if is_addition(node) and len(operands) == 2:
-            # The body is the branch with more convolutions behind it than the shortcut.
-            body = max(operands, key=depth.__getitem__)
-            if type(called_module(graph_module, body)) in (nn.BatchNorm2d, nn.Conv2d):
-                bodies.append(body.name)
-    # One branch may be added to several values.
-    features = tuple(dict.fromkeys(bodies or norms))
-    # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
-    last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
-    return TapPoints(tuple(norms), features, last)
-
-
-@torch.enable_grad()
-def _decides(graph_module: fx.GraphModule, name: str, example: Tensor) -> bool:
-    """Whether the logits have a gradient at a node."""
-    try:
-        view = Tapped(graph_module, cam=name)(example)
-        if not view.logits.requires_grad:
-            return False
-        assert view.cam_activation is not None
-        total = view.logits.sum()
-        (found,) = torch.autograd.grad(total, view.cam_activation, allow_unused=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the model cannot be differentiated: {reason}") from error
-    return found is not None
+    node: str
+    """Name of the node that gives it; the same in teacher and student."""
+    kind: Literal["activation", "energy", "map"] = "activation"
+    """The activation (B, C, H, W); its channel energies (B, C); or the activation as a part of the
+    logits' graph, so that the logits have a gradient in it."""
 
 
 def head_start(x: Tensor) -> Tensor:

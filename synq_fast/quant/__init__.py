@@ -2,9 +2,10 @@
 
 from synq_fast.graph import trace
 from synq_fast.graph.leaves import leaf_names
-from synq_fast.graph.taps import Tapped, TapPoints, View, find_tap_points
+from synq_fast.graph.structure import Structure, find_structure
+from synq_fast.graph.taps import Tapped, View
 from synq_fast.quant.activations import ActivationQuantizer, observing
-from synq_fast.quant.bits import BitWidths
+from synq_fast.quant.bits import BitPolicy, BitWidths
 from synq_fast.quant.coverage import Coverage, coverage_of
 from synq_fast.quant.fidelity import check_forms
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
@@ -15,19 +16,20 @@ from synq_fast.quant.placement import PLACEMENTS, chosen_placement, quantized_co
 __all__ = [
     "PLACEMENTS",
     "ActivationQuantizer",
+    "BitPolicy",
     "BitWidths",
     "Coverage",
     "Held",
     "QuantizedConv2d",
     "QuantizedLinear",
-    "TapPoints",
+    "Structure",
     "Tapped",
     "View",
     "check_forms",
     "chosen_placement",
     "coverage_of",
     "energy_name",
-    "find_tap_points",
+    "find_structure",
     "folded",
     "fused",
     "held_weights",

@@ -14,6 +14,7 @@ from synq_fast import ops
 from synq_fast.quant.full_precision import FullPrecision
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.observers import RangeObserver, build_observer
+from synq_fast.quant.quantizer import Grid, grid_of
 
 # A gain of zero or below would turn the range over.
 _SMALLEST_GAIN = 1e-3
@@ -83,6 +84,11 @@ class ActivationQuantizer(FullPrecision):
             y: Tensor = _GainedRange.apply(x, self.range_min, self.range_max, self.gain, self.bits)
             return y
         return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
+
+    def grid(self) -> Grid:
+        """Scale and zero point of the frozen range."""
+        gain = 1.0 if self.gain is None else self.gain.detach()
+        return grid_of(self.range_min * gain, self.range_max * gain, self.bits)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from synq_fast.arguments import whole_number
 from synq_fast.errors import ArgumentError, RecipeError
@@ -53,3 +54,64 @@ class BitWidths:
                 f"{LOWEST}-{HIGHEST} bits), got {text!r}"
             )
         return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer with weights, as a policy sees it."""
+
+    name: str
+    """Qualified name of the module."""
+    is_end: bool
+    """Whether it is the first or the last that the network calls."""
+
+
+@dataclass(frozen=True)
+class BitPolicy:
+    """The widths of every layer's weights and of what it reads."""
+
+    widths: BitWidths
+    ends: int = 0
+    """Width of the first and the last layer; 0: no other than the rest."""
+    named: Mapping[str, BitWidths] = field(default_factory=dict)
+    """Widths of single layers."""
+
+    def at(self, site: Site) -> BitWidths:
+        """Weights of a layer, and the activations that it reads."""
+        if site.name in self.named:
+            return self.named[site.name]
+        return BitWidths(self.ends, self.ends) if self.ends and site.is_end else self.widths
+
+    def weight(self, site: Site) -> int:
+        """Bits of a layer's weights."""
+        return self.at(site).weight
+
+    def activation(self, readers: Iterable[Site]) -> int:
+        """Bits of an activation: the most that one of its readers asks for."""
+        return max((self.at(site).activation for site in readers), default=self.widths.activation)
+
+    @classmethod
+    def of(cls, widths: BitWidths, ends: int, layers: Iterable[str]) -> BitPolicy:
+        """The policy of a recipe.
+
+        Args:
+            widths: of all layers that nothing else is said of.
+            ends: as the field.
+            layers: ``"NAME=wXaY"`` each.
+
+        Raises:
+            RecipeError: a text has another form, or a width is not between 2 and 8.
+        """
+        if ends == 1:
+            raise RecipeError(
+                f"quantization.end_bits must be 0 or {LOWEST} to {HIGHEST}, got {ends}"
+            )
+        named = {}
+        for text in layers:
+            name, equals, bits = text.partition("=")
+            if not equals or not name.strip():
+                raise RecipeError(
+                    f'quantization.layer_bits takes "LAYER=wXaY", e.g. "fc=w8a8", got {text!r}'
+                )
+            named[name.strip()] = BitWidths.parse(bits.strip())
+        return cls(widths, ends, named)

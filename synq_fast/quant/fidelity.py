@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from synq_fast.errors import TraceError
 from synq_fast.graph import shape_of
-from synq_fast.graph.taps import Tapped, TapPoints
+from synq_fast.graph.structure import Structure
+from synq_fast.graph.taps import Tapped
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.runtime.memory import free_memory
@@ -37,7 +38,7 @@ _COPIES = 4
 
 @torch.no_grad()
 def check_forms(
-    module: nn.Module, graph: fx.GraphModule, student: fx.GraphModule, points: TapPoints
+    module: nn.Module, graph: fx.GraphModule, student: fx.GraphModule, points: Structure
 ) -> None:
     """Compare a traced network, and the forms that training runs, with the module on noise.
 
@@ -68,8 +69,8 @@ def check_forms(
         narrow = _Own(module, images, torch.float32)
         if own.dtype == torch.float32 or not narrow.is_traced_as(narrow.converted(graph)):
             raise TraceError(_parted("The traced network", _first_in_trace(own, reference)))
-    features = points.residual_bodies
-    keep = {name for name in (points.last_spatial_convolution,) if name is not None}
+    features = points.bodies
+    keep = {*points.maps}
     # Made one after the other: each may be a copy of the whole network.
     forms: dict[str, tuple[Callable[[], fx.GraphModule], tuple[str, ...]]] = {
         "The network with folded BatchNorms": (
@@ -261,6 +262,6 @@ class _Remember:
             self.outputs.append(output.clone())
 
 
-def _norm_inputs(graph: fx.GraphModule, points: TapPoints) -> list[str]:
-    norms = {*points.batch_norms}
+def _norm_inputs(graph: fx.GraphModule, points: Structure) -> list[str]:
+    norms = {*points.norms}
     return [n.all_input_nodes[0].name for n in graph.graph.nodes if n.name in norms]

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from synq_fast import ops
 from synq_fast.graph import called_module, shape_of
-from synq_fast.graph.taps import is_addition
+from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
 from synq_fast.quant.layers import QuantizedConv2d

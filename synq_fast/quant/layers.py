@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from synq_fast import ops
 from synq_fast.quant.held import Held
+from synq_fast.quant.quantizer import Grid, grid_of
 
 
 class WeightQuantized(Held):
     """Mixin: the layer's ``weight`` seen through its own asymmetric per-channel quantizer.
 
-    The range of output channel c is the exact minimum and maximum of ``weight[c]``, recomputed
-    from the current weights; the gradient passes straight through (METHODS: GDFQ's quantizer).
+    The range of output channel c follows the exact minimum and maximum of the current
+    ``weight[c]`` (METHODS: GDFQ's quantizer), times the channel's share in ``clip`` where there is
+    one; the gradient passes straight through.
     """
 
     weight: Tensor
     weight_bits: int
+    clip: Tensor | None
+    """(2, C) float32: shares of the minimum and of the maximum; None: all of them."""
 
     def derive(self) -> Tensor:
         """The fake-quantized weight, same shape and type as ``weight`` (float64: in float32)."""
         double = self.weight.dtype == torch.float64
         given = self.weight.float() if double else self.weight
-        weight, _, _ = ops.fake_quantize_dynamic(given, self.weight_bits, axis=0)
+        if self.clip is None:
+            weight, _, _ = ops.fake_quantize_dynamic(given, self.weight_bits, axis=0)
+        else:
+            weight = ops.fake_quantize(given, *self.ranges(), self.weight_bits, axis=0)
         return weight.double() if double else weight
+
+    @torch.no_grad()
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """Ends of the range of each output channel (C,), float32."""
+        low, high = self.weight.float().flatten(1).aminmax(dim=1)
+        return (low, high) if self.clip is None else (low * self.clip[0], high * self.clip[1])
+
+    def grid(self) -> Grid:
+        """Scale and zero point of each output channel of the current weights."""
+        return grid_of(*self.ranges(), self.weight_bits)
+
+    @torch.no_grad()
+    def clip_ranges(self) -> None:
+        """Take the shares of the extremes with which the weights have the least error."""
+        found = [ops.search_range(channel.float(), self.weight_bits) for channel in self.weight]
+        ends = [torch.stack(each) for each in zip(*found, strict=True)]
+        self.clip = None
+        shares = (found / whole for found, whole in zip(ends, self.ranges(), strict=True))
+        self.register_buffer("clip", torch.stack(list(shares)).nan_to_num(1.0, 1.0, 1.0))  # type: ignore[attr-defined]
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with."""
@@ -52,7 +77,6 @@ class QuantizedLinear(WeightQuantized, nn.Linear):
         return nn.functional.linear(input, self.quantized_weight(), self.bias)
 
 
-_Layer = TypeVar("_Layer", bound=nn.Module)
 _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: QuantizedConv2d,
     nn.Linear: QuantizedLinear,
@@ -64,21 +88,27 @@ def is_quantizable(module: nn.Module | None) -> bool:
     return type(module) in _QUANTIZED or isinstance(module, WeightQuantized)
 
 
-def quantize_layers(modules: Iterable[nn.Module], bits: int) -> int:
-    """Turn every convolution and linear layer among ``modules`` into its quantized form, in place.
+def quantize_layers(bits: Mapping[nn.Module, int], range: str = "minmax") -> int:
+    """Turn every convolution and linear layer among some modules into its quantized form, in place.
 
     Parameters keep their identity and their names, so a float checkpoint still loads. Modules
     inside the given ones stay as they are: a leaf that tracing kept whole is in floating point.
+
+    Args:
+        bits: the modules, with the width of their weights.
+        range: of each output channel, ``minmax``, or ``mse`` for the one with the least error.
 
     Returns:
         How many layers were turned.
     """
     count = 0
-    for layer in modules:
+    for layer, width in bits.items():
         quantized = _QUANTIZED.get(type(layer))
         if quantized is not None:
             layer.__class__ = quantized
-            # nn.Module's stubs take every attribute for a tensor or a module.
-            layer.weight_bits = bits  # type: ignore[assignment]
+            assert isinstance(layer, WeightQuantized)
+            layer.weight_bits, layer.clip = width, None
+            if range == "mse":
+                layer.clip_ranges()
             count += 1
     return count

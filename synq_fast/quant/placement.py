@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from functools import partial
 from operator import is_not
@@ -12,12 +14,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from synq_fast.errors import ModelError
+from synq_fast.errors import ModelError, RecipeError
 from synq_fast.graph import called_module
 from synq_fast.graph.leaves import is_kept
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
-from synq_fast.quant.layers import WeightQuantized, quantize_layers
+from synq_fast.quant.bits import BitPolicy, Site
+from synq_fast.quant.grid import AVERAGES, handed_on, operation
+from synq_fast.quant.layers import WeightQuantized, is_quantizable, quantize_layers
 
 IMAGE_BITS = 8
 _RELU_FUNCTIONS: dict[object, float] = {
@@ -85,11 +89,11 @@ def chosen_placement(
 
 def quantized_copy(
     teacher: fx.GraphModule,
-    weight_bits: int,
-    activation_bits: int,
+    policy: BitPolicy,
     *,
     placement: str,
     make_quantizer: QuantizerFactory,
+    weight_range: str = "minmax",
     leaves: Collection[str] = (),
 ) -> fx.GraphModule:
     """A copy of a traced model with fake-quantized weights and activations.
@@ -100,23 +104,25 @@ def quantized_copy(
 
     Args:
         teacher: the traced model; stays as it is.
-        weight_bits: width of all weights.
-        activation_bits: width of all activations.
+        policy: width of each layer's weights and of what it reads.
         placement: ``auto`` or a name in ``PLACEMENTS``.
         make_quantizer: builds an activation quantizer of a width.
+        weight_range: of each output channel, as ``quantize_layers`` takes it.
         leaves: qualified names of submodules whose weights stay in floating point.
 
     Raises:
         ModelError: the model has no layer to quantize, or the placement finds no call site.
+        RecipeError: the policy names a layer that is not quantized.
     """
     student = copy.deepcopy(teacher)
-    called = [
-        module
+    layers = [
+        node
         for node in student.graph.nodes
-        if (module := called_module(student, node)) is not None
-        and not is_kept(str(node.target), leaves)
+        if is_quantizable(called_module(student, node)) and not is_kept(str(node.target), leaves)
     ]
-    if quantize_layers(called, weight_bits) == 0:
+    site_of = _sites(layers, policy)
+    bits = {student.get_submodule(str(n.target)): policy.weight(site_of[n]) for n in layers}
+    if quantize_layers(bits, weight_range) == 0:
         kept = " outside quantization.leaf_modules" if leaves else ""
         raise ModelError(f"the model has no convolution or linear layer to quantize{kept}")
     placement = chosen_placement(placement, student, leaves)
@@ -128,10 +134,12 @@ def quantized_copy(
             f"try quantization.placement = "
             f'"{next(name for name in PLACEMENTS if name != placement)}"'
         )
+    readers = _readers(student, layers)
     for site in sites:
-        bits = IMAGE_BITS if site.op == "placeholder" else activation_bits
+        own = policy.activation(site_of[layer] for layer in readers[site])
         name = f"quantize_{site.name}"
-        student.add_submodule(name, make_quantizer(bits))
+        width = IMAGE_BITS if site.op == "placeholder" else own
+        student.add_submodule(name, make_quantizer(width))
         with student.graph.inserting_after(site):
             quantized = student.graph.call_module(name, (site,))
         quantized.meta = dict(site.meta)
@@ -141,3 +149,37 @@ def quantized_copy(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return student
+
+
+def _sites(layers: list[fx.Node], policy: BitPolicy) -> dict[fx.Node, Site]:
+    """The layers as the policy sees them."""
+    ends = {str(node.target) for node in (*layers[:1], *layers[-1:])}
+    names = {str(node.target) for node in layers}
+    for name in policy.named:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise RecipeError(
+                f'quantization.layer_bits: no quantized layer is named "{name}"{hint}'
+            )
+    return {n: Site(str(n.target), str(n.target) in ends) for n in layers}
+
+
+def _readers(student: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """The layers that read each value, pooled or moved."""
+
+    def behind(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
+        # An average is on no grid, and yet the quantizer before it decides what is averaged.
+        averages = operation(graph_module, node) in AVERAGES
+        return node.all_input_nodes[:1] if averages else handed_on(graph_module, node)
+
+    readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for layer in layers:
+        waiting, seen = [layer.all_input_nodes[0]], set()
+        while waiting:
+            node = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                readers[node].append(layer)
+                waiting.extend(behind(student, node) or ())
+    return readers

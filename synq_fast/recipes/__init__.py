@@ -17,8 +17,9 @@ from typing import Any
 from synq_fast.errors import RecipeError, SynqFastWarning
 from synq_fast.recipes.consistency import check_consistency
 from synq_fast.recipes.default import default_recipe
+from synq_fast.recipes.described import comments
 from synq_fast.recipes.effects import without_effect
-from synq_fast.recipes.schema import Recipe
+from synq_fast.recipes.schema import OPTIONAL_STAGES, Recipe, as_table
 from synq_fast.recipes.toml import dumps
 from synq_fast.storage.paths import user_path
 from synq_fast.storage.text_files import read_text
@@ -56,7 +57,7 @@ def load_recipe(
             it takes.
     """
     if isinstance(name_or_path, Recipe):
-        values: dict[str, Any] = dataclasses.asdict(name_or_path)
+        values: dict[str, Any] = as_table(name_or_path)
         source = name_or_path.name
     else:
         values, source = _read(name_or_path)
@@ -75,9 +76,19 @@ def load_recipe(
     return recipe
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML, every value written out; ``load_recipe`` reads it back unchanged."""
-    return dumps(dataclasses.asdict(recipe))
+def dump_recipe(recipe: Recipe, *, explained: bool = False) -> str:
+    """The recipe as TOML, every value written out; ``load_recipe`` reads it back unchanged.
+
+    Args:
+        recipe: what to write; sections of stages that it does without are left out.
+        explained: put the meaning and the bounds of every value above it.
+    """
+    table = {
+        key: value
+        for key, value in as_table(recipe).items()
+        if key not in OPTIONAL_STAGES or key in recipe.stages
+    }
+    return dumps(table, comments() if explained else None)
 
 
 def parse_value(text: str) -> Any:
@@ -121,24 +132,35 @@ def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
 
 def _build(kind: type[Any], values: Mapping[str, Any], prefix: str, source: str) -> Any:
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    registries = {f.name: f.metadata["parts"] for f in dataclasses.fields(kind) if _holds_parts(f)}
+    fields = {f.name: f for f in dataclasses.fields(kind) if not _holds_parts(f)}
+    sections = {n: hints[n] for n in fields if dataclasses.is_dataclass(hints[n])}
+    for registry in registries.values():
+        sections |= registry
     for key in values:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, 1)
+        if key not in fields and key not in sections:
+            known = [*fields, *(n for n in sections if n not in fields)]
+            close = difflib.get_close_matches(key, known, 1)
             hint = f'; did you mean "{prefix}{close[0]}"?' if close else ""
             raise RecipeError(
-                f'{source}: unknown key "{prefix}{key}"{hint} (known here: {", ".join(fields)})'
+                f'{source}: unknown key "{prefix}{key}"{hint} (known here: {", ".join(known)})'
             )
-    checked = {}
+    built: dict[str, Any] = {}
     for name, value in values.items():
         where = f"{source}: {prefix}{name}"
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise RecipeError(f"{where} is a section, got {value!r}")
-            checked[name] = _build(hints[name], value, f"{prefix}{name}.", source)
+        if name not in sections:
+            built[name] = _value(hints[name], value, fields[name].metadata, where)
+        elif isinstance(value, Mapping):
+            built[name] = _build(sections[name], value, f"{prefix}{name}.", source)
         else:
-            checked[name] = _value(hints[name], value, fields[name].metadata, where)
-    return kind(**checked)
+            raise RecipeError(f"{where} is a section, got {value!r}")
+    for name, registry in registries.items():
+        built[name] = tuple(built.pop(part) for part in registry if part in built)
+    return kind(**built)
+
+
+def _holds_parts(field: dataclasses.Field[Any]) -> bool:
+    return "parts" in field.metadata
 
 
 def _plain(value: Any) -> Any:
@@ -169,7 +191,7 @@ def _value(hint: Any, value: Any, bounds: Mapping[str, Any], where: str) -> Any:
             value = float(value)
     if type(value) is not hint:
         raise RecipeError(f"{where} must be {_KINDS[hint]}, got {value!r}")
-    if "options" in bounds and value not in bounds["options"]:
+    if bounds.get("options") and value not in bounds["options"]:
         raise RecipeError(f"{where} must be one of {', '.join(bounds['options'])}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{where} must be finite, got {value!r}")

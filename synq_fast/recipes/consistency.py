@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from synq_fast.errors import RecipeError
-from synq_fast.recipes.schema import Recipe
+from synq_fast.finetune.losses import LOSSES
+from synq_fast.recipes.schema import STAGES, Recipe
 
 
 def check_consistency(recipe: Recipe, source: str) -> None:
@@ -22,18 +23,19 @@ def check_consistency(recipe: Recipe, source: str) -> None:
 
 def _problems(recipe: Recipe) -> list[str]:
     synthesis, finetune = recipe.synthesis, recipe.finetune
-    centers, distillation = synthesis.centers, finetune.distillation
-    problems = []
+    centers = synthesis.centers
+    made = "synthesis" in recipe.stages
+    problems = _stage_problems(recipe)
     for name, part, used in (
-        ("synthesis", synthesis, True),
-        ("synthesis.centers", centers, centers.weight > 0),
+        ("synthesis", synthesis, made),
+        ("synthesis.centers", centers, made and centers.weight > 0),
     ):
         if used and part.min_learning_rate > part.learning_rate:
             problems.append(
                 f"{name}.min_learning_rate is the least that the rate falls to, but "
                 f"{part.min_learning_rate} is above {name}.learning_rate = {part.learning_rate}"
             )
-    if not (synthesis.statistics_weight or synthesis.class_weight or centers.weight):
+    if made and not (synthesis.statistics_weight or synthesis.class_weight or centers.weight):
         problems.append(
             "with synthesis.statistics_weight, synthesis.class_weight and synthesis.centers.weight "
             "all 0 the images stay noise; set one above 0"
@@ -45,20 +47,31 @@ def _problems(recipe: Recipe) -> list[str]:
             "with the class_weight, shallow_weight and deep_weight of synthesis.centers all 0 the "
             "centres stay noise; set one above 0, or synthesis.centers.weight = 0"
         )
-    if finetune.steps and not (
-        distillation.alpha
-        or distillation.label_weight
-        or finetune.features.weight
-        or finetune.cam.weight
-    ):
+    trains = "finetune" in recipe.stages and finetune.steps > 0
+    if trains and not any(loss.active for loss in finetune.losses):
         problems.append(
-            "with finetune.distillation.alpha, finetune.distillation.label_weight, "
-            "finetune.features.weight and finetune.cam.weight all 0 fine-tuning learns nothing; "
-            "set one above 0, or finetune.steps = 0"
+            f"no loss of finetune has a factor above 0, so fine-tuning learns nothing; give one "
+            f"({', '.join(f'finetune.{name}' for name in LOSSES)}), or set finetune.steps = 0"
         )
     if finetune.schedule == "step" and not finetune.milestones:
         problems.append(
             'finetune.schedule = "step" lowers the rate at finetune.milestones, and there are '
             "none; give shares of the steps such as [0.5, 0.75]"
         )
+    return problems
+
+
+def _stage_problems(recipe: Recipe) -> list[str]:
+    stages = recipe.stages
+    problems = []
+    if list(stages) != [stage for stage in STAGES if stage in stages]:
+        problems.append(
+            f"stages come once each, in the order {', '.join(STAGES)}; got {', '.join(stages)}"
+        )
+    sources = [stage for stage in ("synthesis", "generator") if stage in stages]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        problems.append(f"images come from one stage, synthesis or generator; got {found}")
+    if "calibration" not in stages:
+        problems.append("stages lack calibration, without which there are no activation ranges")
     return problems

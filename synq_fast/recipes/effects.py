@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from synq_fast.recipes.schema import Centers, Recipe
+from synq_fast.finetune.losses import Cam, Distillation, Features
+from synq_fast.finetune.settings import AnyLoss
+from synq_fast.recipes.schema import OPTIONAL_STAGES, Recipe
+from synq_fast.synthesis.settings import Centers
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,11 @@ class _Idle:
     """Dotted keys."""
     when: Callable[[Recipe], bool]
     because: str
+
+
+def _of(recipe: Recipe, kind: type[AnyLoss]) -> AnyLoss:
+    """The loss of a kind; where a recipe does without, one with its defaults."""
+    return recipe.finetune.loss(kind) or kind()
 
 
 _CENTERS = tuple(f"synthesis.centers.{f.name}" for f in fields(Centers) if f.name != "weight")
@@ -56,17 +64,17 @@ _IDLE = (
     ),
     _Idle(
         ("finetune.features.in_perturbed_pass",),
-        lambda r: r.finetune.features.weight == 0 or r.finetune.perturbation.weight == 0,
+        lambda r: _of(r, Features).weight == 0 or r.finetune.perturbation.weight == 0,
         "finetune.features.weight or finetune.perturbation.weight is 0",
     ),
     _Idle(
         ("finetune.cam.target",),
-        lambda r: r.finetune.cam.weight == 0,
+        lambda r: _of(r, Cam).weight == 0,
         "finetune.cam.weight is 0",
     ),
     _Idle(
         ("finetune.distillation.temperature",),
-        lambda r: r.finetune.distillation.alpha == 0,
+        lambda r: _of(r, Distillation).alpha == 0,
         "finetune.distillation.alpha is 0",
     ),
     _Idle(
@@ -74,12 +82,12 @@ _IDLE = (
             "finetune.distillation.difficulty_threshold",
             "finetune.distillation.soft_labels_only_if_difficult",
         ),
-        lambda r: r.finetune.distillation.label_weight == 0,
+        lambda r: _of(r, Distillation).label_weight == 0,
         "finetune.distillation.label_weight is 0",
     ),
     _Idle(
         ("finetune.distillation.difficulty_threshold",),
-        lambda r: not r.finetune.distillation.soft_labels_only_if_difficult,
+        lambda r: not _of(r, Distillation).soft_labels_only_if_difficult,
         "finetune.distillation.soft_labels_only_if_difficult is false",
     ),
     _Idle(
@@ -108,6 +116,10 @@ def without_effect(recipe: Recipe, overrides: Mapping[str, Any]) -> Iterator[str
         overrides: values by dotted key; a value may be a whole section.
     """
     for key in _flat(overrides):
+        section = key.split(".")[0]
+        if section in OPTIONAL_STAGES and section not in recipe.stages:
+            yield f"{key} has no effect: the recipe's stages are {', '.join(recipe.stages)}"
+            continue
         for idle in _IDLE:
             if key in idle.keys and idle.when(recipe):
                 yield f"{key} has no effect: {idle.because}"

@@ -57,7 +57,12 @@ class Phase:
             elapsed = now - self._started
             print(f"{self.title}: {done}/{self.total}  {text}  {elapsed:.0f} s", file=sys.stderr)
 
-    def in_turn(self, steps: int, images: int = 0) -> Callable[[int, Mapping[str, float]], None]:
+    def show(self, record: Mapping[str, float], images: int = 0) -> None:
+        """Show a record: its ``step``, and what it says of losses."""
+        losses = {n: value for n, value in record.items() if n not in ("step", "learning_rate")}
+        self.update(int(record["step"]), losses, images)
+
+    def in_turn(self, steps: int, images: int = 0) -> Callable[[Mapping[str, float]], None]:
         """A report for optimizations that run one after the other.
 
         Args:
@@ -66,9 +71,11 @@ class Phase:
         """
         finished = 0
 
-        def report(step: int, values: Mapping[str, float]) -> None:
+        def report(record: Mapping[str, float]) -> None:
             nonlocal finished
-            self.update(finished + step, values, (finished + step) * images // steps)
+            step = int(record["step"])
+            done = finished + step
+            self.show({**record, "step": done}, done * images // steps)
             if step == steps:
                 finished += steps
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from synq_fast.errors import RunFolderError
-from synq_fast.storage.checkpoint_file import CheckpointFile
 from synq_fast.storage.files import remove_leftovers, storage_errors, write_text
 
 _IDENTITY = "run.json"
@@ -18,8 +17,9 @@ class RunFolder:
     """Paths and small files of one run.
 
     ``run.json`` identity, ``recipe.toml`` resolved recipe, ``log.jsonl`` history, ``metrics.json``
-    results, ``bank/`` synthetic images, ``checkpoint.safetensors`` and the one before it,
-    ``checkpoint.previous.safetensors``, ``model.safetensors``.
+    results, ``bank/`` synthetic images, ``model.safetensors``; of stages that train or calibrate
+    ``checkpoint.safetensors``, ``calibration.safetensors`` and so on, and the ones before them,
+    ``checkpoint.previous.safetensors``.
     """
 
     def __init__(
@@ -28,7 +28,6 @@ class RunFolder:
         identity: Mapping[str, Any],
         recipe: str,
         resume: bool,
-        checkpoint_seconds: float = 30.0,
     ) -> None:
         """Create the folder, or open the one that an interrupted run left.
 
@@ -37,7 +36,6 @@ class RunFolder:
             identity: what makes this run the same run: teacher, bits, seed and so on.
             recipe: the resolved recipe as TOML.
             resume: continue in an existing folder.
-            checkpoint_seconds: how often the calibration is saved.
 
         Raises:
             RunFolderError: the folder is there without ``resume``, is missing with it, or belongs
@@ -45,8 +43,6 @@ class RunFolder:
             StorageError: the folder cannot be written.
         """
         self.path = path
-        self.calibration = CheckpointFile(path / "calibration.safetensors", checkpoint_seconds)
-        """An unfinished calibration."""
         remove_leftovers(path)
         known = path / _IDENTITY
         if resume:
@@ -77,15 +73,9 @@ class RunFolder:
                 f"the arguments that the run was started with, or choose another folder"
             )
 
-    @property
-    def bank(self) -> Path:
-        """Where the synthetic images are."""
-        return self.path / "bank"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last complete checkpoint."""
-        return self.path / "checkpoint.safetensors"
+    def checkpoint(self, name: str) -> Path:
+        """A stage's last complete checkpoint."""
+        return self.path / f"{name}.safetensors"
 
     @property
     def model(self) -> Path:

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from synq_fast import ops
 from synq_fast.errors import ModelError
-from synq_fast.quant import Tapped, TapPoints, simplified
+from synq_fast.quant import Structure, Tapped, simplified
 
 Targets = list[tuple[Tensor, Tensor]]
 """Mean and variance (C,) per BatchNorm layer."""
@@ -20,14 +20,14 @@ class BatchNormTeacher:
     statistics, averaged over the layers (METHODS 1.1, L_BNS).
     """
 
-    def __init__(self, graph_module: fx.GraphModule, points: TapPoints) -> None:
+    def __init__(self, graph_module: fx.GraphModule, points: Structure) -> None:
         """Tap the input of every BatchNorm2d.
 
         Raises:
             ModelError: the model has none, so it holds no statistics to match.
         """
         nodes = {node.name: node for node in graph_module.graph.nodes}
-        calls = [nodes[name] for name in points.batch_norms]
+        calls = [nodes[name] for name in points.norms]
         norms = [graph_module.get_submodule(str(call.target)) for call in calls]
         self.running: Targets = [
             (norm.running_mean, norm.running_var)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from synq_fast.distributed import ALONE, Ranks
-from synq_fast.recipes.schema import Synthesis
+from synq_fast.optimize.loop import Loop, Report
 from synq_fast.runtime.precision import tensor_float32
 from synq_fast.runtime.seeding import generator_for, normal_images
+from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.losses import (
     BatchNormTeacher,
     Targets,
     focal_class_loss,
     layered_weights,
 )
-from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
-from synq_fast.synthesis.pixel_optimization import (
+from synq_fast.synthesis.optimization import (
     Augmentation,
-    LossTerms,
-    PixelOptimization,
+    ImageOptimization,
     Schedule,
-    StepReport,
+    Terms,
+    image_loop,
 )
+from synq_fast.synthesis.parametrization import Pixels
+from synq_fast.synthesis.settings import Synthesis
 
 
 class PixelSynthesizer:
@@ -44,27 +44,24 @@ class PixelSynthesizer:
         classes: int,
         seed: int,
         device: torch.device,
-        checkpoints: PixelCheckpoints | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Prepare for images (C, H, W) of ``input_shape`` in ``classes`` classes.
 
-        With ``checkpoints`` a killed process loses little of a batch, and nothing of the centres.
+        With ``kept`` a killed process loses little of a batch, and nothing of the centres.
         """
-        self.checkpoints = checkpoints
+        self.kept = kept
         self.teacher, self.recipe, self.seed = teacher, recipe, seed
         self.input_shape, self.classes, self.device = input_shape, classes, device
         self.center_targets: Targets | None = None
 
-    def batch(
-        self, index: int, count: int, report: StepReport | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, index: int, count: int, report: Report | None = None) -> tuple[Tensor, Tensor]:
         """Images (count, C, H, W) and labels (count,) of one batch; depends only on its index."""
-        optimization, labels = self.optimization(index, count)
-        checkpoint = self.checkpoints.of(_shard(index)) if self.checkpoints else None
-        return optimization.run(report, checkpoint), labels
+        loop, pixels = self.optimization(index, count)
+        return _finished(loop, pixels, report), pixels.labels
 
-    def optimization(self, index: int, count: int) -> tuple[PixelOptimization, Tensor]:
-        """The optimization of a batch before its first iteration, and the labels (count,)."""
+    def optimization(self, index: int, count: int) -> tuple[Loop, Pixels]:
+        """The optimization of a batch before its first iteration, and what it optimizes."""
         generator = generator_for(self.seed, "synthesis", index)
         # Every class as often as any other, in random order, starting where the last batch ended.
         order = torch.arange(count, device="cpu") + index * self.recipe.batch_size
@@ -74,7 +71,7 @@ class PixelSynthesizer:
         recipe = self.recipe
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
 
-        def terms(images: Tensor) -> LossTerms:
+        def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
             logits, inputs = self.teacher(images)
             losses = {
                 "statistics": recipe.statistics_weight * self.teacher.statistics_loss(inputs),
@@ -86,23 +83,40 @@ class PixelSynthesizer:
                 )
             return losses
 
-        optimization = PixelOptimization(
-            start,
-            terms,
-            Schedule(recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience),
-            generator,
-            augmentation=Augmentation(recipe.augment_probability, recipe.augment_scale),
-            precision=recipe.precision,
-            record=recipe.cuda_graph,
+        schedule = Schedule(
+            recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience
         )
-        return optimization, labels
+        augmentation = Augmentation(recipe.augment_probability, recipe.augment_scale)
+        pixels = Pixels(start, labels)
+        return self._loop(pixels, terms, schedule, generator, _shard(index), augmentation), pixels
+
+    def _loop(
+        self,
+        pixels: Pixels,
+        terms: Terms,
+        schedule: Schedule,
+        generator: torch.Generator,
+        name: str,
+        augmentation: Augmentation | None = None,
+    ) -> Loop:
+        optimization = ImageOptimization(
+            pixels,
+            terms,
+            schedule,
+            generator,
+            self.device,
+            augmentation=augmentation,
+            precision=self.recipe.precision,
+        )
+        checkpoint = self.kept.checkpoint(name) if self.kept else None
+        return image_loop(optimization, record=self.recipe.cuda_graph, checkpoint=checkpoint)
 
     def forget(self, index: int) -> None:
         """Delete the checkpoint of a batch, once its images are in a shard."""
-        if self.checkpoints is not None:
-            self.checkpoints.of(_shard(index)).discard()
+        if self.kept is not None:
+            self.kept.checkpoint(_shard(index)).discard()
 
-    def make_centers(self, report: StepReport | None = None, ranks: Ranks = ALONE) -> None:
+    def make_centers(self, report: Report | None = None, ranks: Ranks = ALONE) -> None:
         """Optimize one image per class and keep their statistics as targets of deep layers.
 
         Shallow layers match the running statistics loosely and deep ones tightly (TexQ). The
@@ -124,7 +138,7 @@ class PixelSynthesizer:
             generator = generator_for(self.seed, "centers", index)
             start = normal_images(len(labels), self.input_shape, generator)
 
-            def terms(images: Tensor, labels: Tensor = labels) -> LossTerms:
+            def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
                 logits, inputs = self.teacher(images)
                 return {
                     "statistics": self.teacher.statistics_loss(inputs, weights=weights),
@@ -132,40 +146,35 @@ class PixelSynthesizer:
                 }
 
             made[index] = [
-                self._kept(f"centers-{index:05d}", start, terms, schedule, generator, report)
+                self._center(
+                    f"centers-{index:05d}", start, labels, terms, schedule, generator, report
+                )
             ]
         shared = ranks.share(made, len(groups))
         # Files and other ranks know no memory format, but roundings depend on it.
         batches = [b.to(self.device, memory_format=torch.channels_last) for (b,) in shared]
         self.center_targets = self._pooled_statistics(batches)
 
-    def _kept(
+    def _center(
         self,
         name: str,
         start: Tensor,
-        terms: Callable[[Tensor], LossTerms],
+        labels: Tensor,
+        terms: Terms,
         schedule: Schedule,
         generator: torch.Generator,
-        report: StepReport | None,
+        report: Report | None,
     ) -> Tensor:
         """Images that an earlier process finished, or new ones, which are then kept."""
-        keep = self.checkpoints
-        kept = keep.read_result(name) if keep else None
-        if kept is not None:
+        found = self.kept.read_result(name) if self.kept else None
+        if found is not None:
             if report is not None:
-                report(schedule.steps, {})
-            return kept.to(self.device)
-        checkpoint = keep.of(name) if keep else None
-        images = PixelOptimization(
-            start.to(self.device),
-            terms,
-            schedule,
-            generator,
-            precision=self.recipe.precision,
-            record=self.recipe.cuda_graph,
-        ).run(report, checkpoint)
-        if keep is not None:
-            keep.write_result(name, images)
+                report({"step": schedule.steps})
+            return found.to(self.device)
+        pixels = Pixels(start.to(self.device), labels)
+        images = _finished(self._loop(pixels, terms, schedule, generator, name), pixels, report)
+        if self.kept is not None:
+            self.kept.write_result(name, images)
         return images
 
     @torch.no_grad()
@@ -186,3 +195,11 @@ class PixelSynthesizer:
 
 def _shard(index: int) -> str:
     return f"shard-{index:05d}"
+
+
+def _finished(loop: Loop, pixels: Pixels, report: Report | None) -> Tensor:
+    """The images at the end of a loop, which goes on where an earlier process was stopped."""
+    if loop.resume() and report is not None:
+        report({"step": loop.done})
+    loop.run(report)
+    return pixels.pixels.detach()

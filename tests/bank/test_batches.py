@@ -7,12 +7,11 @@ import time
 import pytest
 import torch
 
-from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import BankFolder, ImageBank
 from synq_fast.bank.prefetch import Prefetcher
 from synq_fast.bank.streamed import StreamedBank
 from synq_fast.errors import DataError
-from synq_fast.recipes.schema import Filter
 from synq_fast.runtime.seeding import generator_for
 from tests.tiny import tiny_images, tiny_labels
 
@@ -68,11 +67,13 @@ def test_what_a_caller_does_to_a_draw_does_not_stay():
     assert torch.equal(drawn.draw(0)[0], before)
 
 
-def test_make_of_a_draw_is_the_batch(tmp_path):
+def test_what_was_read_makes_the_batch(tmp_path):
     for bank in banks(tmp_path):
         batches = source(bank)
-        for mine, other in zip(batches.make(*batches.draw(5)), batches(5), strict=True):
-            assert torch.equal(mine, other)
+        chosen, crops = batches.draw(5)
+        images, labels = bank.take(chosen)
+        assert torch.equal(batches.transformed(images, crops), batches(5)[0])
+        assert torch.equal(labels, batches(5)[1])
         batches.close()
 
 

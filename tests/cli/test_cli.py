@@ -11,7 +11,7 @@ import synq_fast
 from synq_fast import cli
 from synq_fast.cli import main
 from synq_fast.data import load_dataset
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune.training import Training
 from synq_fast.synthesis.pixels import PixelSynthesizer
 
 TINY = [
@@ -246,10 +246,10 @@ def test_evaluate_needs_images(capsys):
 
 
 def _interrupt(monkeypatch):
-    def stop(self):
+    def stop(self, step):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "advance", stop)
+    monkeypatch.setattr(Training, "prepare", stop)
 
 
 def test_interrupt_prints_the_command_that_continues(capsys, tmp_path, monkeypatch):

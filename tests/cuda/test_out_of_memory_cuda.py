@@ -5,7 +5,7 @@ import torch
 
 from synq_fast.errors import SynqFastWarning
 from synq_fast.finetune.micro_batch import MicroBatches
-from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.step import Step
 from tests.finetune.test_micro_batch import gradients, make_step
 from tests.tiny import tiny_images, tiny_labels, tiny_recipe
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cuda
 COUNT = 1 << 16
 
 
-def on_gpu() -> SynqStep:
+def on_gpu() -> Step:
     step = make_step()
     for network in (step.student_module, step.student.module, step.teacher.module):
         network.cuda()

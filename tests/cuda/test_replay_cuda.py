@@ -9,10 +9,17 @@ import torch
 
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune.step import Step
+from synq_fast.finetune.training import Training, training_loop
+from synq_fast.optimize.loop import Loop
 from synq_fast.runtime.replay import Replayed
-from synq_fast.synthesis.pixel_optimization import Augmentation, PixelOptimization, Schedule
+from synq_fast.synthesis.optimization import (
+    Augmentation,
+    ImageOptimization,
+    Schedule,
+    image_loop,
+)
+from synq_fast.synthesis.parametrization import Pixels
 from tests.tiny import tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 pytestmark = pytest.mark.cuda
@@ -85,15 +92,15 @@ def test_work_is_recorded_on_a_device_that_is_not_current():
     assert results == [1, 2, 3, 4, 5, 6] and torch.cuda.current_device() == 0
 
 
-def trained(record: bool, **overrides) -> tuple[list[torch.Tensor], Trainer]:
+def trained(record: bool, **overrides) -> tuple[list[torch.Tensor], Loop]:
     recipe = tiny_recipe(finetune__cuda_graph=record, finetune__learning_rate=1e-3, **overrides)
     teacher, student, points = tiny_pair(recipe)
     teacher.to(CUDA)
     student.to(CUDA)
     bank = ImageBank(tiny_images(10).to(CUDA), tiny_labels(10).to(CUDA))
     source = BatchSource(bank, 4, (0.5, 1.0), recipe.filter, 0)
-    step = SynqStep(teacher, student, points, recipe.finetune)
-    trainer = Trainer(step, student, source, recipe.finetune)
+    step = Step(teacher, student, points, recipe.finetune)
+    trainer = training_loop(Training(step, student, source, recipe.finetune))
     return [trainer.advance() for _ in range(10)], trainer
 
 
@@ -103,11 +110,11 @@ def test_recorded_step_trains_like_an_unrecorded_one(precision, norm):
     choice = {"finetune__precision": precision, "finetune__max_gradient_norm": norm}
     wanted, plain = trained(False, **choice)
     found, recorded = trained(True, **choice)
-    assert recorded._work._graph is not None
+    assert recordings(recorded) == 1
     tolerance = 2e-2 if precision == "bf16" else 1e-4
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-    for one, other in zip(recorded.step.parameters, plain.step.parameters, strict=True):
+    for one, other in zip(recorded.iteration.trained(), plain.iteration.trained(), strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
@@ -122,24 +129,32 @@ def test_no_step_waits_for_the_device(record):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def optimized(record: bool) -> tuple[torch.Tensor, PixelOptimization]:
-    optimization = PixelOptimization(
-        tiny_images(6).to(CUDA),
-        lambda x: {"square": x.square().mean(), "sum": x.sin().mean()},
+def recordings(loop: Loop) -> int:
+    return sum(work._graph is not None for work in loop._works.values())
+
+
+def optimized(record: bool) -> tuple[torch.Tensor, Loop]:
+    pixels = Pixels(tiny_images(6).to(CUDA), tiny_labels(6).to(CUDA))
+    optimization = ImageOptimization(
+        pixels,
+        lambda x, labels: {"square": x.square().mean(), "sum": x.sin().mean()},
         Schedule(steps=40, learning_rate=0.1, min_learning_rate=1e-4, patience=2),
         torch.Generator().manual_seed(0),
+        CUDA,
         augmentation=Augmentation(0.5, (0.4, 1.0)),
-        record=record,
     )
-    return optimization.run(), optimization
+    loop = image_loop(optimization, record=record)
+    loop.run()
+    return pixels.pixels.detach(), loop
 
 
 def test_recorded_synthesis_makes_the_same_images():
     wanted, plain = optimized(False)
     found, recorded = optimized(True)
-    assert recorded._plain._graph is not None and recorded._cropped._graph is not None
+    assert recordings(recorded) == 2
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert recorded.plateau.rate.item() == pytest.approx(plain.plateau.rate.item())
+    rates = (loop.iteration.plateau.rate.item() for loop in (recorded, plain))
+    assert next(rates) == pytest.approx(next(rates))
 
 
 def test_no_iteration_waits_for_the_device():

@@ -19,8 +19,8 @@ from synq_fast.errors import (
     RunFolderError,
     SynqFastError,
 )
-from synq_fast.finetune import trainer as trainer_module
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune import training as training_module
+from synq_fast.finetune.training import Training
 from synq_fast.quant import ActivationQuantizer
 from synq_fast.synthesis.pixels import PixelSynthesizer
 from tests.tiny import (
@@ -38,7 +38,7 @@ from tests.tiny import (
 
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(training_module, "LOG_EVERY", 2)
 
 
 def test_module_end_to_end():
@@ -194,19 +194,19 @@ def test_metrics_of_an_evaluation_set_and_no_influence(tmp_path):
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (2, [2, 4, 6]), (3, [4, 6]), (5, [6])])
 def test_evaluation_during_training_comes_when_it_is_due(monkeypatch, every, expected):
     steps, seen = [0], []
-    measure, advance = run_module.Run._measure, Trainer.advance
+    measure, prepare = run_module.Run.measure, Training.prepare
 
-    def counted(self):
+    def counted(self, step):
         steps[0] += 1
-        return advance(self)
+        return prepare(self, step)
 
     def noted(self, name, model):
         if name == "latest":
             seen.append(steps[0])
         return measure(self, name, model)
 
-    monkeypatch.setattr(Trainer, "advance", counted)
-    monkeypatch.setattr(run_module.Run, "_measure", noted)
+    monkeypatch.setattr(Training, "prepare", counted)
+    monkeypatch.setattr(run_module.Run, "measure", noted)
     result = run(evaluation=labelled(), evaluate_every=every)
     assert [record["step"] for record in result.history] == [2, 4, 6]
     assert seen == expected

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import synq_fast
-from synq_fast.engine import calls as engine_module
+from synq_fast.engine.run import Run
 from synq_fast.errors import CheckpointError, DataError, RunFolderError, SynqFastWarning
-from synq_fast.finetune import trainer as trainer_module
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune import training as training_module
+from synq_fast.finetune.training import Training
+from synq_fast.optimize.loop import Loop
 from synq_fast.quant import ActivationQuantizer
 from synq_fast.recipes import load_recipe
 from synq_fast.storage.files import read_tensors
@@ -26,7 +27,7 @@ CENTERS = {"synthesis.centers.weight": 0.1, "synthesis.centers.steps": 3}
 
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(training_module, "LOG_EVERY", 2)
 
 
 # Saving and loading
@@ -93,6 +94,8 @@ def test_run_folder_holds_the_run(tmp_path):
         "model.safetensors",
         "checkpoint.safetensors",
         "checkpoint.previous.safetensors",
+        "calibration.safetensors",
+        "calibration.previous.safetensors",
         "bank/bank.json",
         "bank/shard-00000.safetensors",
         "bank/shard-00001.safetensors",
@@ -159,9 +162,9 @@ def _interrupt(monkeypatch, phase: str) -> None:
         "centers": (PixelSynthesizer, "_pooled_statistics", 1),
         "synthesis": (PixelSynthesizer, "batch", 2),
         "calibration": (ActivationQuantizer, "forward", 3),
-        "fine-tuning": (Trainer, "advance", 4),
-        "first step": (Trainer, "advance", 1),
-        "saving": (engine_module.Run, "finish", 1),
+        "fine-tuning": (Training, "prepare", 4),
+        "first step": (Training, "prepare", 1),
+        "saving": (Run, "finish", 1),
     }[phase]
     original, left = getattr(owner, name), [calls]
 
@@ -193,19 +196,18 @@ def test_interrupted_run_resumes_to_the_same_model(tmp_path, monkeypatch, phase)
 
 KILLED = """
 import os, signal, sys
-from synq_fast.finetune.trainer import Trainer
-from synq_fast.finetune import trainer
+from synq_fast.finetune import training
 from tests.tiny import run
 
-trainer.LOG_EVERY = 2
-advance = Trainer.advance
+training.LOG_EVERY = 2
+prepare = training.Training.prepare
 
-def killed(self):
-    if self.done == 5:
+def killed(self, step):
+    if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return advance(self)
+    return prepare(self, step)
 
-Trainer.advance = killed
+training.Training.prepare = killed
 run(output=sys.argv[1])
 """
 
@@ -294,8 +296,8 @@ def test_log_that_is_ahead_of_the_checkpoint(tmp_path, monkeypatch):
     rare = {"finetune.checkpoint_seconds": 1e6}
     expected = run(overrides=rare)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module.Run, "finish", None)
-        patch.setattr(Trainer, "save", lambda self: None)
+        patch.setattr(Run, "finish", None)
+        patch.setattr(Loop, "save", lambda self: None)
         with pytest.raises(TypeError):
             run(overrides=rare, output=tmp_path)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3

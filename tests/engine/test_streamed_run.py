@@ -7,11 +7,12 @@ import torch
 
 from synq_fast.bank import assembly
 from synq_fast.bank.images import ImageBank
+from synq_fast.bank.source import BankSource
 from synq_fast.bank.streamed import StreamedBank
 from synq_fast.engine import calls as engine_module
 from synq_fast.errors import DataError, RecipeError
-from synq_fast.finetune import trainer as trainer_module
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune import training as training_module
+from synq_fast.finetune.training import Training
 from tests.tiny import TINY_OVERRIDES, equal_states, run, tiny_net
 
 STREAM = {"finetune.bank": "stream"}
@@ -19,7 +20,7 @@ STREAM = {"finetune.bank": "stream"}
 
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(training_module, "LOG_EVERY", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +33,13 @@ def no_thread_stays():
 def used_banks(monkeypatch):
     """The kinds of bank that the runs of a test trained on."""
     kinds = []
-    original = engine_module.Run.student_from
+    original = BankSource.batches
 
-    def noted(self, bank, *args):
-        kinds.append(type(bank))
-        return original(self, bank, *args)
+    def noted(self, *args):
+        kinds.append(type(self.bank))
+        return original(self, *args)
 
-    monkeypatch.setattr(engine_module.Run, "student_from", noted)
+    monkeypatch.setattr(BankSource, "batches", noted)
     return kinds
 
 
@@ -84,15 +85,15 @@ def test_bank_alone_can_stay_in_its_files(tmp_path):
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_interrupted_streamed_run_resumes_to_the_same_model(tmp_path, monkeypatch, step):
     expected = run()
-    advance = Trainer.advance
+    prepare = Training.prepare
 
-    def interrupted(self):
-        if self.done == step:
+    def interrupted(self, now):
+        if now == step:
             raise KeyboardInterrupt
-        return advance(self)
+        return prepare(self, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "advance", interrupted)
+        patch.setattr(Training, "prepare", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(output=tmp_path, overrides=STREAM)
     resumed = run(output=tmp_path, overrides=STREAM, resume=True)

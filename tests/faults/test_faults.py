@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from synq_fast import cli
-from synq_fast.engine import calls as engine_module
+from synq_fast.engine.run import Run
+from synq_fast.engine.stages import finetune
 from synq_fast.errors import StorageError, SynqFastWarning
-from synq_fast.finetune import trainer as trainer_module
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import Trainer
-from synq_fast.quant import ActivationQuantizer
+from synq_fast.finetune import training as training_module
+from synq_fast.finetune.step import Step
+from synq_fast.quant.observers import MseObserver
 from synq_fast.storage.run_folder import RunFolder
 from tests.faults.disk import full_disk
 from tests.tiny import TINY_OVERRIDES, equal_states, labelled, run
@@ -26,14 +26,14 @@ CENTERS = {"synthesis.centers.weight": 0.1, "synthesis.centers.steps": 3}
 
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(training_module, "LOG_EVERY", 2)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A run's result, and how many flushes to the disk it takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "LOG_EVERY", 2)
+        patch.setattr(training_module, "LOG_EVERY", 2)
         count = full_disk(patch, float("inf"))
         result = run(overrides=CENTERS, output=tmp_path_factory.mktemp("whole") / "run")
     return result, count[0]
@@ -121,15 +121,15 @@ def test_folder_left_before_its_first_file_can_be_used(tmp_path, monkeypatch):
 
 def test_memory_that_runs_out_in_mid_run(tmp_path, monkeypatch):
     expected = run()
-    losses, said = SynqStep.losses, []
+    terms, said = Step.terms, []
 
     def limited(step, images, labels):
         if len(labels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
         said.append(len(labels))
-        return losses(step, images, labels)
+        return terms(step, images, labels)
 
-    monkeypatch.setattr(SynqStep, "losses", limited)
+    monkeypatch.setattr(Step, "terms", limited)
     with pytest.warns(SynqFastWarning, match="micro-batches of 2 images") as caught:
         result = run(output=tmp_path)
     assert len(caught) == 1 and said == [2] * 12
@@ -140,17 +140,16 @@ def test_memory_that_runs_out_in_mid_run(tmp_path, monkeypatch):
 def test_calibration_is_done_once(tmp_path, monkeypatch):
     expected = run()
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run", None)
+        patch.setitem(finetune.__globals__, "training_loop", None)
         with pytest.raises(TypeError):
             run(output=tmp_path)
-    assert not (tmp_path / "calibration.safetensors").exists()
-    monkeypatch.delattr(ActivationQuantizer, "start_observing")
+    monkeypatch.setattr(MseObserver, "observe", None)
     assert equal_states(run(output=tmp_path, resume=True).model, expected.model)
 
 
 def test_post_training_accuracy_is_measured_after_a_kill_before_it(tmp_path, monkeypatch):
     expected = run(evaluation=labelled())
-    measure = engine_module.Run._measure
+    measure = Run.measure
 
     def killed(self, name, model):
         if name == "post-training":
@@ -158,7 +157,7 @@ def test_post_training_accuracy_is_measured_after_a_kill_before_it(tmp_path, mon
         return measure(self, name, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module.Run, "_measure", killed)
+        patch.setattr(Run, "measure", killed)
         with pytest.raises(KeyboardInterrupt):
             run(evaluation=labelled(), output=tmp_path)
     resumed = run(evaluation=labelled(), output=tmp_path, resume=True)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from synq_fast.bank.batches import BatchSource
-from synq_fast.finetune import trainer
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune import training
+from synq_fast.finetune.training import Training
 from synq_fast.runtime.progress import Reporter
 from synq_fast.storage import files
 from tests.tiny import run
@@ -98,9 +98,9 @@ def start(folder: Path, progress: Progress, die_at: int = -1) -> int:
 
 
 def _watch(progress: Progress) -> None:
-    trainer.LOG_EVERY = 3
-    phase, replace, advance = Reporter.phase, files._replace, Trainer.advance
-    adam, batch = torch.optim.Adam.step, BatchSource.__call__
+    training.LOG_EVERY = 3
+    phase, replace, prepare = Reporter.phase, files._replace, Training.prepare
+    adam, batch = torch.optim.Adam.step, BatchSource.inputs
 
     @contextmanager
     def watched_phase(self: Reporter, title: str, total: int) -> Iterator[object]:
@@ -116,9 +116,9 @@ def _watch(progress: Progress) -> None:
         time.sleep(PAUSE / 4)
         progress.save(False)
 
-    def watched_advance(self: Trainer) -> object:
+    def watched_prepare(self: Training, step: int) -> object:
         progress.step()
-        return advance(self)
+        return prepare(self, step)
 
     def watched_adam(self: torch.optim.Adam, *args: object) -> object:
         progress.step()
@@ -129,12 +129,12 @@ def _watch(progress: Progress) -> None:
             progress.step()
         return batch(self, step)
 
-    Reporter.phase, files._replace, Trainer.advance = (
+    Reporter.phase, files._replace, Training.prepare = (
         watched_phase,
         watched_replace,
-        watched_advance,
+        watched_prepare,
     )
-    torch.optim.Adam.step, BatchSource.__call__ = watched_adam, watched_batch
+    torch.optim.Adam.step, BatchSource.inputs = watched_adam, watched_batch
 
 
 def _number_file_events(folder: Path, die_at: int) -> None:

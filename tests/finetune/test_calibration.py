@@ -3,13 +3,12 @@ import os
 import pytest
 import torch
 
-from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import ImageBank
 from synq_fast.engine.saved_model import build_student
 from synq_fast.errors import OutOfMemoryError, SynqFastWarning
 from synq_fast.finetune.calibration import calibrate
 from synq_fast.quant import ActivationQuantizer, BitWidths, trace
-from synq_fast.recipes.schema import Filter
 from synq_fast.storage.checkpoint_file import CheckpointFile
 from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_recipe, tiny_teacher
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.step import Step
 from tests.tiny import tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 
@@ -11,7 +11,7 @@ def terms_and_gradients(compile: bool):
     # A low temperature: at 20 the divergence is a difference of nearly equal numbers.
     recipe = tiny_recipe(finetune__compile=compile, finetune__distillation__temperature=1.0)
     teacher, student, points = tiny_pair(recipe)
-    step = SynqStep(teacher, student, points, recipe.finetune)
+    step = Step(teacher, student, points, recipe.finetune)
     found = []
     for images in (tiny_images(4), tiny_images(5)[1:]):
         for parameter in step.parameters:

@@ -7,10 +7,12 @@ from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
 from synq_fast.errors import OutOfMemoryError, SynqFastWarning
 from synq_fast.finetune.micro_batch import MicroBatches, backward_in_parts
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune.step import Step
+from synq_fast.finetune.training import Training, training_loop
+from synq_fast.optimize.loop import Loop
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.runtime.out_of_memory import is_out_of_memory
+from synq_fast.storage.checkpoint_file import CheckpointFile
 from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 OPTIONS = {
@@ -24,7 +26,7 @@ OPTIONS = {
 }
 
 
-def make_step(seed=0, **overrides) -> SynqStep:
+def make_step(seed=0, **overrides) -> Step:
     return make_pair(seed, **overrides)[0]
 
 
@@ -38,10 +40,10 @@ def make_pair(seed=0, **overrides):
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
                 weight = module.weight
                 weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
-    return SynqStep(teacher, student, points, recipe.finetune), student
+    return Step(teacher, student, points, recipe.finetune), student
 
 
-def gradients(step: SynqStep) -> list[torch.Tensor]:
+def gradients(step: Step) -> list[torch.Tensor]:
     found = [p.grad.clone() for p in step.parameters]
     for parameter in step.parameters:
         parameter.grad = None
@@ -52,9 +54,9 @@ def allocator_error(images: int) -> RuntimeError:
     return torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {images} GiB.")
 
 
-def limit_memory(step: SynqStep, images: int, make_error=allocator_error) -> list[int]:
+def limit_memory(step: Step, images: int, make_error=allocator_error) -> list[int]:
     """Passes over more images fail, after the first graphs exist; notes the sizes tried."""
-    original, tried = step.losses, []
+    original, tried = step.terms, []
 
     def limited(batch, labels):
         tried.append(len(labels))
@@ -64,7 +66,7 @@ def limit_memory(step: SynqStep, images: int, make_error=allocator_error) -> lis
             raise make_error(len(labels))
         return losses
 
-    step.losses = limited
+    step.terms = limited
     return tried
 
 
@@ -106,7 +108,7 @@ def test_parts_share_one_quantization_of_the_weights(monkeypatch):
 def test_a_part_is_forgotten_before_the_next():
     """Each part's backward frees its tensors: memory holds those of one part at a time."""
     step = make_step()
-    original, before = step.losses, []
+    original, before = step.terms, []
 
     def watched(batch, labels):
         for losses in before:
@@ -115,7 +117,7 @@ def test_a_part_is_forgotten_before_the_next():
         before.append(original(batch, labels))
         return before[-1]
 
-    step.losses = watched
+    step.terms = watched
     backward_in_parts(step, tiny_images(6), tiny_labels(6), 2)
     assert len(before) == 3
 
@@ -177,34 +179,38 @@ def test_allocators_own_error_is_known():
     assert not is_out_of_memory(OutOfMemoryError("said already"))
 
 
-def trainer(path=None) -> Trainer:
+def trainer(path=None) -> Loop:
     step, student = make_pair()
     recipe = tiny_recipe()
     bank = ImageBank(tiny_images(10), tiny_labels(10))
     batches = BatchSource(bank, 4, recipe.finetune.crop_scale, recipe.filter, 0)
-    return Trainer(step, student, batches, recipe.finetune, checkpoint=path, fingerprint="p")
+    return training_loop(
+        Training(step, student, batches, recipe.finetune),
+        checkpoint=None if path is None else CheckpointFile(path, 0.0),
+        fingerprint="p",
+    )
 
 
 def test_micro_batch_survives_a_resume_to_the_same_weights(tmp_path):
     """The split decides roundings: memory that comes back must not change the rest of the run."""
     straight = trainer()
-    tried = limit_memory(straight.step, 2)
+    tried = limit_memory(straight.iteration.step, 2)
     with pytest.warns(SynqFastWarning):
         straight.run()
     assert tried == [4] + [2] * 12
 
     path = tmp_path / "c.safetensors"
     first = trainer(path)
-    limit_memory(first.step, 2)
+    limit_memory(first.iteration.step, 2)
     first.advance = lambda advance=first.advance: advance() if first.done < 3 else 1 / 0
     with pytest.warns(SynqFastWarning), pytest.raises(ZeroDivisionError):
         first.run()
     second = trainer(path)
-    tried = limit_memory(second.step, 2)
-    assert second.resume() and second.micro_batches.size == 2
+    tried = limit_memory(second.iteration.step, 2)
+    assert second.resume() and second.iteration.micro_batches.size == 2
     second.run()
     assert tried == [2] * 6
-    assert equal_states(second.student, straight.student)
+    assert equal_states(second.iteration.student, straight.iteration.student)
 
 
 def test_memory_that_runs_out_beside_the_step_is_explained():
@@ -213,6 +219,6 @@ def test_memory_that_runs_out_beside_the_step_is_explained():
     def failing(step):
         raise allocator_error(3)
 
-    run.batches.inputs = failing
+    run.iteration.batches.inputs = failing
     with pytest.raises(OutOfMemoryError, match=r"fine-tuning ran out .*lower finetune\.batch_size"):
         run.run()

@@ -11,9 +11,9 @@ from benchmarks.baselines.published_step import (
     build_published_student,
 )
 from benchmarks.engine import calibrated_student, finetune_recipe
-from synq_fast.finetune.step import SynqStep
+from synq_fast.finetune.step import Step
 from synq_fast.models import cifar_resnet20
-from synq_fast.quant import BitWidths, find_tap_points, trace
+from synq_fast.quant import BitWidths, find_structure, trace
 
 
 def _case(bits: int, seed: int):
@@ -71,7 +71,7 @@ def _worst_error(bits: int, through_teacher: bool, seed: int) -> float:
     graph = trace(teacher.requires_grad_(False), images)
     ours = calibrated_student(graph, ranges, widths)
     recipe = finetune_recipe(losses, through_teacher=through_teacher)
-    values = SynqStep(graph, ours, find_tap_points(graph, images), recipe)(images, labels)
+    values = Step(graph, ours, find_structure(graph, images), recipe)(images, labels)
 
     # The published total carries two constants without gradient: ln(classes) per hard image in
     # each cross entropy, and 1e-7 in each KL.

@@ -5,13 +5,13 @@ from torch import nn
 
 from synq_fast.errors import ModelError
 from synq_fast.models import cifar_resnet20, cifar_resnet20_kd
-from synq_fast.quant import Tapped, find_tap_points, trace
+from synq_fast.quant import Tapped, find_structure, trace
 from tests.tiny import tiny_images, tiny_net
 
 
 def points_of(module: nn.Module, *shape: int):
     graph = trace(module.eval(), torch.zeros(2, *shape))
-    return graph, find_tap_points(graph, torch.zeros(2, *shape))
+    return graph, find_structure(graph, torch.zeros(2, *shape))
 
 
 def target_of(graph, name: str) -> str:
@@ -30,14 +30,14 @@ def target_of(graph, name: str) -> str:
 )
 def test_residual_bodies_are_the_branches_and_not_the_shortcuts(build, shape, body, count):
     graph, points = points_of(build(), *shape)
-    targets = [target_of(graph, name) for name in points.residual_bodies]
+    targets = [target_of(graph, name) for name in points.bodies]
     assert len(targets) == count
     assert all(target.startswith("layer") and target.endswith(f".{body}") for target in targets)
 
 
 def test_bodies_of_mobilenet_v2():
     graph, points = points_of(torchvision.models.mobilenet_v2(weights=None), 3, 64, 64)
-    targets = [target_of(graph, name) for name in points.residual_bodies]
+    targets = [target_of(graph, name) for name in points.bodies]
     # The ten blocks of stride 1 with equal widths; conv.3 is the BatchNorm of the projection.
     blocks = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)
     assert targets == [f"features.{i}.conv.3" for i in blocks]
@@ -47,8 +47,8 @@ def test_without_residual_bodies_every_batch_norm_counts():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3),
                         nn.BatchNorm2d(4), nn.Flatten())  # fmt: skip
     graph, points = points_of(net, 2, 8, 8)
-    assert [target_of(graph, n) for n in points.residual_bodies] == ["1", "4"]
-    assert points.batch_norms == points.residual_bodies
+    assert [target_of(graph, n) for n in points.bodies] == ["1", "4"]
+    assert points.norms == points.bodies
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,15 @@ def test_without_residual_bodies_every_batch_norm_counts():
 )
 def test_batch_norms_are_counted_in_order(build, layers):
     graph, points = points_of(build(), 3, 64, 64)
-    assert len(points.batch_norms) == layers
+    assert len(points.norms) == layers
     order = [node.name for node in graph.graph.nodes]
-    assert sorted(points.batch_norms, key=order.index) == list(points.batch_norms)
+    assert sorted(points.norms, key=order.index) == list(points.norms)
 
 
-def test_last_spatial_convolution_of_mobilenet_v2_is_seven_by_seven():
+def test_the_map_of_mobilenet_v2_is_seven_by_seven():
     graph, points = points_of(torchvision.models.mobilenet_v2(weights=None), 3, 224, 224)
     with torch.no_grad():
-        view = Tapped(graph, cam=points.last_spatial_convolution)(torch.zeros(1, 3, 224, 224))
+        view = Tapped(graph, cam=points.maps[-1])(torch.zeros(1, 3, 224, 224))
     assert view.cam_activation.shape == (1, 1280, 7, 7)
 
 
@@ -84,18 +84,18 @@ def test_classifier_convolution_is_not_spatial():
             return self.classifier(self.body(x).mean((2, 3), keepdim=True)).flatten(1)
 
     graph, points = points_of(ConvolutionalHead(), 2, 8, 8)
-    assert target_of(graph, points.last_spatial_convolution) == "body"
+    assert target_of(graph, points.maps[-1]) == "body"
 
 
 def test_resnet_reads_the_map_at_the_last_block():
     graph, points = points_of(torchvision.models.resnet18(weights=None), 3, 64, 64)
-    assert target_of(graph, points.last_spatial_convolution) == "layer4.1.conv2"
+    assert target_of(graph, points.maps[-1]) == "layer4.1.conv2"
 
 
 def test_model_without_spatial_convolution():
     _, points = points_of(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)), 2, 2, 2)
-    assert points.last_spatial_convolution is None
-    assert points.residual_bodies == ()
+    assert points.maps == ()
+    assert points.bodies == ()
 
 
 @pytest.mark.parametrize("images_need_gradient", [False, True])
@@ -113,7 +113,7 @@ def test_head_gradient_equals_the_gradient_of_a_full_graph(images_need_gradient)
 
     graph.requires_grad_(False)
     own = images.clone().requires_grad_(images_need_gradient)
-    view = Tapped(graph, points.residual_bodies, points.last_spatial_convolution)(own)
+    view = Tapped(graph, points.bodies, points.maps[-1])(own)
     gradient = torch.autograd.grad(
         view.logits.max(1).values.sum(), view.cam_activation, retain_graph=True
     )[0]
@@ -129,7 +129,7 @@ def test_head_gradient_equals_the_gradient_of_a_full_graph(images_need_gradient)
 def test_tap_does_not_change_the_model():
     graph, points = points_of(tiny_net(), 2, 8, 8)
     code = graph.code
-    tapped = Tapped(graph, points.residual_bodies, points.last_spatial_convolution)
+    tapped = Tapped(graph, points.bodies, points.maps[-1])
     images = tiny_images(2)
     with torch.no_grad():
         assert torch.equal(tapped(images).logits, graph(images))
@@ -139,7 +139,7 @@ def test_tap_does_not_change_the_model():
 
 def test_feature_and_map_of_one_node():
     graph, points = points_of(tiny_net(), 2, 8, 8)
-    name = points.last_spatial_convolution
+    name = points.maps[-1]
     view = Tapped(graph, [name], name)(tiny_images(2))
     assert torch.equal(view.features[0], view.cam_activation)
 

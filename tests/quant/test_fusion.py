@@ -14,7 +14,7 @@ from synq_fast.quant import (
     BitWidths,
     Tapped,
     energy_name,
-    find_tap_points,
+    find_structure,
     folded,
     fused,
     held_weights,
@@ -23,7 +23,7 @@ from synq_fast.quant import (
     trace,
 )
 from synq_fast.quant.fusion import ChannelEnergy, FrozenNorm, QuantizedActivation
-from synq_fast.recipes.schema import Quantization
+from synq_fast.quant.settings import Quantization
 from tests.tiny import SHAPE, TinyNet, randomize_statistics, tiny_images
 
 
@@ -96,7 +96,7 @@ def test_fused_network_has_the_same_outputs_and_gradients(make, ste):
 @pytest.mark.parametrize("make", [TinyNet, Plain, lambda: Plain(affine=False)])
 def test_energies_are_those_of_the_named_values(make):
     student = student_of(make())
-    bodies = find_tap_points(student, tiny_images(2)).residual_bodies
+    bodies = find_structure(student, tiny_images(2)).bodies
     images = tiny_images(5)
     leaves = list(student.parameters())
 

@@ -78,22 +78,22 @@ def test_layers_go_by_the_name_of_their_module():
     called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
     assert called == {"conv1", "bn1", "relu", "conv2", "bn2", "fc"}
     assert type(graph.get_submodule("conv2")) is nn.Conv2d
-    assert len(points.batch_norms) == 2
+    assert len(points.norms) == 2
 
 
 def test_subclassed_norms_are_not_folded_as_plain_ones():
     # What the subclass adds stays in the graph behind the plain normalisation.
     graph, _, points = forms(network("norm with activation"))
-    assert len(points.batch_norms) == 2
+    assert len(points.norms) == 2
     assert any(n.target is functional.leaky_relu for n in graph.graph.nodes)
     graph, _, points = forms(network("norm of own arithmetic"))
-    assert len(points.batch_norms) == 1
+    assert len(points.norms) == 1
 
 
 @pytest.mark.parametrize("name", ["AuxiliaryHead", "Detached"])
 def test_map_is_read_where_the_logits_have_a_gradient(name):
     graph, _, points = forms(network(name))
-    node = next(n for n in graph.graph.nodes if n.name == points.last_spatial_convolution)
+    node = next(n for n in graph.graph.nodes if n.name == points.maps[-1])
     assert node.target == "conv2"
 
 
@@ -213,5 +213,5 @@ def test_tensorflows_efficientnet_lite_is_quantized_completely():
     found = coverage_of(student)
     assert (found.weights, found.weights_of) == (len(own), len(own)) == (50, 50)
     assert (found.inputs, found.float_inputs) == (50, ())
-    assert len(points.batch_norms) == 49
+    assert len(points.norms) == 49
     check_forms(module, graph, student, points)

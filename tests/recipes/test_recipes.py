@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synq_fast.errors import RecipeError
+from synq_fast.finetune.settings import Finetune
 from synq_fast.recipes import (
     Recipe,
     dump_recipe,
@@ -14,7 +15,7 @@ from synq_fast.recipes import (
     load_recipe,
     parse_value,
 )
-from synq_fast.recipes.schema import Finetune, Synthesis
+from synq_fast.synthesis.settings import Synthesis
 
 
 @pytest.fixture

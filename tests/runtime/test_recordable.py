@@ -11,21 +11,17 @@ import torch
 
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import Reduction, Trainer
-from synq_fast.quant import find_tap_points, trace
-from synq_fast.recipes.schema import Centers, Synthesis
+from synq_fast.finetune.step import Step
+from synq_fast.finetune.training import Reduction, Training, training_loop
 from synq_fast.runtime.replay import Replayed
-from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.settings import Centers, Synthesis
 from tests.tiny import (
-    CLASSES,
-    SHAPE,
     tiny_images,
     tiny_labels,
-    tiny_net,
     tiny_pair,
     tiny_recipe,
+    tiny_synthesizer,
 )
 
 CALLS = 3
@@ -42,15 +38,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, capturing: bool) -> Iterator[None]
 
 
 def synthesizer() -> PixelSynthesizer:
-    graph = trace(tiny_net().requires_grad_(False), tiny_images(2))
-    return PixelSynthesizer(
-        BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
-        Synthesis(batch_size=6, steps=4, centers=Centers(weight=1.0, steps=4)),
-        input_shape=SHAPE,
-        classes=CLASSES,
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    return tiny_synthesizer(Synthesis(batch_size=6, steps=4, centers=Centers(weight=1.0, steps=4)))
 
 
 def iteration() -> Callable[[], object]:
@@ -63,8 +51,8 @@ def step(reduce: Reduction | None = None, **choice: object) -> Callable[[], obje
     source = BatchSource(
         ImageBank(tiny_images(10), tiny_labels(10)), 4, (0.5, 1.0), recipe.filter, 0
     )
-    own = SynqStep(teacher, student, points, recipe.finetune)
-    return Trainer(own, student, source, recipe.finetune, reduce=reduce).advance
+    own = Step(teacher, student, points, recipe.finetune)
+    return training_loop(Training(own, student, source, recipe.finetune, reduce=reduce)).advance
 
 
 WORK: dict[str, Callable[[], Callable[[], object]]] = {
@@ -102,13 +90,13 @@ def test_every_replayed_work_is_in_the_table(monkeypatch):
     init = Replayed.__init__
 
     def noted(self, work, *arguments, **options):
-        made.add(work.__qualname__)
+        made.add(type(work).__qualname__)
         init(self, work, *arguments, **options)
 
     monkeypatch.setattr(Replayed, "__init__", noted)
     for make in WORK.values():
-        make()
-    assert made == {"PixelOptimization._iterate", "Trainer._whole_step", "Trainer._gradients"}
+        make()()
+    assert made == {"ImageOptimization", "Training"}
 
 
 def test_synthesis_of_the_same_images_as_before():

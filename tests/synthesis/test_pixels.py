@@ -4,26 +4,20 @@ import pytest
 import torch
 
 from synq_fast.errors import NonFiniteLossError
-from synq_fast.quant import find_tap_points, trace
-from synq_fast.recipes.schema import Centers, Synthesis
-from synq_fast.synthesis import pixel_optimization
-from synq_fast.synthesis.losses import BatchNormTeacher
+from synq_fast.synthesis import optimization
 from synq_fast.synthesis.pixels import PixelSynthesizer
-from tests.tiny import CLASSES, SHAPE, tiny_images, tiny_net
+from synq_fast.synthesis.settings import Centers, Synthesis
+from tests.tiny import CLASSES, SHAPE, tiny_images, tiny_net, tiny_synthesizer
 
 RECIPE = Synthesis(images=12, batch_size=6, steps=4, augment_probability=0.5)
 
 
 def synthesizer(recipe: Synthesis = RECIPE, seed: int = 0, net=None) -> PixelSynthesizer:
-    graph = trace((net or tiny_net()).requires_grad_(False), tiny_images(2))
-    return PixelSynthesizer(
-        BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
-        recipe,
-        input_shape=SHAPE,
-        classes=CLASSES,
-        seed=seed,
-        device=torch.device("cpu"),
-    )
+    return tiny_synthesizer(recipe, net=net, seed=seed)
+
+
+def terms_of(record):
+    return {name: value for name, value in record.items() if name != "step"}
 
 
 def decisive_net():
@@ -38,7 +32,7 @@ def test_images_satisfy_statistics_and_classes():
     recipe = Synthesis(batch_size=12, steps=150, learning_rate=0.1)
     maker = synthesizer(recipe, net=decisive_net())
     seen = []
-    images, labels = maker.batch(0, 12, lambda step, values: seen.append((step, values)))
+    images, labels = maker.batch(0, 12, lambda r: seen.append((r["step"], terms_of(r))))
     assert images.shape == (12, *SHAPE) and not images.requires_grad
     assert [step for step, _ in seen] == list(range(10, 151, 10))
     first, last = seen[0][1], seen[-1][1]
@@ -79,9 +73,9 @@ def test_global_random_state_plays_no_part():
 
 def test_augmentation_changes_the_images_and_none_means_none(monkeypatch):
     calls = []
-    original = pixel_optimization.random_crops
+    original = optimization.random_crops
     monkeypatch.setattr(
-        pixel_optimization,
+        optimization,
         "random_crops",
         lambda *args: (calls.append(args[1]), original(*args))[1],
     )
@@ -100,7 +94,7 @@ def test_augmentation_changes_the_images_and_none_means_none(monkeypatch):
 def test_weight_zero_switches_a_term_off(change, kept):
     seen = []
     recipe = dataclasses.replace(RECIPE, steps=10, **change)
-    synthesizer(recipe).batch(0, 6, lambda _, values: seen.append(values))
+    synthesizer(recipe).batch(0, 6, lambda r: seen.append(terms_of(r)))
     assert {name for name, value in seen[-1].items() if value} == {kept}
 
 
@@ -130,7 +124,7 @@ def test_centres_add_a_term_and_are_reproducible():
         maker = synthesizer(recipe)
         maker.make_centers()
         seen = []
-        made.append(maker.batch(0, 6, lambda _, values, seen=seen: seen.append(values))[0])
+        made.append(maker.batch(0, 6, lambda r, seen=seen: seen.append(terms_of(r)))[0])
         assert set(seen[-1]) == {"statistics", "class", "centers"}
     assert torch.equal(*made)
     assert not torch.equal(made[0], synthesizer(recipe).batch(0, 6)[0])
@@ -140,7 +134,7 @@ def test_centre_images_show_their_classes():
     centers = Centers(weight=1.0, steps=150, learning_rate=0.1)
     maker = synthesizer(dataclasses.replace(RECIPE, centers=centers), net=decisive_net())
     seen = []
-    maker.make_centers(lambda _, values: seen.append(values))
+    maker.make_centers(lambda r: seen.append(terms_of(r)))
     assert seen[-1]["class"] < 0.3 * seen[0]["class"]
 
 

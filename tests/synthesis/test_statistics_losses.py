@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from synq_fast.errors import ModelError
-from synq_fast.quant import find_tap_points, trace
+from synq_fast.quant import find_structure, trace
 from synq_fast.synthesis.losses import (
     BatchNormTeacher,
     focal_class_loss,
@@ -18,7 +18,7 @@ from tests.tiny import randomize_statistics, tiny_images, tiny_net
 
 def bn_teacher(module: nn.Module, images: torch.Tensor) -> BatchNormTeacher:
     graph = trace(module.eval(), images)
-    return BatchNormTeacher(graph, find_tap_points(graph, images))
+    return BatchNormTeacher(graph, find_structure(graph, images))
 
 
 def by_hooks(module: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:

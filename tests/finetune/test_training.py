@@ -5,43 +5,38 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from synq_fast.bank.batches import BatchSource, filtered
+from synq_fast.bank.batches import BatchSource, Filter, filtered
 from synq_fast.bank.images import ImageBank
 from synq_fast.errors import CheckpointError, NonFiniteLossError, StorageError, SynqFastWarning
-from synq_fast.finetune import trainer as trainer_module
-from synq_fast.finetune.checkpoint import load_checkpoint
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.trainer import Trainer, build_optimizer, rate_factor
-from synq_fast.recipes.schema import Filter, Finetune
+from synq_fast.finetune import training as training_module
+from synq_fast.finetune.settings import Finetune
+from synq_fast.finetune.training import build_optimizer, rate_factor
+from synq_fast.optimize.loop import Loop
 from synq_fast.reference import low_pass
 from synq_fast.storage.checkpoint_file import CheckpointFile
 from tests.faults.disk import full_disk
-from tests.tiny import equal_states, tiny_images, tiny_labels, tiny_pair, tiny_recipe
+from tests.tiny import (
+    equal_states,
+    tiny_images,
+    tiny_labels,
+    tiny_recipe,
+    tiny_training,
+)
 
 
 def bank(count: int = 10) -> ImageBank:
     return ImageBank(tiny_images(count), tiny_labels(count))
 
 
-def make_trainer(checkpoint=None, fingerprint="print", images=None, **overrides) -> Trainer:
-    recipe = tiny_recipe(**overrides)
-    teacher, student, points = tiny_pair(recipe)
-    batches = BatchSource(
-        images or bank(), recipe.finetune.batch_size, recipe.finetune.crop_scale, recipe.filter, 0
-    )
-    return Trainer(
-        SynqStep(teacher, student, points, recipe.finetune),
-        student,
-        batches,
-        recipe.finetune,
-        checkpoint=checkpoint,
-        fingerprint=fingerprint,
+def make_loop(path=None, fingerprint="print", images=None, **overrides) -> Loop:
+    return tiny_training(
+        tiny_recipe(**overrides), images or bank(), path=path, fingerprint=fingerprint
     )
 
 
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(training_module, "LOG_EVERY", 2)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +58,16 @@ def test_schedule(recipe, factors):
 
 
 def test_schedule_reaches_the_optimizer_and_the_log():
-    run = make_trainer(
+    run = make_loop(
         finetune__steps=4,
         finetune__learning_rate=1e-3,
         finetune__range_learning_rate=1e-2,
         quantization__learn_ranges=True,
     )
     rates = []
-    step = run.optimizer.step
-    run.optimizer.step = lambda: (
-        rates.append([g["lr"] for g in run.optimizer.param_groups]),
+    step = run.iteration.optimizer.step
+    run.iteration.optimizer.step = lambda: (
+        rates.append([g["lr"] for g in run.iteration.optimizer.param_groups]),
         step(),
     )
     history = run.run()
@@ -99,20 +94,20 @@ def test_sgd_with_momentum_and_decay_by_hand():
 
 
 def test_ranges_have_their_own_rate_and_no_decay():
-    run = make_trainer(quantization__learn_ranges=True, finetune__range_learning_rate=0.5)
-    weights, ranges = run.optimizer.param_groups
-    gains = {id(p) for n, p in run.student.named_parameters() if n.endswith("gain")}
+    run = make_loop(quantization__learn_ranges=True, finetune__range_learning_rate=0.5)
+    weights, ranges = run.iteration.optimizer.param_groups
+    gains = {id(p) for n, p in run.iteration.student.named_parameters() if n.endswith("gain")}
     assert {id(p) for p in ranges["params"]} == gains and len(gains) == 2
     assert (ranges["lr"], ranges["weight_decay"]) == (0.5, 0.0)
     assert not gains & {id(p) for p in weights["params"]}
     assert weights["weight_decay"] == 1e-4
-    assert len(make_trainer().optimizer.param_groups) == 1
+    assert len(make_loop().iteration.optimizer.param_groups) == 1
 
 
 def test_momentum_zero_is_allowed(tmp_path):
     path = tmp_path / "c.safetensors"
-    make_trainer(path, finetune__momentum=0.0).run()
-    run = make_trainer(path, finetune__momentum=0.0)
+    make_loop(path, finetune__momentum=0.0).run()
+    run = make_loop(path, finetune__momentum=0.0)
     assert run.resume() and run.done == 6
 
 
@@ -158,7 +153,7 @@ def test_filter_follows_the_crop():
 
 
 def test_history_holds_window_means():
-    run = make_trainer(finetune__steps=5)
+    run = make_loop(finetune__steps=5)
     each = []
     advance = run.advance
     run.advance = lambda: (each.append(advance()), each[-1])[1]
@@ -168,13 +163,13 @@ def test_history_holds_window_means():
     assert [record["step"] for record in history] == [2, 4, 5]
     values = torch.stack(each)
     for record, window in zip(history, (values[0:2], values[2:4], values[4:5]), strict=True):
-        for name, mean in zip(run.step.term_names, window.mean(0).tolist(), strict=True):
+        for name, mean in zip(run.iteration.step.term_names, window.mean(0).tolist(), strict=True):
             assert record[name] == pytest.approx(mean, rel=1e-6)
-        assert set(record) == {"step", "learning_rate", *run.step.term_names}
+        assert set(record) == {"step", "learning_rate", *run.iteration.step.term_names}
 
 
 def test_training_lowers_the_loss():
-    run = make_trainer(finetune__steps=60, finetune__learning_rate=1e-4)
+    run = make_loop(finetune__steps=60, finetune__learning_rate=1e-4)
     history = run.run()
 
     def total(records):
@@ -187,15 +182,16 @@ def test_training_lowers_the_loss():
 
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 def test_gradient_norm_limit(limit):
-    run = make_trainer(finetune__max_gradient_norm=limit, finetune__steps=1)
+    run = make_loop(finetune__max_gradient_norm=limit, finetune__steps=1)
     norms = []
-    step = run.optimizer.step
+    step = run.iteration.optimizer.step
 
     def measured():
-        norms.append(torch.stack([p.grad.norm() for p in run.step.parameters]).norm().item())
+        gradients = [p.grad.norm() for p in run.iteration.trained()]
+        norms.append(torch.stack(gradients).norm().item())
         step()
 
-    run.optimizer.step = measured
+    run.iteration.optimizer.step = measured
     run.run()
     if limit:
         assert norms[0] == pytest.approx(limit, rel=1e-4)
@@ -203,7 +199,7 @@ def test_gradient_norm_limit(limit):
         assert norms[0] > 1
 
 
-def stopped(run: Trainer, at: int) -> list[dict[str, float]]:
+def stopped(run: Loop, at: int) -> list[dict[str, float]]:
     """Run until step ``at`` begins; returns the records until then."""
     advance = run.advance
 
@@ -224,59 +220,60 @@ def stopped(run: Trainer, at: int) -> list[dict[str, float]]:
 def test_resume_is_bit_exact(tmp_path, stop, learn):
     """Also in the middle of a record's window."""
     options = {"finetune__steps": 12, "quantization__learn_ranges": learn}
-    straight = make_trainer(**options)
+    straight = make_loop(**options)
     whole = straight.run()
 
     path = tmp_path / "checkpoint.safetensors"
-    kept = stopped(make_trainer(path, **options), stop)
-    resumed = make_trainer(path, **options)
+    kept = stopped(make_loop(path, **options), stop)
+    resumed = make_loop(path, **options)
     assert resumed.resume() == (stop > 0)
     assert resumed.done == stop
     rest = resumed.run()
-    assert equal_states(resumed.student, straight.student)
+    assert equal_states(resumed.iteration.student, straight.iteration.student)
     assert kept + rest == whole
 
 
 def test_checkpoint_before_the_first_step(tmp_path):
     path = tmp_path / "c.safetensors"
-    first = make_trainer(path)
+    first = make_loop(path)
     with torch.no_grad():
-        first.student.quantize_relu.range_max.fill_(7)
+        first.iteration.student.quantize_relu.range_max.fill_(7)
     first.save()
-    second = make_trainer(path)
+    second = make_loop(path)
     assert second.resume() and second.done == 0
-    assert equal_states(first.student, second.student)
+    assert equal_states(first.iteration.student, second.iteration.student)
 
 
 def test_finished_run_has_nothing_left_to_do(tmp_path):
     path = tmp_path / "c.safetensors"
-    first = make_trainer(path)
+    first = make_loop(path)
     first.run()
-    again = make_trainer(path)
+    again = make_loop(path)
     assert again.resume()
     assert again.run() == []
-    assert equal_states(first.student, again.student)
+    assert equal_states(first.iteration.student, again.iteration.student)
 
 
 def test_checkpoint_round_trip(tmp_path):
     path = tmp_path / "c.safetensors"
-    first = make_trainer(path, quantization__learn_ranges=True)
+    first = make_loop(path, quantization__learn_ranges=True)
     first.run()
-    second = make_trainer(quantization__learn_ranges=True)
-    assert not equal_states(first.student, second.student)
-    position = load_checkpoint(CheckpointFile(path, 0), second.student, second.optimizer, "print")
-    assert (position.step, position.micro_batch, position.window) == (6, 0, [])
-    assert equal_states(first.student, second.student)
-    for a, b in zip(first.step.parameters, second.step.parameters, strict=True):
-        momentum = first.optimizer.state[a]["momentum_buffer"]
-        assert torch.equal(momentum, second.optimizer.state[b]["momentum_buffer"])
+    second = make_loop(quantization__learn_ranges=True)
+    assert not equal_states(first.iteration.student, second.iteration.student)
+    second.checkpoint = CheckpointFile(path, 0)
+    assert second.resume()
+    assert (second.done, second.iteration.micro_batches.size, second.window) == (6, 0, [])
+    assert equal_states(first.iteration.student, second.iteration.student)
+    for a, b in zip(first.iteration.step.parameters, second.iteration.step.parameters, strict=True):
+        momentum = first.iteration.optimizer.state[a]["momentum_buffer"]
+        assert torch.equal(momentum, second.iteration.optimizer.state[b]["momentum_buffer"])
         assert momentum.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(1e6, [6]), (10.0, [3, 6]), (0.0, range(1, 7))])
 def test_checkpoints_come_when_due(tmp_path, monkeypatch, seconds, saved):
     """Whatever the records' rhythm; the last step is always saved."""
-    run = make_trainer(tmp_path / "c.safetensors", finetune__checkpoint_seconds=seconds)
+    run = make_loop(tmp_path / "c.safetensors", finetune__checkpoint_seconds=seconds)
     start, began = time.monotonic(), run.done
     monkeypatch.setattr(
         "synq_fast.storage.checkpoint_file.time.monotonic", lambda: start + 4.0 * (run.done - began)
@@ -290,11 +287,11 @@ def test_checkpoints_come_when_due(tmp_path, monkeypatch, seconds, saved):
 
 def test_checkpoint_of_another_run(tmp_path):
     path = tmp_path / "c.safetensors"
-    make_trainer(path, "one").run()
+    make_loop(path, "one").run()
     with pytest.raises(
         CheckpointError, match="belongs to another model, recipe, bit width or seed"
     ):
-        make_trainer(path, "two").resume()
+        make_loop(path, "two").resume()
 
 
 DAMAGE = {
@@ -309,58 +306,58 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, damage):
     path = tmp_path / "c.safetensors"
-    straight = make_trainer(path)
+    straight = make_loop(path)
     history = straight.run()
     content = path.read_bytes()
     assert damage(content) != content
     path.write_bytes(damage(content))
-    again = make_trainer(path)
+    again = make_loop(path)
     with pytest.warns(SynqFastWarning, match=r"c\.safetensors .*damaged; going on from .*previous"):
         assert again.resume()
     assert again.done == 5
     assert again.run() == history[-1:]
-    assert equal_states(again.student, straight.student)
+    assert equal_states(again.iteration.student, straight.iteration.student)
     # The damaged file has not become the previous one: that may be needed once more.
     assert CheckpointFile(tmp_path / "c.previous.safetensors", 0).read()[1]["step"] == "5"
 
 
 def test_two_damaged_checkpoints_say_what_to_do(tmp_path):
     path = tmp_path / "c.safetensors"
-    make_trainer(path).run()
+    make_loop(path).run()
     for each in tmp_path.iterdir():
         each.write_bytes(each.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"c\.safetensors .*previous.*delete them and"):
-        make_trainer(path).resume()
+        make_loop(path).resume()
 
 
 def test_checkpoint_that_cannot_be_written_stops_the_run_and_keeps_the_last(tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
-    straight = make_trainer()
+    straight = make_loop()
     whole = straight.run()
-    run = make_trainer(path)
+    run = make_loop(path)
     kept = []
     with monkeypatch.context() as patch:
         full_disk(patch, after=6)  # a file and its folder, three times
         with pytest.raises(StorageError, match=r"cannot write .*c\.safetensors: No space left"):
             run.run(kept.append)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.previous.safetensors", "c.safetensors"]
-    again = make_trainer(path)
+    again = make_loop(path)
     assert again.resume() and again.done == 3
     rest = again.run()
     assert [r for r in kept if r["step"] <= 3] + rest == whole
-    assert equal_states(again.student, straight.student)
+    assert equal_states(again.iteration.student, straight.iteration.student)
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
-    assert not make_trainer(tmp_path / "missing.safetensors").resume()
-    assert not make_trainer().resume()
+    assert not make_loop(tmp_path / "missing.safetensors").resume()
+    assert not make_loop().resume()
 
 
-def poison(run: Trainer, at: int, name: str, value: float) -> None:
-    step = run.step.__call__
+def poison(run: Loop, at: int, name: str, value: float) -> None:
+    step = run.iteration.step.__call__
 
     class Poisoned:
-        term_names, parameters = run.step.term_names, run.step.parameters
+        term_names, parameters = run.iteration.step.term_names, run.iteration.step.parameters
 
         def __call__(self, images, labels):
             losses = step(images, labels)
@@ -368,47 +365,47 @@ def poison(run: Trainer, at: int, name: str, value: float) -> None:
                 losses[name] = torch.tensor(value)
             return losses
 
-    run.step = Poisoned()
+    run.iteration.step = Poisoned()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_loss_names_term_and_step_and_keeps_the_checkpoint(tmp_path, value):
     path = tmp_path / "c.safetensors"
-    run = make_trainer(path, finetune__steps=12)
+    run = make_loop(path, finetune__steps=12)
     poison(run, 5, "features", value)
     with pytest.raises(NonFiniteLossError, match=f'step 5: the term "features" is {value}'):
         run.run()
-    again = make_trainer(path, finetune__steps=12)
+    again = make_loop(path, finetune__steps=12)
     assert again.resume() and again.done == 5
-    assert all(p.isfinite().all() for p in again.student.parameters())
+    assert all(p.isfinite().all() for p in again.iteration.student.parameters())
 
 
 def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
     """The losses of the steps so far are finite; the update of step 3 is what breaks."""
     path = tmp_path / "c.safetensors"
-    run = make_trainer(path, finetune__steps=4)
-    step = run.optimizer.step
+    run = make_loop(path, finetune__steps=4)
+    step = run.iteration.optimizer.step
 
     def broken():
         if run.done == 3:
-            run.step.parameters[1].grad[0] = math.nan
+            run.iteration.step.parameters[1].grad[0] = math.nan
         step()
 
-    run.optimizer.step = broken
+    run.iteration.optimizer.step = broken
     with pytest.raises(NonFiniteLossError, match=r"weights .*step 4"):
         run.run()
-    again = make_trainer(path, finetune__steps=4)
+    again = make_loop(path, finetune__steps=4)
     assert again.resume() and again.done == 3
-    assert all(p.isfinite().all() for p in again.student.parameters())
+    assert all(p.isfinite().all() for p in again.iteration.student.parameters())
 
 
 def test_checkpoint_holds_no_pickle(tmp_path):
     path = tmp_path / "c.safetensors"
-    make_trainer(path).run()
+    make_loop(path).run()
     with safe_open(path, "pt") as file:
         texts = file.metadata()
         checksum = texts.pop("crc32")
-        assert texts == {"step": "6", "micro_batch": "0", "fingerprint": "print"}
+        assert texts == {"step": "6", "fingerprint": "print"}
         assert len(bytes.fromhex(checksum)) == 4
         names = set(file.keys())
     assert {"model.conv1.weight", "model.quantize_relu.range_max"} <= names
@@ -416,7 +413,7 @@ def test_checkpoint_holds_no_pickle(tmp_path):
 
 
 def test_zero_steps_is_calibration_only():
-    run = make_trainer(finetune__steps=0)
-    before = {k: v.clone() for k, v in run.student.state_dict().items()}
+    run = make_loop(finetune__steps=0)
+    before = {k: v.clone() for k, v in run.iteration.student.state_dict().items()}
     assert run.run() == []
-    assert all(torch.equal(v, before[k]) for k, v in run.student.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in run.iteration.student.state_dict().items())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from synq_fast.engine.identity import weights_hash
-from synq_fast.graph.structure import difference, structure
+from synq_fast.graph.computation import computation, difference
 from synq_fast.quant import trace
 from tests.tiny import tiny_images, tiny_net
 
@@ -41,21 +41,21 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_settings_that_the_code_does_not_show(change):
     first, second = traced(), traced(CHANGES[change])
-    found = difference(json.loads(json.dumps(structure(first))), structure(second))
+    found = difference(json.loads(json.dumps(computation(first))), computation(second))
     assert found is not None and f": {change} is " in found
-    assert difference(structure(first), structure(traced())) is None
+    assert difference(computation(first), computation(traced())) is None
     assert weights_hash(first) == weights_hash(traced()) != weights_hash(second)
 
 
 def test_numbers_in_the_code():
-    first, second = (structure(trace(Scaled(scale), tiny_images(2))) for scale in (2.0, 3.0))
+    first, second = (computation(trace(Scaled(scale), tiny_images(2))) for scale in (2.0, 3.0))
     found = difference(first, second)
     assert found is not None and "2.0" in found and "3.0" in found
 
 
 def test_a_node_too_many():
     longer = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    found = difference(structure(trace(longer[:1], PAIRS)), structure(trace(longer, PAIRS)))
+    found = difference(computation(trace(longer[:1], PAIRS)), computation(trace(longer, PAIRS)))
     assert found is not None
 
 
@@ -64,13 +64,13 @@ def test_what_changes_nothing_is_no_structure():
         net.bn1.momentum = 0.5
         net.relu.inplace = False
 
-    assert difference(structure(traced()), structure(traced(idle))) is None
+    assert difference(computation(traced()), computation(traced(idle))) is None
     dropouts = (nn.Sequential(nn.Dropout(p), nn.Linear(2, 2)).eval() for p in (0.1, 0.5))
-    assert difference(*(structure(trace(module, PAIRS)) for module in dropouts)) is None
+    assert difference(*(computation(trace(module, PAIRS)) for module in dropouts)) is None
 
 
 def test_a_setting_of_another_version_is_passed_over():
-    saved, here = structure(traced()), structure(traced())
+    saved, here = computation(traced()), computation(traced())
     saved[1][1]["new_in_torch_9"] = 3
     assert difference(saved, here) is None and difference(here, saved) is None
 

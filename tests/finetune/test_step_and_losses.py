@@ -6,16 +6,9 @@ from torch.nn import functional
 
 from synq_fast import ops, reference
 from synq_fast.errors import ModelError
-from synq_fast.finetune.step import SynqStep
-from synq_fast.finetune.terms import (
-    Batch,
-    CamTerm,
-    DistillationTerm,
-    FeatureTerm,
-    build_terms,
-)
-from synq_fast.quant import Tapped, View
-from synq_fast.recipes.schema import Cam, Distillation, Features
+from synq_fast.finetune.losses import LOSSES, Batch, Cam, Distillation, Features, View
+from synq_fast.finetune.step import Step
+from synq_fast.graph.taps import Tap, Tapped
 from tests.tiny import CLASSES, tiny_images, tiny_labels, tiny_pair, tiny_recipe
 
 ALL = ["kl", "ce", "features", "cam", "perturbed_kl", "perturbed_ce", "perturbed_features"]
@@ -27,7 +20,7 @@ class Passes:
     def __init__(self, **overrides):
         recipe = tiny_recipe(**overrides)
         self.teacher, self.student, points = tiny_pair(recipe)
-        self.step = SynqStep(self.teacher, self.student, points, recipe.finetune)
+        self.step = Step(self.teacher, self.student, points, recipe.finetune)
         self.points = points
         self.seen = {"student": [], "teacher": []}
         for name in self.seen:
@@ -51,15 +44,18 @@ class Passes:
         return {name: len(images) for name, images in self.seen.items()}
 
 
-def test_needs_and_names():
-    terms = build_terms(tiny_recipe().finetune)
-    table = {t.names: (t.needs_features, t.needs_cam, t.perturbed) for t in terms}
+def test_taps_and_names():
+    recipe = tiny_recipe().finetune
+    _, _, structure = tiny_pair(tiny_recipe())
+    assert [type(loss) for loss in recipe.losses] == list(LOSSES.values())
+    table = {loss.names: (loss.taps(structure), loss.perturbed) for loss in recipe.losses}
     assert table == {
-        ("kl", "ce"): (False, False, True),
-        ("features",): (True, False, True),
-        ("cam",): (False, True, False),
+        ("kl", "ce"): ((), True),
+        ("features",): ((Tap("bn2", "energy"),), True),
+        ("cam",): ((Tap("conv2", "map"),), False),
     }
-    assert not FeatureTerm(Features(in_perturbed_pass=False)).perturbed
+    assert not Features(in_perturbed_pass=False).perturbed
+    assert all(loss.per_image for loss in recipe.losses)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +106,13 @@ def test_weights_are_quantized_once_a_step(monkeypatch):
 def _by_hand(passes: Passes, images, labels, through_teacher: bool = False):
     """Every term from its formula, the gradient from autograd over full graphs."""
     recipe = passes.step.recipe
-    features, cam = passes.points.residual_bodies, passes.points.last_spatial_convolution
+    features, cam = passes.points.bodies, passes.points.maps[-1]
     student = Tapped(passes.student, features, cam)
     teacher = Tapped(passes.teacher, features, cam)
     x = images.clone().requires_grad_()
     s, t = student(x), teacher(x if through_teacher else images)
-    d, factor = recipe.distillation, recipe.features.weight
+    d, body, cam_loss = (recipe.loss(kind) for kind in (Distillation, Features, Cam))
+    factor = body.weight
     p = t.logits.detach().softmax(1).gather(1, labels[:, None]).squeeze(1)
     trusted = (1 - p < d.difficulty_threshold) | (not d.soft_labels_only_if_difficult)
     mask = trusted.float()
@@ -144,13 +141,13 @@ def _by_hand(passes: Passes, images, labels, through_teacher: bool = False):
         losses["features"] = feature_loss(s, t)
     slope = torch.autograd.grad(sum(losses.values()), x, retain_graph=True)[0]
     moved = images + recipe.perturbation.epsilon * slope.sign()
-    if recipe.cam.weight:
-        losses["cam"] = recipe.cam.weight * (cam_map(s) - cam_map(t).detach()).square().mean()
+    if cam_loss.weight:
+        losses["cam"] = cam_loss.weight * (cam_map(s) - cam_map(t).detach()).square().mean()
     if w := recipe.perturbation.weight:
         s2, t2 = student(moved), teacher(moved)
         kl, ce = logit_losses(s2, t2)
         losses |= {"perturbed_kl": w * kl, "perturbed_ce": w * ce}
-        if factor and recipe.features.in_perturbed_pass:
+        if factor and body.in_perturbed_pass:
             losses["perturbed_features"] = w * feature_loss(s2, t2)
     gradients = torch.autograd.grad(sum(losses.values()), list(passes.student.parameters()))
     return {k: v.detach() for k, v in losses.items()}, gradients, moved
@@ -248,17 +245,17 @@ def logits_for(p: float) -> torch.Tensor:
 
 
 def test_mask_of_the_clean_pass_is_used_again():
-    term = DistillationTerm(Distillation(label_weight=1.0, difficulty_threshold=0.5))
+    term = Distillation(label_weight=1.0, difficulty_threshold=0.5)
     labels = torch.tensor([0, 0])
     student = View(torch.randn(2, 2))
     clean = torch.cat([logits_for(0.9), logits_for(0.2)])
     swapped = clean.flip(0)
     ce = functional.cross_entropy(student.logits, labels, reduction="none")
-    own = term(student, View(clean), Batch(labels, (8, 8)))["ce"]
+    own = term(student, View(clean), Batch(labels, (8, 8)))[1]
     assert own.item() == pytest.approx(ce[0].item() / 2, rel=1e-5)
     judged = term(student, View(swapped), Batch(labels, (8, 8), judge=clean))
-    assert judged["ce"].item() == pytest.approx(ce[0].item() / 2, rel=1e-5)
-    other = term(student, View(swapped), Batch(labels, (8, 8)))["ce"]
+    assert judged[1].item() == pytest.approx(ce[0].item() / 2, rel=1e-5)
+    other = term(student, View(swapped), Batch(labels, (8, 8)))[1]
     assert other.item() == pytest.approx(ce[1].item() / 2, rel=1e-5)
 
 
@@ -268,46 +265,48 @@ def test_every_label_counts_where_the_switch_is_off(judged):
     teacher = torch.cat([logits_for(1e-30), logits_for(0.6)])
     student, labels = torch.randn(2, 2), torch.tensor([0, 0])
     batch = Batch(labels, (8, 8), teacher if judged else None)
-    ce = DistillationTerm(off)(View(student), View(teacher), batch)["ce"]
+    ce = off(View(student), View(teacher), batch)[1]
     assert ce.item() == pytest.approx(functional.cross_entropy(student, labels).item(), rel=1e-5)
 
 
 def test_feature_term_compares_directions():
     student, teacher = torch.tensor([[5.0, 0.0, 4.0]]), torch.tensor([[0.0, 3.0, 0.0]])
-    term = FeatureTerm(Features(weight=2.0))
+    term = Features(weight=2.0)
     views = [View(torch.zeros(1, 2), (energies,)) for energies in (student, 7 * student, teacher)]
     batch = Batch(torch.zeros(1, dtype=torch.int64), (8, 8))
-    assert term(views[0], views[1], batch)["features"].item() == pytest.approx(0, abs=1e-12)
+    assert term(views[0], views[1], batch)[0].item() == pytest.approx(0, abs=1e-12)
     # Two directions at a right angle are sqrt(2) apart: 2 over 3 channels.
-    assert term(views[0], views[2], batch)["features"].item() == pytest.approx(2 * 2 / 3)
+    assert term(views[0], views[2], batch)[0].item() == pytest.approx(2 * 2 / 3)
 
 
 def test_cam_gradient_needs_only_the_head():
     recipe = tiny_recipe()
     teacher, student, points = tiny_pair(recipe)
-    cam = points.last_spatial_convolution
-    views = [Tapped(net, (), cam)(tiny_images(4)) for net in (student, teacher)]
+    cam = points.maps[-1]
+    seen = [Tapped(net, (), cam)(tiny_images(4)) for net in (student, teacher)]
+    views = [View(each.logits, (each.cam_activation,)) for each in seen]
     reached = []
     before_tap = student.conv1.weight
     before_tap.register_hook(lambda g: reached.append(g))
-    loss = CamTerm(Cam(weight=1.0))(*views, Batch(tiny_labels(4), (8, 8)))["cam"]
+    loss = Cam(weight=1.0)(*views, Batch(tiny_labels(4), (8, 8)))[0]
     assert not reached
     loss.backward()
     assert len(reached) == 1
-    assert views[1].cam_activation.grad is None
+    assert views[1].values[0].grad is None
 
 
 def test_cam_target_is_a_choice():
     recipe = tiny_recipe()
     teacher, student, points = tiny_pair(recipe)
-    cam = points.last_spatial_convolution
-    views = [Tapped(net, (), cam)(tiny_images(4)) for net in (student, teacher)]
+    cam = points.maps[-1]
+    seen = [Tapped(net, (), cam)(tiny_images(4)) for net in (student, teacher)]
+    views = [View(each.logits, (each.cam_activation,)) for each in seen]
     agree = views[0].logits.argmax(1)
     assert torch.equal(agree, views[1].logits.argmax(1))
 
     def loss(target: str, labels: torch.Tensor) -> float:
-        term = CamTerm(Cam(weight=1.0, target=target))
-        return term(*views, Batch(labels, (8, 8)))["cam"].item()
+        term = Cam(weight=1.0, target=target)
+        return term(*views, Batch(labels, (8, 8)))[0].item()
 
     other = (agree + 1) % CLASSES
     assert loss("label", agree) == loss("argmax", agree) == loss("argmax", other)
@@ -317,10 +316,10 @@ def test_cam_target_is_a_choice():
 def test_model_without_a_map_is_refused_by_the_setting():
     recipe = tiny_recipe()
     teacher, student, points = tiny_pair(recipe)
-    points = dataclasses.replace(points, last_spatial_convolution=None)
+    points = dataclasses.replace(points, maps=())
     with pytest.raises(ModelError, match=r"finetune\.cam\.weight = 0"):
-        SynqStep(teacher, student, points, recipe.finetune)
-    SynqStep(teacher, student, points, tiny_recipe(finetune__cam__weight=0).finetune)
+        Step(teacher, student, points, recipe.finetune)
+    Step(teacher, student, points, tiny_recipe(finetune__cam__weight=0).finetune)
 
 
 def test_weights_scale_their_terms():

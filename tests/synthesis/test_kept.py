@@ -5,14 +5,12 @@ import pytest
 import torch
 
 from synq_fast.errors import NonFiniteLossError, OutOfMemoryError, StorageError, SynqFastWarning
-from synq_fast.quant import find_tap_points, trace
-from synq_fast.recipes.schema import Centers, Synthesis
 from synq_fast.synthesis import pixels
-from synq_fast.synthesis.losses import BatchNormTeacher
-from synq_fast.synthesis.pixel_checkpoint import PixelCheckpoints
+from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.settings import Centers, Synthesis
 from tests.faults.disk import full_disk
-from tests.tiny import CLASSES, SHAPE, tiny_images, tiny_net
+from tests.tiny import tiny_synthesizer
 
 # A patience of 0 lets the rate fall within these steps.
 RECIPE = Synthesis(
@@ -26,16 +24,7 @@ RECIPE = Synthesis(
 
 
 def synthesizer(folder=None, recipe=RECIPE, seconds=0.0) -> PixelSynthesizer:
-    graph = trace(tiny_net().requires_grad_(False), tiny_images(2))
-    return PixelSynthesizer(
-        BatchNormTeacher(graph, find_tap_points(graph, tiny_images(2))),
-        recipe,
-        input_shape=SHAPE,
-        classes=CLASSES,
-        seed=0,
-        device=torch.device("cpu"),
-        checkpoints=PixelCheckpoints(folder, seconds) if folder else None,
-    )
+    return tiny_synthesizer(recipe, kept=Kept(folder, seconds) if folder else None)
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int, error: type[BaseException]) -> list[float]:
@@ -66,7 +55,7 @@ def test_batch_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
     with monkeypatch.context() as patch:
         second = stop_at(patch, 99, KeyboardInterrupt)
         maker, seen = synthesizer(tmp_path), []
-        images, again = maker.batch(0, 6, lambda step, values: seen.append(step))
+        images, again = maker.batch(0, 6, lambda record: seen.append(record["step"]))
     assert first + second == rates
     assert torch.equal(images, expected) and torch.equal(labels, again)
     assert seen[0] == stop and seen[-1] == 12
@@ -89,7 +78,7 @@ def test_damaged_checkpoint_costs_steps_and_is_said(tmp_path, monkeypatch, both)
     for name in ["", ".previous"][: 2 if both else 1]:
         path = tmp_path / f"shard-00000.partial{name}.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
-    message = "making this batch again" if both else "going on from the one before"
+    message = "synthesis begins again" if both else "going on from the one before"
     with monkeypatch.context() as patch:
         rates = stop_at(patch, 99, KeyboardInterrupt)
         with pytest.warns(SynqFastWarning, match=message):
@@ -138,7 +127,7 @@ def test_damaged_centres_are_made_again_and_it_is_said(tmp_path):
 def test_centre_progress_counts_what_is_kept(tmp_path):
     centers(synthesizer(tmp_path))
     seen = []
-    synthesizer(tmp_path).make_centers(lambda step, values: seen.append(step))
+    synthesizer(tmp_path).make_centers(lambda record: seen.append(record["step"]))
     assert seen == [5]
 
 
@@ -166,10 +155,10 @@ def test_images_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
                 optimizer.param_groups[0]["params"][0][0] = torch.nan
 
     monkeypatch.setattr(torch.optim.Adam, "step", broken)
-    with pytest.raises(NonFiniteLossError, match="step 4"):
+    with pytest.raises(NonFiniteLossError, match="images are not finite after step 4"):
         synthesizer(tmp_path).batch(0, 6)
-    found = PixelCheckpoints(tmp_path, 0.0).of("shard-00000").file.read()
-    assert found[1]["done"] == "3" and found[0]["images"].isfinite().all()
+    found = Kept(tmp_path, 0.0).checkpoint("shard-00000").read()
+    assert found[1]["step"] == "3" and found[0]["images.images"].isfinite().all()
 
 
 def test_memory_that_runs_out_names_the_setting(monkeypatch):

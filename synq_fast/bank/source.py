@@ -1,0 +1,43 @@
+"""Where batches come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from synq_fast.bank.batches import Batches, BatchSource, Filter
+from synq_fast.bank.images import Bank
+
+WHOLE = slice(None)
+
+
+class ImageSource(Protocol):
+    """Gives batches of any size, to whoever asks after whom."""
+
+    def batches(
+        self, size: int, crop_scale: tuple[float, float] = (1.0, 1.0), part: slice = WHOLE
+    ) -> Batches:
+        """Batches that begin anew.
+
+        Args:
+            size: images in each, of all ranks together.
+            crop_scale: share of the area that random crops keep; where images are made anew for
+                every batch, nothing is cropped.
+            part: which images of each batch.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BankSource:
+    """The images of a bank, again and again in new orders."""
+
+    bank: Bank
+    filter: Filter
+    seed: int
+
+    def batches(
+        self, size: int, crop_scale: tuple[float, float] = (1.0, 1.0), part: slice = WHOLE
+    ) -> Batches:
+        """Crops of the bank's images, filtered."""
+        return BatchSource(self.bank, size, crop_scale, self.filter, self.seed, part)

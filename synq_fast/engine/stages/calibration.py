@@ -1,0 +1,32 @@
+"""Activation ranges from images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from synq_fast.engine.stages.stage import Made
+from synq_fast.finetune.calibration import calibrate
+
+if TYPE_CHECKING:
+    from synq_fast.engine.run import Run
+
+
+def calibration(run: Run, made: Made) -> Made:
+    """Find the ranges, and measure the model as it is then."""
+    recipe = run.recipe.quantization
+    batches = made.source.batches(recipe.calibration_batch_size)
+    with run.phase("calibration", recipe.calibration_batches) as phase:
+        calibrate(
+            made.student,
+            batches,
+            recipe.calibration_batches,
+            report=phase.show,
+            checkpoint=run.checkpoint("calibration"),
+            fingerprint=run.fingerprint(run.recipe, run.bits),
+            precision=run.recipe.finetune.precision,
+            ranks=run.ranks,
+        )
+    if "post-training" not in run.metrics:
+        run.measure("post-training", made.student)
+        run.write_metrics()
+    return made

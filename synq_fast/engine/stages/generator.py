@@ -1,0 +1,83 @@
+"""A generator that learns to draw images, and goes on learning while they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from synq_fast.bank.batches import Batches, Filter
+from synq_fast.bank.source import WHOLE
+from synq_fast.engine.stages.stage import Made
+from synq_fast.runtime.seeding import generator_for
+from synq_fast.synthesis.generator import ConditionalGenerator, Generated, OnlineBatches
+from synq_fast.synthesis.losses import focal_class_loss
+from synq_fast.synthesis.optimization import ImageOptimization, Schedule, image_loop
+
+if TYPE_CHECKING:
+    from synq_fast.engine.run import Run
+
+
+def generator(run: Run, made: Made) -> Made:
+    """Train the generator alone, before its images are used."""
+    recipe, classes = run.recipe.generator, run.teacher.num_classes
+    with torch.random.fork_rng(devices=[]):
+        seed = generator_for(run.seed, "generator network").initial_seed()
+        torch.default_generator.manual_seed(seed)
+        network = ConditionalGenerator(recipe.latent, classes, run.teacher.input_shape)
+    generated = Generated(
+        network,
+        latent=recipe.latent,
+        classes=classes,
+        batch_size=recipe.batch_size,
+        seed=run.seed,
+        device=run.device,
+    )
+
+    def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits, inputs = run.image_teacher(images)
+        return {
+            "statistics": recipe.statistics_weight * run.image_teacher.statistics_loss(inputs),
+            "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
+        }
+
+    optimization = ImageOptimization(
+        generated,
+        terms,
+        # GDFQ's Adam; a loss of new images at every step says nothing of progress.
+        Schedule(recipe.steps, recipe.learning_rate, recipe.learning_rate, 0, betas=(0.5, 0.999)),
+        generator_for(run.seed, "generator crops"),
+        run.device,
+    )
+    loop = image_loop(
+        optimization,
+        record=recipe.cuda_graph,
+        checkpoint=run.checkpoint("generator"),
+        fingerprint=run.fingerprint(run.recipe),
+        keeps_end=True,
+    )
+    with run.phase("generator", recipe.steps) as phase:
+        if loop.resume(run.ranks):
+            phase.show({"step": loop.done})
+        loop.run(phase.show)
+    return replace(made, images=_Online(optimization, generated, run.recipe.filter))
+
+
+@dataclass
+class _Online:
+    """The generator's images, each used once."""
+
+    optimization: ImageOptimization
+    generated: Generated
+    filter: Filter
+    asked: int = 0
+
+    def batches(
+        self, size: int, crop_scale: tuple[float, float] = (1.0, 1.0), part: slice = WHOLE
+    ) -> Batches:
+        # Numbers far apart, so that no batch is drawn twice.
+        self.asked += 1
+        first = self.asked << 40
+        return OnlineBatches(self.optimization, self.generated, size, self.filter, first, part)

@@ -1,0 +1,48 @@
+"""Losses on what the networks compute inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from synq_fast.fields import factor, flag
+from synq_fast.finetune.losses.loss import Batch, View
+from synq_fast.graph.structure import Structure
+from synq_fast.graph.taps import Tap
+
+
+@dataclass(frozen=True)
+class Features:
+    """Channel energies of the residual bodies, student against teacher (HAST)."""
+
+    names: ClassVar[tuple[str, ...]] = ("features",)
+    per_image: ClassVar[bool] = True
+
+    weight: float = factor(1000.0, "factor on the sum over the bodies")
+    in_perturbed_pass: bool = flag(True, "the published code leaves the loss out there on CIFAR")
+
+    @property
+    def active(self) -> bool:
+        """Whether it has a weight."""
+        return bool(self.weight)
+
+    @property
+    def perturbed(self) -> bool:
+        """As the recipe says."""
+        return self.in_perturbed_pass
+
+    def taps(self, structure: Structure) -> tuple[Tap, ...]:
+        """The energies of every residual body."""
+        return tuple(Tap(node, "energy") for node in structure.bodies)
+
+    def __call__(self, student: View, teacher: View, batch: Batch) -> tuple[Tensor, ...]:
+        """Sum over bodies of the mean squared distance between normalised energies (B, C)."""
+        losses = [
+            functional.mse_loss(functional.normalize(q), functional.normalize(t))
+            for q, t in zip(student.values, teacher.values, strict=True)
+        ]
+        return (self.weight * torch.stack(losses).sum(),)

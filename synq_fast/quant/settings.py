@@ -1,0 +1,53 @@
+"""What recipes say of quantizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synq_fast.fields import batch, choice, count, flag, items, number
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Quantizers, their places, their widths and their ranges."""
+
+    placement: str = choice(
+        "auto",
+        "where activations are quantized: after every ReLU (SynQ's), or all that layers read; auto "
+        "takes the first for networks whose only activation function is ReLU",
+        "auto",
+        "after_relu",
+        "all_inputs",
+    )
+    range: str = choice(
+        "mse", "how an activation range follows from the batches", "ema", "minmax", "mse"
+    )
+    shrink: float = number(1.0, "factor on both ends of every observed activation range", 1e-3, 1)
+    learn_ranges: bool = flag(False, "train the activation ranges, starting from the observed ones")
+    ste: str = choice(
+        "identity",
+        "gradient outside an activation range: passed, or zeroed",
+        "identity",
+        "clip",
+    )
+    weight_range: str = choice(
+        "minmax",
+        "range of each output channel: its extremes, or the one with the least error",
+        "minmax",
+        "mse",
+    )
+    end_bits: int = number(
+        0,
+        "width of the first and of the last layer and its input; 0: that of the others",
+        0,
+        8,
+        "bits",
+    )
+    layer_bits: tuple[str, ...] = items(
+        (), 'widths of single layers and their inputs, such as "fc=w8a8"'
+    )
+    calibration_batches: int = count(8, "what activation ranges are found on", unit="batches")
+    calibration_batch_size: int = batch(64, "in each of them")
+    leaf_modules: tuple[str, ...] = items(
+        (), "qualified names or classes of submodules that stay whole and in floating point"
+    )

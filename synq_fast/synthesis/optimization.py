@@ -1,0 +1,167 @@
+"""Optimizing images, iteration by iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synq_fast.bank.crops import crop, random_crops
+from synq_fast.optimize.loop import Advice, Loop, Plain
+from synq_fast.optimize.named import named, part_of
+from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.optimize.plateau import Plateau
+from synq_fast.runtime.memory import send
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.storage.checkpoint_file import CheckpointFile
+from synq_fast.synthesis.parametrization import Parametrization
+
+LOOK_EVERY = 10
+Terms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+"""Named scalar losses of images (B, C, H, W) and labels (B,)."""
+_ADVICE = Advice(
+    "synthesis",
+    memory="free memory or lower synthesis.batch_size",
+    finite="Lower synthesis.learning_rate, or check the teacher for NaN weights",
+    trained="images",
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, and with which rates: the rate falls to a tenth when the loss stops improving."""
+
+    steps: int
+    learning_rate: float
+    min_learning_rate: float
+    patience: int
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Share of the iterations that see every image cropped and mirrored, and the crops' areas."""
+
+    probability: float
+    scale: tuple[float, float]
+
+
+class ImageOptimization(Plain):
+    """Minimizes a sum of terms of images with Adam; an iteration of a ``Loop``.
+
+    Nothing waits for the device: the schedule lives on it, and what chance decides is drawn on
+    the host.
+    """
+
+    def __init__(
+        self,
+        parametrization: Parametrization,
+        terms: Terms,
+        schedule: Schedule,
+        generator: torch.Generator,
+        device: torch.device,
+        *,
+        augmentation: Augmentation | None = None,
+        precision: str = "float32",
+    ) -> None:
+        """Prepare.
+
+        Args:
+            parametrization: gives the images.
+            terms: of the (augmented) images.
+            schedule: rates.
+            generator: CPU generator of the augmentation.
+            device: where the images are.
+            augmentation: what the terms see instead of the images; by default nothing else.
+            precision: of products and convolutions on a GPU, "float32" or "tf32".
+        """
+        self.parametrization, self.terms, self.schedule = parametrization, terms, schedule
+        self.generator, self.augmentation, self.device = generator, augmentation, device
+        self.precision = precision
+        rate = torch.tensor(schedule.learning_rate, dtype=torch.float32, device=device)
+        self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
+        self.optimizer = torch.optim.Adam(
+            parametrization.parameter_groups(),
+            rate,
+            betas=schedule.betas,
+            fused=True,
+            capturable=True,
+        )
+        self.names: tuple[str, ...] = ()
+        self.seen: Tensor | None = None
+        """The images (B, C, H, W) of the last call, before its update and its crops."""
+
+    def prepare(self, step: int) -> tuple[Tensor, ...]:
+        """What the parametrization draws, and the crops of an augmented step (B, 2, 3)."""
+        drawn = self.parametrization.draw(step)
+        chance, generator = self.augmentation, self.generator
+        # Without an augmentation the generator is left to the caller.
+        if chance is None:
+            return drawn
+        lot = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
+        if lot >= chance.probability:
+            return drawn
+        count = len(self.parametrization.images(*drawn)[0])
+        return *drawn, send(random_crops(count, chance.scale, generator), self.device)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """One update; returns the terms before it."""
+        self.optimizer.zero_grad()
+        drawn, crops = inputs[: self.parametrization.drawn], inputs[self.parametrization.drawn :]
+        with tensor_float32(self.precision == "tf32"):
+            images, labels = self.parametrization.images(*drawn)
+            self.seen = images.detach()
+            losses = self.terms(crop(images, *crops) if crops else images, labels)
+            values = torch.stack(list(losses.values()))
+            total = values.sum()
+            total.backward(inputs=list(self.trained()))
+        self.names = tuple(losses)
+        self.optimizer.step()
+        self.plateau.step(total.detach())
+        return values.detach()
+
+    def trained(self) -> Sequence[Tensor]:
+        """The parameters of the images."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides the next iterations."""
+        return {
+            **named("images", self.parametrization.state()),
+            "generator": self.generator.get_state(),
+            **optimizer_tensors(self.optimizer),
+            **self.plateau.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back a state."""
+        self.parametrization.restore(part_of(tensors, "images"))
+        self.generator.set_state(tensors["generator"])
+        restore_optimizer(self.optimizer, tensors)
+        self.plateau.load_state_dict(tensors)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plateau.rate
+
+
+def image_loop(
+    optimization: ImageOptimization,
+    *,
+    record: bool = True,
+    checkpoint: CheckpointFile | None = None,
+    fingerprint: str = "",
+    keeps_end: bool = False,
+) -> Loop:
+    """The optimization up to its schedule's last step; its result is kept elsewhere."""
+    return Loop(
+        optimization,
+        optimization.schedule.steps,
+        _ADVICE,
+        optimization.device,
+        every=LOOK_EVERY,
+        record=record,
+        checkpoint=checkpoint,
+        fingerprint=fingerprint,
+        keeps_end=keeps_end,
+    )

@@ -1,0 +1,68 @@
+"""What is optimized so that images appear: the pixels themselves, or what draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Parametrization(Protocol):
+    """Images as a function of parameters, and of what is drawn anew at every step."""
+
+    drawn: ClassVar[int]
+    """How many tensors ``draw`` gives."""
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """What an optimizer takes."""
+        ...
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """What chance decides about a step, on the device."""
+        ...
+
+    def images(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W), differentiable in the parameters, and their labels (B,) int64."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The parameters, and everything else that later images depend on."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back a state."""
+        ...
+
+
+class Pixels:
+    """Every pixel is a parameter; the labels stay."""
+
+    drawn: ClassVar[int] = 0
+
+    def __init__(self, start: Tensor, labels: Tensor) -> None:
+        """Begin at images (B, C, H, W), normalised space, which are not changed."""
+        self.pixels = start.clone(memory_format=torch.channels_last).requires_grad_()
+        self.labels = labels
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """The pixels."""
+        return [{"params": [self.pixels]}]
+
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def images(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels and the labels."""
+        return self.pixels, self.labels
+
+    def state(self) -> dict[str, Tensor]:
+        """The pixels."""
+        return {"images": self.pixels.detach()}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back the pixels."""
+        self.pixels.copy_(tensors["images"])
