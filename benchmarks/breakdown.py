@@ -18,7 +18,7 @@ from typing import Any
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.optimize.loop import Loop
 from synq_fast.synthesis.pixels import PixelSynthesizer
 
 from . import harness
@@ -113,18 +113,21 @@ class _Scoped:
 
 
 @contextmanager
-def step_scopes(trainer: Trainer) -> Iterator[None]:
-    """Inside the block the trainer's profile tells networks, terms and data from each other."""
-    step: Any = trainer.step
-    kept = (trainer.batches, step.teacher, step.student, step.terms)
-    loose: Any = trainer
-    loose.batches = _Scoped(trainer.batches, DATA, "inputs", "transformed")
+def step_scopes(loop: Loop) -> Iterator[None]:
+    """Inside the block the profile of training tells networks, losses and data from each other."""
+    training: Any = loop.iteration
+    step: Any = training.step
+    kept = (training.batches, step.teacher, step.student, step.losses_of)
+    training.batches = _Scoped(training.batches, DATA, "inputs", "made")
     step.teacher, step.student = _Scoped(step.teacher, TEACHER), _Scoped(step.student, STUDENT)
-    step.terms = [_Scoped(term, CAM if term.needs_cam else LOSSES) for term in step.terms]
+    step.losses_of = {
+        _Scoped(loss, CAM if any(tap.kind == "map" for tap in taps) else LOSSES): taps
+        for loss, taps in step.losses_of.items()
+    }
     try:
         yield
     finally:
-        loose.batches, step.teacher, step.student, step.terms = kept
+        training.batches, step.teacher, step.student, step.losses_of = kept
 
 
 @contextmanager

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import ImageBank
 from synq_fast.engine.saved_model import build_student
+from synq_fast.finetune.losses import Cam, Distillation, Features
+from synq_fast.finetune.settings import Finetune, Perturbation
 from synq_fast.finetune.step import Step
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune.training import Training, training_loop
+from synq_fast.optimize.loop import Loop
 from synq_fast.quant import (
     BitWidths,
     Structure,
@@ -23,19 +26,11 @@ from synq_fast.quant import (
     observing,
     trace,
 )
-from synq_fast.recipes.schema import (
-    Cam,
-    Distillation,
-    Features,
-    Filter,
-    Finetune,
-    Perturbation,
-    Quantization,
-    Synthesis,
-)
+from synq_fast.quant.settings import Quantization
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.synthesis.losses import BatchNormTeacher
 from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.settings import Synthesis
 
 from .baselines.published_config import LossConstants
 from .cases import ACTIVATION_BITS, WEIGHT_BITS, Workload
@@ -50,15 +45,23 @@ class Parts:
     difficulty_mask: bool = True
 
 
-def finetune_recipe(losses: LossConstants, *, through_teacher: bool, **changes: Any) -> Finetune:
+def finetune_recipe(
+    losses: LossConstants,
+    *,
+    through_teacher: bool,
+    masked: bool = True,
+    perturbed_features: bool = False,
+    cam: bool = True,
+    **changes: Any,
+) -> Finetune:
     """The published constants as a recipe section."""
+    distillation = Distillation(
+        losses.alpha, losses.temperature, losses.ce_weight, masked, losses.difficulty_threshold
+    )
+    features = Features(losses.alignment_weight, in_perturbed_pass=perturbed_features)
     recipe = Finetune(
-        distillation=Distillation(
-            losses.alpha, losses.temperature, losses.ce_weight, True, losses.difficulty_threshold
-        ),
-        features=Features(losses.alignment_weight, in_perturbed_pass=False),
         perturbation=Perturbation(losses.perturbed_weight, losses.epsilon, through_teacher),
-        cam=Cam(losses.cam_weight),
+        losses=(distillation, features, Cam(losses.cam_weight if cam else 0.0)),
     )
     return replace(recipe, **changes)
 
@@ -82,8 +85,8 @@ def _traced(work: Workload) -> tuple[fx.GraphModule, Structure]:
 
 def engine_trainer(
     work: Workload, parts: Parts = Parts(), *, record: bool = True, precision: str = "float32"
-) -> Trainer:
-    """A trainer whose ``advance`` is one step as the engine does it, its data included.
+) -> Loop:
+    """A loop whose ``advance`` is one step as the engine does it, its data included.
 
     Ranges are the extremes of the batch, as the published student's are. On a GPU the step is
     replayed from a recording, unless ``record`` forbids it.
@@ -96,7 +99,6 @@ def engine_trainer(
     ).eval()
     with torch.no_grad(), observing(student), held_weights(student):
         student(images)
-    distillation = finetune_recipe(losses, through_teacher=False).distillation
     recipe = finetune_recipe(
         losses,
         through_teacher=False,
@@ -106,13 +108,14 @@ def engine_trainer(
         steps=10**9,
         cuda_graph=record,
         precision=precision,
-        distillation=replace(distillation, soft_labels_only_if_difficult=parts.difficulty_mask),
-        features=Features(losses.alignment_weight, in_perturbed_pass=work.large),
-        cam=Cam(losses.cam_weight if parts.cam else 0.0),
+        masked=parts.difficulty_mask,
+        perturbed_features=work.large,
+        cam=parts.cam,
     )
     kept = Filter(cutoff=losses.cutoff or 0.0) if parts.low_pass else Filter("none")
     batches = BatchSource(ImageBank(images, work.labels), len(images), (0.5, 1.0), kept, 0)
-    return Trainer(Step(graph, student, points, recipe), student, batches, recipe)
+    step = Step(graph, student, points, recipe)
+    return training_loop(Training(step, student, batches, recipe))
 
 
 class EngineSynthesis:

@@ -22,7 +22,7 @@ from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
 from synq_fast.engine.saved_model import build_student
 from synq_fast.finetune.step import Step
-from synq_fast.finetune.trainer import Trainer
+from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import load_teacher
 from synq_fast.quant import BitWidths, find_structure, observing, trace
 from synq_fast.recipes import load_recipe
@@ -84,7 +84,8 @@ def measure(model: str) -> dict[str, Any]:
     with torch.no_grad(), observing(student):
         student(bank.images[:PART])
     batches = BatchSource(bank, PART, stepping.crop_scale, full.filter, 0)
-    trainer = Trainer(Step(graph, student, points, stepping), student, batches, stepping)
+    own = Step(graph, student, points, stepping)
+    trainer = training_loop(Training(own, student, batches, stepping))
     for _ in range(WARM_UP):
         trainer.advance()
     step = seconds(lambda: [trainer.advance() for _ in range(STEPS)]) / STEPS

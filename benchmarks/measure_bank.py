@@ -27,10 +27,9 @@ from typing import Any
 import torch
 
 from synq_fast.bank.assembly import BankAssembly
-from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import Bank, BankFolder, ImageBank
 from synq_fast.bank.streamed import StreamedBank
-from synq_fast.bank.batches import Filter
 
 _SHARD = 256
 _ROWS: tuple[dict[str, Any], ...] = tuple(

@@ -21,12 +21,13 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, fx
 from torch.nn import functional
 
-from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
+from synq_fast.bank.source import BankSource
 from synq_fast.data import data_root
 from synq_fast.engine.saved_model import build_student
+from synq_fast.finetune.calibration import calibrate
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import BitWidths, held_weights, observing, trace
+from synq_fast.quant import BitWidths, held_weights, trace
 from synq_fast.recipes import Recipe, load_recipe
 
 from .accuracy import NETWORKS
@@ -57,17 +58,14 @@ def photograph_crops(teacher: Teacher, count: int = 768, seed: int = 0) -> Tenso
     return teacher.normalize(images)
 
 
-@torch.no_grad()
 def calibrated(
     graph: fx.GraphModule, bits: BitWidths, recipe: Recipe, bank: ImageBank
 ) -> fx.GraphModule:
     """A student with the ranges that the recipe finds on the bank."""
     quantization = recipe.quantization
     student = build_student(graph, bits, quantization).eval()
-    batches = BatchSource(bank, quantization.calibration_batch_size, (1.0, 1.0), recipe.filter, 0)
-    with observing(student), held_weights(student):
-        for step in range(quantization.calibration_batches):
-            student(batches(step)[0])
+    batches = BankSource(bank, recipe.filter, 0).batches(quantization.calibration_batch_size)
+    calibrate(student, batches, quantization.calibration_batches)
     return student
 
 

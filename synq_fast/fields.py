@@ -66,11 +66,12 @@ def section(kind: type[Any], meaning: str) -> Any:
     return field(default_factory=kind, metadata={"meaning": meaning})
 
 
-def parts(registry: Mapping[str, type[Any]], meaning: str) -> Any:
+def parts(registry: Mapping[str, type[Any]], meaning: str, default: tuple[Any, ...] = ()) -> Any:
     """The parts that a recipe names: a section for each, beside the other fields, in this order.
 
     Args:
         registry: every part that there is, by the name of its section.
         meaning: what they are.
+        default: those of a recipe that names none.
     """
-    return field(default=(), metadata={"meaning": meaning, "parts": registry})
+    return field(default=default, metadata={"meaning": meaning, "parts": registry})

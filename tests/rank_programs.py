@@ -77,6 +77,15 @@ def own_file_systems(folder: Path, rank: int, world: int) -> list[torch.Tensor]:
     return [bank.images, bank.labels]
 
 
+def online(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    """A generator on every rank, each trained on all images; the model on a part of them."""
+    few = {"generator.steps": 2, "generator.latent": 5, "finetune.learning_rate": 1e-3}
+    return {
+        str(steps): _state(run(recipe="gdfq-digits", overrides={**few, "finetune.steps": steps}))
+        for steps in (0, 3)
+    }
+
+
 def ranges(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     return {
         policy: _state(run(overrides={"quantization.range": policy, "finetune.steps": 0}))
@@ -162,7 +171,15 @@ def _not_finite(*_: object) -> Any:
 def in_every_world(rank: int, folder: Path) -> None:
     """Works alone, then in a group of two, then of three; saves what each piece returns."""
     torch.set_num_threads(1)
-    parts = (whole_run, without_folder, own_file_systems, ranges, gradients, clipped_step)
+    parts = (
+        whole_run,
+        without_folder,
+        own_file_systems,
+        ranges,
+        online,
+        gradients,
+        clipped_step,
+    )
     for world in WORLDS[rank:]:
         store = f"file://{folder}/store-{world}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)

@@ -25,7 +25,7 @@ from synq_fast.quant import (
     trace,
 )
 from synq_fast.quant.settings import Quantization
-from synq_fast.recipes import Recipe, load_recipe
+from synq_fast.recipes import Recipe, read_section
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.storage.files import read_tensors, write_tensors
 from synq_fast.storage.paths import user_path
@@ -126,20 +126,18 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
             f"float checkpoint? evaluate that with --weights)"
         )
     saved = json.loads(text)
-    recipe = load_recipe(
-        Recipe(saved["name"]), {f"quantization.{k}": v for k, v in saved["quantization"].items()}
-    )
+    recipe = read_section(Quantization, saved["quantization"], "quantization", path.name)
     base = _architecture(path, saved, model)
     # As in the engine: convolutions round differently in another memory format.
     channels_last(base.module)
     try:
-        leaves = leaf_names(base.module, recipe.quantization.leaf_modules)
+        leaves = leaf_names(base.module, recipe.leaf_modules)
     except RecipeError as error:
         raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
     student = build_student(
         trace(base.module, base.example(), leaves),
         BitWidths.parse(saved["bits"]),
-        recipe.quantization,
+        recipe,
         leaves,
     )
     _check_structure(path, saved, student)

@@ -18,7 +18,7 @@ from synq_fast.fields import (
     rate,
     section,
 )
-from synq_fast.finetune.losses import LOSSES, Loss
+from synq_fast.finetune.losses import LOSSES, Cam, Distillation, Features, Loss
 
 AnyLoss = TypeVar("AnyLoss", bound=Loss)
 
@@ -83,7 +83,11 @@ class Finetune:
         "seconds",
     )
     perturbation: Perturbation = section(Perturbation, "a second pass on moved images")
-    losses: tuple[Loss, ...] = parts(LOSSES, "what is minimized")
+    losses: tuple[Loss, ...] = parts(
+        LOSSES,
+        "what is minimized; a recipe that names none takes SynQ's",
+        (Distillation(), Features(), Cam()),
+    )
 
     def loss(self, kind: type[AnyLoss]) -> AnyLoss | None:
         """The loss of a kind, or None where the recipe does without."""

@@ -52,7 +52,7 @@ class WeightQuantized(Held):
         ends = [torch.stack(each) for each in zip(*found, strict=True)]
         self.clip = None
         shares = (found / whole for found, whole in zip(ends, self.ranges(), strict=True))
-        self.register_buffer("clip", torch.stack(list(shares)).nan_to_num(1.0, 1.0, 1.0))  # type: ignore[attr-defined]
+        self.clip = torch.stack(list(shares)).nan_to_num(1.0, 1.0, 1.0)
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with."""
@@ -107,7 +107,8 @@ def quantize_layers(bits: Mapping[nn.Module, int], range: str = "minmax") -> int
         if quantized is not None:
             layer.__class__ = quantized
             assert isinstance(layer, WeightQuantized)
-            layer.weight_bits, layer.clip = width, None
+            layer.weight_bits = width
+            layer.register_buffer("clip", None)
             if range == "mse":
                 layer.clip_ranges()
             count += 1

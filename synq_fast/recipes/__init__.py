@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from synq_fast.errors import RecipeError, SynqFastWarning
 from synq_fast.recipes.consistency import check_consistency
@@ -30,7 +30,17 @@ else:
     # Where the standard library has tomllib, tomli is not installed and mypy cannot see it.
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["Recipe", "default_recipe", "dump_recipe", "list_recipes", "load_recipe", "parse_value"]
+__all__ = [
+    "Recipe",
+    "default_recipe",
+    "dump_recipe",
+    "list_recipes",
+    "load_recipe",
+    "parse_value",
+    "read_section",
+]
+
+Section = TypeVar("Section")
 
 _FOLDER = Path(__file__).parent
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -61,6 +71,7 @@ def load_recipe(
         source = name_or_path.name
     else:
         values, source = _read(name_or_path)
+    _name_default_parts(Recipe, values)
     for key, value in _flat(overrides or {}):
         *sections, last = key.split(".")
         table = values
@@ -74,6 +85,22 @@ def load_recipe(
     for sentence in without_effect(recipe, overrides or {}):
         warnings.warn(sentence, SynqFastWarning, stacklevel=2)
     return recipe
+
+
+def read_section(kind: type[Section], values: Mapping[str, Any], name: str, source: str) -> Section:
+    """One section of a recipe alone.
+
+    Args:
+        kind: its class.
+        values: by key.
+        name: of the section.
+        source: where the values are from, for errors.
+
+    Raises:
+        RecipeError: as ``load_recipe``.
+    """
+    section: Section = _build(kind, values, f"{name}.", source)
+    return section
 
 
 def dump_recipe(recipe: Recipe, *, explained: bool = False) -> str:
@@ -155,8 +182,26 @@ def _build(kind: type[Any], values: Mapping[str, Any], prefix: str, source: str)
         else:
             raise RecipeError(f"{where} is a section, got {value!r}")
     for name, registry in registries.items():
-        built[name] = tuple(built.pop(part) for part in registry if part in built)
+        named = tuple(built.pop(part) for part in registry if part in built)
+        if named:
+            built[name] = named
     return kind(**built)
+
+
+def _name_default_parts(kind: type[Any], values: dict[str, Any]) -> None:
+    """Write down the parts of every section that names none, so that overrides change them."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            table = values.setdefault(field.name, {})
+            if isinstance(table, dict):
+                _name_default_parts(hints[field.name], table)
+        elif _holds_parts(field):
+            registry = field.metadata["parts"]
+            if not any(name in values for name in registry):
+                names = {part: name for name, part in registry.items()}
+                default: Any = field.default
+                values |= {names[type(each)]: as_table(each) for each in default}
 
 
 def _holds_parts(field: dataclasses.Field[Any]) -> bool:

@@ -145,14 +145,19 @@ def test_a_backward_inside_a_scope_is_the_scopes():
 def test_a_step_has_every_part_and_nothing_else():
     trainer = engine_trainer(tiny_workload())
     trainer.advance()
-    before = (trainer.batches, trainer.step.teacher, trainer.step.student, trainer.step.terms)
+    training = trainer.iteration
+
+    def scoped():
+        step = training.step
+        return training.batches, step.teacher, step.student, step.losses_of
+
+    before = scoped()
     with breakdown.step_scopes(trainer):
         found = shares(trainer.advance)
     assert sum(found.values()) == pytest.approx(1, abs=1e-6)
     assert set(found) == set(PARTS)
     assert all(share > 0 for share in found.values()), found
-    after = (trainer.batches, trainer.step.teacher, trainer.step.student, trainer.step.terms)
-    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert all(one is other for one, other in zip(before, scoped(), strict=True))
 
 
 @pytest.mark.parametrize("where", ["batches", "teacher", "student", "optimizer"])
@@ -161,9 +166,9 @@ def test_work_that_is_added_to_a_step_appears_where_it_was_added(where, slow):
     slow(r"aten::sinh$")
     trainer = engine_trainer(tiny_workload())
     owner, name = {
-        "batches": (trainer.batches, "transformed"),
-        "optimizer": (trainer, "optimizer"),
-    }.get(where, (trainer.step, where))
+        "batches": (trainer.iteration.batches, "made"),
+        "optimizer": (trainer.iteration, "optimizer"),
+    }.get(where, (trainer.iteration.step, where))
     inner = getattr(owner, name)
 
     def slowed(*arguments):
@@ -172,7 +177,7 @@ def test_work_that_is_added_to_a_step_appears_where_it_was_added(where, slow):
         return inner(*arguments)
 
     if where == "optimizer":
-        trainer.optimizer.register_step_pre_hook(lambda *_: (torch.sinh(MATRIX), None)[1])
+        trainer.iteration.optimizer.register_step_pre_hook(lambda *_: (torch.sinh(MATRIX), None)[1])
     else:
         setattr(owner, name, slowed)
     trainer.advance()

@@ -12,6 +12,7 @@ from benchmarks.baselines.published_augmentation import augment_each, augment_to
 from benchmarks.baselines.published_synthesis import PublishedSynthesis
 from benchmarks.engine import EngineSynthesis, Parts, engine_trainer
 from benchmarks.published import PublishedIterations, published_step, step_config, synthesis_config
+from synq_fast.finetune.losses import Distillation
 from tests.benchmarks.workloads import tiny_workload
 
 
@@ -31,9 +32,9 @@ def _cpu(monkeypatch):
 )
 def test_a_part_can_be_left_out(parts, missing):
     trainer = engine_trainer(tiny_workload(), parts)
-    assert (trainer.batches.filter.kind == "none") == (missing == "filter")
-    assert ("cam" in trainer.step.term_names) == (missing != "cam")
-    kept = trainer.recipe.distillation.soft_labels_only_if_difficult
+    assert (trainer.iteration.batches.filter.kind == "none") == (missing == "filter")
+    assert ("cam" in trainer.iteration.step.term_names) == (missing != "cam")
+    kept = trainer.iteration.recipe.loss(Distillation).soft_labels_only_if_difficult
     assert kept == (missing != "mask")
     assert torch.isfinite(trainer.advance()).all()
 
@@ -42,10 +43,10 @@ def test_engine_and_published_step_see_the_same_ranges():
     work = tiny_workload()
     trainer = engine_trainer(work)
     step = published_step(work, step_config(work)).func.__self__
-    names = [n for n, _ in trainer.student.named_buffers() if "quantize_" in n]
+    names = [n for n, _ in trainer.iteration.student.named_buffers() if "quantize_" in n]
     assert names
     for name in names:
-        ours, theirs = trainer.student.get_buffer(name), step.student.get_buffer(name)
+        ours, theirs = trainer.iteration.student.get_buffer(name), step.student.get_buffer(name)
         torch.testing.assert_close(ours.reshape(1), theirs.reshape(1), atol=1e-5, rtol=1e-5)
 
 
@@ -53,10 +54,10 @@ def test_steps_do_not_move():
     """Rounds are of equal work only while the weights stay."""
     work = tiny_workload()
     trainer = engine_trainer(work)
-    before = [p.detach().clone() for p in trainer.student.parameters()]
+    before = [p.detach().clone() for p in trainer.iteration.student.parameters()]
     for _ in range(3):
         trainer.advance()
-    for old, new in zip(before, trainer.student.parameters(), strict=True):
+    for old, new in zip(before, trainer.iteration.student.parameters(), strict=True):
         torch.testing.assert_close(old, new.detach(), atol=1e-6, rtol=0)
 
 

@@ -15,7 +15,7 @@ class Taken(Exception):
 
 @pytest.fixture
 def taken(monkeypatch):
-    def stop(teacher, recipe, *rest):
+    def stop(teacher, recipe, *rest, **options):
         raise Taken(recipe.name)
 
     monkeypatch.setattr("synq_fast.engine.calls.Run", stop)

@@ -20,7 +20,7 @@ def seen_in_each_phase(monkeypatch, overrides):
 
     phase, seen = ["before"], defaultdict(set)
     function = torch.nn.functional.linear
-    low_pass, bar = ops.low_pass, engine.Run._phase
+    low_pass, bar = ops.low_pass, engine.Run.phase
 
     def noted(x, *arguments, **options):
         y = function(x, *arguments, **options)
@@ -39,7 +39,7 @@ def seen_in_each_phase(monkeypatch, overrides):
     monkeypatch.setattr(nn.functional, "linear", noted)
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda s, x: noted(x, s.weight, s.bias))
     monkeypatch.setattr(batches.ops, "low_pass", filtered)
-    monkeypatch.setattr(engine.Run, "_phase", titled)
+    monkeypatch.setattr(engine.Run, "phase", titled)
     run(
         tiny_net(),
         overrides={"synthesis.centers.weight": 1.0, "synthesis.centers.steps": 2, **overrides},

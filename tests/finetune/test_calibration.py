@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import pytest
@@ -30,8 +31,8 @@ def counted(student) -> list[int]:
 
 
 def interrupted(path, after, policy="mse", fingerprint="one"):
-    def stop(done):
-        if done == after:
+    def stop(record):
+        if record["step"] == after + 1:
             raise KeyboardInterrupt
 
     file = CheckpointFile(path, 0.0)
@@ -52,7 +53,8 @@ def test_calibration_goes_on_where_it_was_killed(tmp_path, policy, after):
     calls, seen = counted(student), []
     file = CheckpointFile(path, 0.0)
     calibrate(student, BATCHES, 5, report=seen.append, checkpoint=file, fingerprint="one")
-    assert len(calls) == len(seen) == 5 - after and seen[-1] == 5
+    assert len(calls) == 5 - after
+    assert [record["step"] for record in seen] == list(range(after, 6))
     assert equal_states(student, expected)
 
 
@@ -84,20 +86,26 @@ def test_damaged_checkpoints_cost_a_new_start_and_are_said(tmp_path):
     for each in tmp_path.iterdir():
         each.write_bytes(each.read_bytes()[:-3])
     student = make_student()
-    with pytest.warns(SynqFastWarning, match="calibrating from the first batch"):
+    with pytest.warns(SynqFastWarning, match="calibration begins again"):
         calibrate(student, BATCHES, 5, checkpoint=CheckpointFile(path, 0.0), fingerprint="one")
     assert equal_states(student, expected)
 
 
-def test_short_calibration_writes_nothing(tmp_path):
-    file = CheckpointFile(tmp_path / "c.safetensors", 1e6)
-    calibrate(make_student(), BATCHES, 5, checkpoint=file)
-    assert os.listdir(tmp_path) == []
+def test_end_is_kept_and_not_calibrated_again(tmp_path):
+    file, expected = CheckpointFile(tmp_path / "c.safetensors", 1e6), make_student()
+    calibrate(expected, BATCHES, 5, checkpoint=file)
+    assert os.listdir(tmp_path) == ["c.safetensors"]
+    student = make_student()
+    calls = counted(student)
+    calibrate(student, BATCHES, 5, checkpoint=file)
+    assert not calls and equal_states(student, expected)
 
 
 def test_memory_that_runs_out_names_the_setting():
     def full(step):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    batches = dataclasses.replace(BATCHES)
+    batches.inputs = full
     with pytest.raises(OutOfMemoryError, match=r"lower quantization\.calibration_batch_size"):
-        calibrate(make_student(), full, 5)
+        calibrate(make_student(), batches, 5)

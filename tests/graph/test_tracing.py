@@ -12,6 +12,7 @@ from torch.nn import functional
 from synq_fast.errors import TraceError
 from synq_fast.quant import Tapped, quantized_copy, trace
 from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.bits import BitPolicy, BitWidths
 from synq_fast.recipes import load_recipe
 from tests.conftest import ROOT
 from tests.tiny import randomize_statistics, tiny_images, tiny_net
@@ -59,7 +60,10 @@ def test_leaf_makes_it_work_and_stays_in_floating_point(leaf):
     images = tiny_images(3)
     assert torch.equal(graph(images), module(images))
     student = quantized_copy(
-        graph, 2, 4, placement="after_relu", make_quantizer=lambda bits: ActivationQuantizer(bits)
+        graph,
+        BitPolicy(BitWidths(2, 4)),
+        placement="after_relu",
+        make_quantizer=ActivationQuantizer,
     )
     assert type(student.get_submodule("body.1").conv) is nn.Conv2d
     assert type(student.get_submodule("first")) is not nn.Conv2d

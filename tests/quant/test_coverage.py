@@ -12,6 +12,7 @@ import synq_fast
 from synq_fast.errors import ModelError
 from synq_fast.graph.leaves import leaf_names
 from synq_fast.quant import ActivationQuantizer, coverage_of, observing, quantized_copy, trace
+from synq_fast.quant.bits import BitPolicy, BitWidths
 from synq_fast.quant.coverage import Coverage
 from tests.tiny import CLASSES, SHAPE, TinyNet, run, tiny_images, tiny_net
 
@@ -28,8 +29,7 @@ def covered(
     names = leaf_names(module, leaves)
     student = quantized_copy(
         trace(module.eval(), example, names),
-        4,
-        4,
+        BitPolicy(BitWidths(4, 4)),
         placement=placement,
         make_quantizer=ActivationQuantizer,
         leaves=names,
@@ -98,7 +98,12 @@ def around(operations) -> Around:
 
 def two_bits(module: nn.Module):
     graph = trace(module.eval(), EXAMPLE)
-    return quantized_copy(graph, 4, 2, placement="after_relu", make_quantizer=ActivationQuantizer)
+    return quantized_copy(
+        graph,
+        BitPolicy(BitWidths(4, 2)),
+        placement="after_relu",
+        make_quantizer=ActivationQuantizer,
+    )
 
 
 def seen_by_fc(module: nn.Module, student) -> int:
@@ -117,8 +122,7 @@ def test_operations_that_keep_the_grid(name):
     # The claim itself: four values for each quantizer whose output is read.
     student = quantized_copy(
         trace(module.eval(), EXAMPLE),
-        4,
-        2,
+        BitPolicy(BitWidths(4, 2)),
         placement="after_relu",
         make_quantizer=ActivationQuantizer,
     )
@@ -134,8 +138,7 @@ def test_operations_that_leave_the_grid(name):
     if name not in ("dropout that drops", "sigmoid", "product"):
         student = quantized_copy(
             trace(module.eval(), EXAMPLE),
-            4,
-            2,
+            BitPolicy(BitWidths(4, 2)),
             placement="after_relu",
             make_quantizer=ActivationQuantizer,
         )

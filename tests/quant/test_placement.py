@@ -7,6 +7,7 @@ from torch.nn import functional
 from synq_fast.errors import ModelError
 from synq_fast.models import cifar_resnet20
 from synq_fast.quant import ActivationQuantizer, observing, quantized_copy, trace
+from synq_fast.quant.bits import BitPolicy, BitWidths
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.recipes import load_recipe
 from tests.tiny import SHAPE, tiny_images, tiny_net
@@ -24,8 +25,7 @@ def quantized(
 
     return quantized_copy(
         trace(module.eval(), torch.zeros(2, *shape)),
-        weight_bits,
-        activation_bits,
+        BitPolicy(BitWidths(weight_bits, activation_bits)),
         placement=placement,
         make_quantizer=make,
     )

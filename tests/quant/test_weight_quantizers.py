@@ -9,7 +9,7 @@ from synq_fast.quant.layers import QuantizedConv2d, QuantizedLinear, quantize_la
 
 def _layers(bits: int = 4) -> nn.Sequential:
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 4, 7))
-    assert quantize_layers(net, bits) == 2
+    assert quantize_layers(dict.fromkeys(net.modules(), bits)) == 2
     return net
 
 
@@ -98,5 +98,5 @@ def test_other_modules_and_subclasses_stay():
         pass
 
     net = nn.Sequential(Special(2, 2), nn.Conv1d(2, 2, 1), nn.Linear(2, 2))
-    assert quantize_layers(net, 4) == 1
+    assert quantize_layers(dict.fromkeys(net.modules(), 4)) == 1
     assert [type(m) for m in net] == [Special, nn.Conv1d, QuantizedLinear]

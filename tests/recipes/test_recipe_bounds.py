@@ -7,6 +7,7 @@ import re
 import pytest
 
 from synq_fast.errors import RecipeError
+from synq_fast.finetune.losses import Cam
 from synq_fast.recipes import Recipe, default_recipe, list_recipes, load_recipe
 
 
@@ -102,7 +103,7 @@ def test_unworkable_values_are_refused(key, value):
                 "finetune.features.weight": 0,
                 "finetune.cam.weight": 0,
             },
-            ["finetune.cam.weight", "learns nothing"],
+            ["finetune.cam", "learns nothing"],
         ),
         ({"finetune.schedule": "step"}, ["finetune.milestones"]),
     ],
@@ -118,7 +119,7 @@ def test_a_part_that_is_off_may_hold_anything():
     load_recipe("synq-digits", {"synthesis.centers": {"weight": 0, "learning_rate": 0.01}})
     weights = ("distillation.alpha", "distillation.label_weight", "features.weight", "cam.weight")
     off = {f"finetune.{name}": 0 for name in weights}
-    assert load_recipe("synq-digits", {**off, "finetune.steps": 0}).finetune.cam.weight == 0
+    assert load_recipe("synq-digits", {**off, "finetune.steps": 0}).finetune.loss(Cam).weight == 0
 
 
 @pytest.mark.parametrize(

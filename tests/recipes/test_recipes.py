@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synq_fast.errors import RecipeError
+from synq_fast.finetune.losses import Cam
 from synq_fast.finetune.settings import Finetune
 from synq_fast.recipes import (
     Recipe,
@@ -162,7 +163,7 @@ def test_whole_number_is_taken_where_a_number_is_meant():
 
 def test_deep_override_reaches_its_section():
     recipe = load_recipe("synq-digits", {"finetune.cam.target": "label"})
-    assert recipe.finetune.cam.target == "label"
+    assert recipe.finetune.loss(Cam).target == "label"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""Whatever stages a recipe has: the same model after any kill, from the same seed, on any rank."""
+
+import json
+import warnings
+
+import pytest
+import torch
+
+import synq_fast
+from synq_fast.engine.stages import STAGES
+from synq_fast.errors import RecipeError, SynqFastWarning
+from synq_fast.finetune import training
+from synq_fast.optimize.loop import Loop
+from synq_fast.recipes import list_recipes, load_recipe, schema
+from tests.tiny import equal_states, labelled, run, tiny_net
+
+FEW = {
+    "generator.steps": 4,
+    "generator.batch_size": 6,
+    "generator.latent": 5,
+    "quantization.calibration_batches": 3,
+}
+RECIPES = {
+    "calibrate-digits": {k: v for k, v in FEW.items() if k.startswith("quantization")},
+    "gdfq-digits": FEW,
+    "synq-digits": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def frequent_records(monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+
+
+def small(recipe: str, **options):
+    with warnings.catch_warnings():
+        # The overrides of small runs are for every stage.
+        warnings.filterwarnings("ignore", "(synthesis|generator|filter).* has no effect")
+        return run(recipe=recipe, overrides=RECIPES[recipe], **options)
+
+
+def test_every_stage_that_recipes_know_is_there():
+    assert tuple(STAGES) == schema.STAGES
+    named = {stage for name in list_recipes() for stage in load_recipe(name).stages}
+    assert named == set(STAGES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_same_seed_same_model(recipe):
+    first, second = small(recipe), small(recipe)
+    assert equal_states(first.model, second.model) and first.history == second.history
+    assert not equal_states(first.model, small(recipe, seed=1).model)
+
+
+def advances(recipe: str) -> list[str]:
+    """The titles of the loops that a run of a recipe steps through, step by step."""
+    titles, advance = [], Loop.advance
+
+    def noted(self):
+        titles.append(self.advice.title)
+        return advance(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "advance", noted)
+        small(recipe)
+    return titles
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_any_step_it_ends_in_the_same_model(tmp_path, recipe):
+    expected, steps = small(recipe, evaluation=labelled()), advances(recipe)
+    advance = Loop.advance
+    for kill_at in range(0, len(steps), 1 if len(steps) < 20 else 2):
+        left = [kill_at]
+
+        def killed(self, left=left):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return advance(self)
+
+        folder = tmp_path / str(kill_at)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Loop, "advance", killed)
+            with pytest.raises(KeyboardInterrupt):
+                small(recipe, output=folder, evaluation=labelled())
+        resumed = small(recipe, output=folder, evaluation=labelled(), resume=True)
+        assert equal_states(resumed.model, expected.model), steps[kill_at]
+        assert resumed.history == expected.history
+        assert resumed.metrics["post-training"] == expected.metrics["post-training"]
+        log = folder / "log.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        assert [json.loads(line) for line in lines] == expected.history
+
+
+def test_calibration_alone_does_not_train(tmp_path):
+    result = small("calibrate-digits", output=tmp_path)
+    assert result.history == []
+    teacher = tiny_net().state_dict()
+    weights = {n: v for n, v in result.model.state_dict().items() if n.endswith("weight")}
+    assert all(torch.equal(value, teacher[name]) for name, value in weights.items())
+    assert equal_states(synq_fast.load(tmp_path, model=tiny_net()), result.model)
+
+
+def test_generator_and_model_are_trained_in_turn():
+    result = small("gdfq-digits")
+    assert {"generator_statistics", "generator_class", "kl", "ce"} <= set(result.history[0])
+
+
+def test_recipe_without_a_bank_has_none_to_synthesize(tmp_path):
+    with pytest.raises(RecipeError, match="has no bank of images"):
+        synq_fast.synthesize(tiny_net(), tmp_path, "gdfq-digits", input_shape=(2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (["calibration", "synthesis", "finetune"], "in the order"),
+        (["synthesis", "synthesis", "calibration"], "once each"),
+        (["calibration", "finetune"], "images come from one stage"),
+        (["synthesis", "generator", "calibration"], "images come from one stage"),
+        (["synthesis", "finetune"], "lack calibration"),
+        (["sythesis"], "must be one of"),
+    ],
+)
+def test_stages_that_cannot_be_meant(stages, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("synq-digits", {"stages": stages})
+
+
+def test_values_of_a_stage_that_is_not_there_are_said():
+    with pytest.warns(SynqFastWarning, match=r"generator\.steps has no effect: .* stages are"):
+        load_recipe("synq-digits", {"generator.steps": 3})
