@@ -18,18 +18,14 @@ from typing import Any
 
 import torch
 
-from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
-from synq_fast.engine.saved_model import build_student
-from synq_fast.finetune.step import Step
-from synq_fast.finetune.training import Training, training_loop
+from synq_fast.bank.source import BankSource
+from synq_fast.engine.run import Run
+from synq_fast.finetune.calibration import calibrate
 from synq_fast.models import load_teacher
-from synq_fast.quant import BitWidths, find_structure, observing, trace
+from synq_fast.quant import BitWidths
 from synq_fast.recipes import load_recipe
 from synq_fast.runtime.allocator import keep_freed_memory
-from synq_fast.runtime.memory_format import channels_last
-from synq_fast.synthesis.losses import BatchNormTeacher
-from synq_fast.synthesis.pixels import PixelSynthesizer
 
 from . import harness
 from .results_file import environment
@@ -58,34 +54,25 @@ def measure(model: str) -> dict[str, Any]:
     """Seconds per iteration and per step, hours per phase of a full run."""
     full = load_recipe("synq-imagenet")
     size = full.synthesis.batch_size
-    stepping = replace(full.finetune, batch_size=PART, learning_rate=1e-12)
     torch.manual_seed(0)
-    teacher = load_teacher(model, weights="random").to(harness.DEVICE)
-    graph = trace(channels_last(teacher.module), teacher.example())
-    points = find_structure(graph, torch.zeros(2, *teacher.input_shape, device=harness.DEVICE))
+    teacher = load_teacher(model, weights="random")
+    finetune = replace(full.finetune, batch_size=PART, learning_rate=1e-12)
 
-    def synthesizer(augment: float) -> PixelSynthesizer:
-        return PixelSynthesizer(
-            BatchNormTeacher(graph, points),
-            replace(
-                full.synthesis, batch_size=BATCH, steps=ITERATIONS, augment_probability=augment
-            ),
-            input_shape=teacher.input_shape,
-            classes=teacher.num_classes,
-            seed=0,
-            device=harness.DEVICE,
+    def run(augment: float) -> Run:
+        synthesis = replace(
+            full.synthesis, batch_size=BATCH, steps=ITERATIONS, augment_probability=augment
         )
+        recipe = replace(full, synthesis=synthesis, finetune=finetune)
+        return Run(teacher, recipe, BitWidths(4, 4), harness.DEVICE)
 
-    plain, augmented = synthesizer(0.0), synthesizer(1.0)
+    whole, cropped = run(0.0), run(1.0)
+    plain, augmented = whole.synthesizer(), cropped.synthesizer()
     bank, share = ImageBank(*plain.batch(0, BATCH)), full.synthesis.augment_probability
     iteration = (1 - share) * seconds(lambda: plain.batch(1, BATCH)) / ITERATIONS
     iteration += share * seconds(lambda: augmented.batch(1, BATCH)) / ITERATIONS
-    student = build_student(graph, BitWidths(4, 4), full.quantization).eval()
-    with torch.no_grad(), observing(student):
-        student(bank.images[:PART])
-    batches = BatchSource(bank, PART, stepping.crop_scale, full.filter, 0)
-    own = Step(graph, student, points, stepping)
-    trainer = training_loop(Training(own, student, batches, stepping))
+    student, source = whole.build_student(), BankSource(bank, full.filter, 0)
+    calibrate(student, source.batches(PART), 1)
+    trainer = whole.training(student, source)
     for _ in range(WARM_UP):
         trainer.advance()
     step = seconds(lambda: [trainer.advance() for _ in range(STEPS)]) / STEPS

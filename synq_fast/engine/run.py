@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
+from synq_fast.bank.source import ImageSource
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.distributed import ALONE, Ranks, restarted
 from synq_fast.engine.evaluation import EvaluationResult, evaluate
@@ -24,9 +25,11 @@ from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student
 from synq_fast.engine.stages import STAGES, Made
 from synq_fast.errors import ModelError
+from synq_fast.finetune.data_parallel import BatchMean, part_of_batch
 from synq_fast.finetune.step import Step
+from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import Teacher
-from synq_fast.optimize.loop import Record
+from synq_fast.optimize.loop import Loop, Record
 from synq_fast.quant import (
     BitWidths,
     check_forms,
@@ -226,6 +229,21 @@ class Run:
     def step(self, student: fx.GraphModule) -> Step:
         """The recipe's training step."""
         return Step(self.graph, student, self.structure, self.recipe.finetune)
+
+    def training(self, student: fx.GraphModule, images: ImageSource) -> Loop:
+        """The recipe's training on all ranks, from the start or where the folder's run was."""
+        ranks, recipe = self.ranks, self.recipe.finetune
+        part, step = part_of_batch(ranks, recipe.batch_size), self.step(student)
+        share = (part.stop - part.start) / recipe.batch_size
+        mean = BatchMean(ranks, step.parameters, share) if ranks.size > 1 else None
+        batches = images.batches(recipe.batch_size, recipe.crop_scale, part)
+        loop = training_loop(
+            Training(step, student, batches, recipe, reduce=mean),
+            checkpoint=self.checkpoint("checkpoint"),
+            fingerprint=self.fingerprint(self.recipe, self.bits),
+        )
+        loop.resume(ranks)
+        return loop
 
     def stages(self) -> Made:
         """Everything that the recipe names, in order."""

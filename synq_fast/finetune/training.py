@@ -140,6 +140,10 @@ class Training:
             nn.utils.clip_grad_norm_(self.step.parameters, self.recipe.max_gradient_norm)
         self.optimizer.step()
 
+    def close(self) -> None:
+        """End what reads batches in the background."""
+        self.batches.close()
+
     def figures(self) -> Record:
         """The learning rate of the weights."""
         return {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}

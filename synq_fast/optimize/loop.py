@@ -54,6 +54,10 @@ class Iteration(Protocol):
         """What must stay finite."""
         ...
 
+    def close(self) -> None:
+        """End what works in the background."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on."""
         ...
@@ -77,6 +81,9 @@ class Plain:
     def trained(self) -> Sequence[Tensor]:
         """None: the terms alone are checked."""
         return ()
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)

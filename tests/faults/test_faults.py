@@ -12,7 +12,6 @@ import torch
 
 from synq_fast import cli
 from synq_fast.engine.run import Run
-from synq_fast.engine.stages import finetune
 from synq_fast.errors import StorageError, SynqFastWarning
 from synq_fast.finetune import training as training_module
 from synq_fast.finetune.step import Step
@@ -140,7 +139,7 @@ def test_memory_that_runs_out_in_mid_run(tmp_path, monkeypatch):
 def test_calibration_is_done_once(tmp_path, monkeypatch):
     expected = run()
     with monkeypatch.context() as patch:
-        patch.setitem(finetune.__globals__, "training_loop", None)
+        patch.setattr(Run, "training", None)
         with pytest.raises(TypeError):
             run(output=tmp_path)
     monkeypatch.setattr(MseObserver, "observe", None)
