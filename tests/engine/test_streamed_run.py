@@ -7,9 +7,9 @@ import torch
 
 from synq_fast.bank import assembly
 from synq_fast.bank.images import ImageBank
-from synq_fast.bank.source import BankSource
 from synq_fast.bank.streamed import StreamedBank
 from synq_fast.engine import calls as engine_module
+from synq_fast.engine.run import Run
 from synq_fast.errors import DataError, RecipeError
 from synq_fast.finetune import training as training_module
 from synq_fast.finetune.training import Training
@@ -33,13 +33,13 @@ def no_thread_stays():
 def used_banks(monkeypatch):
     """The kinds of bank that the runs of a test trained on."""
     kinds = []
-    original = BankSource.batches
+    original = Run.training
 
-    def noted(self, *args):
-        kinds.append(type(self.bank))
-        return original(self, *args)
+    def noted(self, student, images):
+        kinds.append(type(images.bank))
+        return original(self, student, images)
 
-    monkeypatch.setattr(BankSource, "batches", noted)
+    monkeypatch.setattr(Run, "training", noted)
     return kinds
 
 
