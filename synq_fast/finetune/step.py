@@ -21,7 +21,7 @@ class Step:
 
     The student runs clean and, where the recipe perturbs, on images moved by the sign of the
     gradient of those losses that need no gradient of their own (HAST). In units of one forward
-    pass F, SynQ's step (METHODS 1.4) takes 9: the student clean and perturbed (2F), the input
+    pass F, SynQ's step takes 9: the student clean and perturbed (2F), the input
     gradient between them (1F), one joint backward of everything (4F); the teacher twice (2F).
     Class activation maps add only the two heads. Weights are quantized once.
     """

@@ -16,7 +16,7 @@ class WeightQuantized(Held):
     """Mixin: the layer's ``weight`` seen through its own asymmetric per-channel quantizer.
 
     The range of output channel c follows the exact minimum and maximum of the current
-    ``weight[c]`` (METHODS: GDFQ's quantizer), times the channel's share in ``clip`` where there is
+    ``weight[c]`` (GDFQ's quantizer, arXiv 2003.03603), times the channel's share in ``clip`` where there is
     one; the gradient passes straight through.
     """
 

@@ -41,7 +41,7 @@ class RangeObserver(FullPrecision, ABC):
 
 
 class EmaObserver(RangeObserver):
-    """Bias-corrected moving average of the batch extremes (METHODS 1.2, the proper form)."""
+    """Bias-corrected moving average of the batch extremes (as Adam corrects its moments)."""
 
     def __init__(self, beta: float = 0.9, device: torch.device | str | None = None) -> None:
         """Average over about ``1 / (1 - beta)`` batches."""

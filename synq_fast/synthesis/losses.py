@@ -17,7 +17,7 @@ class BatchNormTeacher:
     """The teacher as synthesis sees it: logits, and how far each BatchNorm input is off.
 
     Layer n contributes ``w_n * (MSE(mean) + MSE(variance))`` of its input against the running
-    statistics, averaged over the layers (METHODS 1.1, L_BNS).
+    statistics, averaged over the layers (ZeroQ, arXiv 2001.00281, eq. 2).
     """
 
     def __init__(self, graph_module: fx.GraphModule, points: Structure) -> None:

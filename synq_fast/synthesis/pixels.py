@@ -31,8 +31,8 @@ class PixelSynthesizer:
     """Makes batches of labelled images from a teacher with BatchNorm layers.
 
     The loss is HAST's: BatchNorm statistics plus the focal class loss, with SynQ's optional
-    match of deep-layer statistics to calibration centres (METHODS 1.1, with its pooling and
-    weighting mistakes corrected).
+    match of deep-layer statistics to calibration centres (its published code
+    pools and weights them wrongly; here as in the paper).
     """
 
     def __init__(
