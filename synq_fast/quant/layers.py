@@ -16,8 +16,8 @@ class WeightQuantized(Held):
     """Mixin: the layer's ``weight`` seen through its own asymmetric per-channel quantizer.
 
     The range of output channel c follows the exact minimum and maximum of the current
-    ``weight[c]`` (GDFQ's quantizer, arXiv 2003.03603), times the channel's share in ``clip`` where there is
-    one; the gradient passes straight through.
+    ``weight[c]`` (GDFQ's quantizer, arXiv 2003.03603), times the channel's share in ``clip``
+    where there is one; the gradient passes straight through.
     """
 
     weight: Tensor

@@ -31,8 +31,8 @@ class PixelSynthesizer:
     """Makes batches of labelled images from a teacher with BatchNorm layers.
 
     The loss is HAST's: BatchNorm statistics plus the focal class loss, with SynQ's optional
-    match of deep-layer statistics to calibration centres (its published code
-    pools and weights them wrongly; here as in the paper).
+    match of deep-layer statistics to calibration centres (pooled and weighted as in the paper, not
+    as in its published code).
     """
 
     def __init__(
