@@ -25,6 +25,7 @@ KNOWN = {
     "sklearn",
     "synq_fast",
     "tests",
+    "tools",
     "torch",
     "torchvision",
     "triton",

@@ -33,8 +33,8 @@ except SystemExit as end:
 NAMES = """
 import sys
 import synq_fast
-from synq_fast import load_recipe
-load_recipe("synq-cifar")
+from synq_fast import list_recipes
+assert "synq-cifar" in list_recipes()
 assert {"ops", "reference", "quantize"} <= set(dir(synq_fast))
 """
 

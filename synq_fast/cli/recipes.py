@@ -21,8 +21,9 @@ def run(options: argparse.Namespace) -> None:
     from synq_fast import recipes
 
     if options.name:
+        recipes.read(options.name)  # a wrong name shows at once
         recipe = recipes.load_recipe(options.name)
         print(recipes.dump_recipe(recipe, explained=True), end="")
         return
     for name in recipes.list_recipes():
-        print(f"{name:16} {recipes.load_recipe(name).summary}")
+        print(f"{name:16} {recipes.read(name)[0]['summary']}")

@@ -109,7 +109,7 @@ def test_half_of_the_iterations_are_augmented(monkeypatch):
     assert sorted(seen) == [0, 0, 1, 1]
     ours = EngineSynthesis(work, augment=True, iterations=4)
     ours()
-    assert [run.augmentation.probability for run in ours._runs] == [1.0, 0.0]
+    assert [run.iteration.augmentation.probability for run in ours._runs] == [1.0, 0.0]
     assert [run.done for run in ours._runs] == [2, 2]
 
 

@@ -128,7 +128,7 @@ def test_explicit_placements_stay():
 
 
 def test_after_relu_where_there_is_none_is_refused_before_synthesis(monkeypatch):
-    monkeypatch.setattr(synq_fast.engine.run.Run, "synthesize", None)
+    monkeypatch.setattr(synq_fast.engine.run.Run, "stages", None)
     with pytest.raises(ModelError, match='placement "after_relu" finds no place'):
         run(With(functional.silu), overrides={"quantization.placement": "after_relu"})
 
