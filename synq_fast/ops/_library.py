@@ -15,6 +15,7 @@ from synq_fast.ops import _backend
 from synq_fast.ops._definitions import OPS
 from synq_fast.ops._native import CPU_REASON, CUDA_REASON
 from synq_fast.ops._op import Op, refuse_forward_mode
+from synq_fast.ops._registry import LIBRARY
 
 
 def _triton_kernel(name: str, op: Op) -> Callable[..., Any]:
@@ -73,6 +74,5 @@ def _define(library: torch.library.Library, name: str, op: Op) -> None:
         library.impl(name, triton, "CUDA")
 
 
-LIBRARY = torch.library.Library("synq_fast", "DEF")
 for _name, _op in OPS.items():
     _define(LIBRARY, _name, _op)

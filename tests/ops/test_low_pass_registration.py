@@ -76,7 +76,7 @@ def test_autocast_keeps_the_type():
         ((IMAGE, 1.0, "ideal", 0), ValueError, "order must be at least 1, got 0"),
         ((IMAGE, 1.0, "ideal", 2, "fast"), ValueError, "method must be one of auto, matrix"),
         ((IMAGE[0, 0, 0], 1.0, "ideal", 2), ValueError, "x must have shape"),
-        ((IMAGE.double(), 1.0, "ideal", 2), TypeError, "x must be float32, float16 or bfloat16"),
+        ((IMAGE.double(), 1.0, "ideal", 2), TypeError, "x (is not|must be)"),
     ],
 )
 def test_the_op_checks_its_arguments(arguments, error, message):

@@ -1,9 +1,7 @@
-// The CPU implementation of fake quantization over the tensor's own range.
-#include <ATen/core/Tensor.h>
+// synq_fast::fake_quantize_dynamic.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/SmallVector.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
@@ -13,10 +11,12 @@
 #include "affine.h"
 #include "cpu/fake_quantize.h"
 #include "cpu/fake_quantize_dynamic.h"
+#include "fake_quantize.h"
 #include "ops/affine_table.h"
-#include "ops/arguments.h"
+#include "ops/device.h"
 #include "ops/find_ranges.h"
 #include "ops/parallel.h"
+#include "ops/quantized.h"
 
 namespace synq {
 namespace {
@@ -79,49 +79,66 @@ void quantize_after_all_ranges(const cpu::DynamicJob& job, const Input& input, T
                 [&](int64_t begin, int64_t end) { static_kernels().fake_quantize(given, begin, end); });
 }
 
-std::tuple<Tensor, Tensor, Tensor> fake_quantize_dynamic_cpu(const Tensor& x, int64_t bits, Optional axis,
-                                                             Optional groups, bool symmetric, bool /*clip*/) {
+void quantize(const cpu::DynamicJob& job, const Input& input, Tensor& y) {
+  const int64_t width = channels_of_tile(input);
+  if (width == 0) return quantize_after_all_ranges(job, input, y);
+  const int64_t tiles = (input.channels + width - 1) / width;
+  for_each_part(tiles, width * input.length(), [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      kernels().quantize_channels(job, tile * width, std::min(input.channels, (tile + 1) * width));
+    }
+  });
+}
+
+template <Device device>
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, int64_t bits, Optional axis, Optional groups,
+                                           bool symmetric, bool /*clip*/) {
+  const Guard<device> guard(x);
   const Input input = check_input("fake_quantize_dynamic", x, bits, axis, groups);
-  const auto options = input.x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  Tensor range_min = at::empty(input.range_shape, options);
-  Tensor range_max = at::empty(input.range_shape, options);
+  const auto floats = floats_like(input.x);
+  Tensor range_min = at::empty(input.range_shape, floats);
+  Tensor range_max = at::empty(input.range_shape, floats);
   Tensor y = at::empty_like(input.x);
+  if (x.numel() == 0) {
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+    return {y, range_min.fill_(kNan), range_max.fill_(kNan)};
+  }
   float* low = range_min.mutable_data_ptr<float>();
   float* high = range_max.mutable_data_ptr<float>();
-  if (x.numel() == 0) {
-    std::fill_n(low, input.channels, std::numeric_limits<float>::quiet_NaN());
-    std::fill_n(high, input.channels, std::numeric_limits<float>::quiet_NaN());
-    return {y, range_min, range_max};
-  }
-  c10::SmallVector<float, 64> scratch(2 * input.channels);
-  const cpu::DynamicJob job{input.x.const_data_ptr(),
-                            y.mutable_data_ptr(),
-                            low,
-                            high,
-                            scratch.data(),
-                            scratch.data() + input.channels,
-                            input.outer,
-                            input.channels,
-                            input.inner,
-                            static_cast<int32_t>(bits),
-                            input.dtype,
-                            symmetric};
-  const int64_t width = channels_of_tile(input);
-  if (width == 0) {
-    quantize_after_all_ranges(job, input, y);
+  if constexpr (device == Device::kCPU) {
+    c10::SmallVector<float, 64> scratch(2 * input.channels);
+    const cpu::DynamicJob job{input.x.const_data_ptr(),
+                              y.mutable_data_ptr(),
+                              low,
+                              high,
+                              scratch.data(),
+                              scratch.data() + input.channels,
+                              input.outer,
+                              input.channels,
+                              input.inner,
+                              static_cast<int32_t>(bits),
+                              input.dtype,
+                              symmetric};
+    quantize(job, input, y);
   } else {
-    const int64_t tiles = (input.channels + width - 1) / width;
-    for_each_part(tiles, width * input.outer * input.inner, [&](int64_t begin, int64_t end) {
-      for (int64_t tile = begin; tile < end; ++tile) {
-        kernels().quantize_channels(job, tile * width, std::min(input.channels, (tile + 1) * width));
-      }
-    });
+    auto params = make_params<FakeQuantizeParams>(input, bits);
+    params.symmetric = symmetric;
+    const Tensor workspace = at::empty({fake_quantize_dynamic_workspace_cuda(params)}, floats);
+    params.y = y.mutable_data_ptr();
+    params.out_min = low;
+    params.out_max = high;
+    params.workspace = workspace.mutable_data_ptr<float>();
+    launch(fake_quantize_dynamic_cuda, params);
   }
   return {y, range_min, range_max};
 }
 
+template <Device device>
+void register_ops(torch::Library& library) {
+  library.impl("fake_quantize_dynamic", &forward<device>);
+}
+
+SYNQ_REGISTER(register_ops)
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(synq_fast, CPU, m) { m.impl("fake_quantize_dynamic", &fake_quantize_dynamic_cpu); }
-
 }  // namespace synq
