@@ -7,14 +7,12 @@ from pathlib import Path
 
 import torch
 
+from synq_fast import reference
 from synq_fast.errors import ArgumentError
 from synq_fast.ops import _backend, _native
-from synq_fast.ops._registry import OPS
 from synq_fast.runtime.allocator import can_keep_freed_memory
 from synq_fast.runtime.threads import usable_cores
 
-# Ops that only others call.
-_PARTS = ("_backward", "_with_gradient")
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "timm", "onnx", "matplotlib")
 
 
@@ -32,7 +30,7 @@ class Info:
         supported_cpu_isas: Instruction sets built and present on this processor, slowest first.
         choice: The backend choice in force.
         backends: Each backend with None, or the reason why it cannot run.
-        kernels: The registered ops, each of which has kernels on every backend.
+        kernels: The ops with kernels on every backend.
     """
 
     versions: dict[str, str | None]
@@ -83,7 +81,7 @@ def report() -> Info:
         supported_cpu_isas=() if extension is None else tuple(extension.supported_cpu_isas()),
         choice=_backend.current_backend(),
         backends=_backend.available_backends(),
-        kernels=tuple(sorted(name for name in OPS if not name.endswith(_PARTS))),
+        kernels=tuple(sorted(name for name in reference.__all__ if name != "read_range")),
     )
 
 

@@ -6,8 +6,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from synq_fast import ops, reference
-from synq_fast.ops._definitions import OPS as OLD
-from synq_fast.ops._registry import OPS
+from synq_fast.ops._registry import OPS, reference_kernel
 from tests.ops.backends import require
 from tests.ops.every_op import CALLS, NAMES, results_of, tensors_of
 
@@ -178,7 +177,7 @@ def registered():
     return recorder.calls
 
 
-@pytest.mark.parametrize("name", [*OPS, *OLD])
+@pytest.mark.parametrize("name", OPS)
 def test_a_registered_op_refuses_tangents(name, registered):
     require("cpu")
     arguments, options = registered[name]
@@ -203,9 +202,7 @@ def test_a_registered_op_refuses_tangents(name, registered):
 def test_the_reference_of_an_op_refuses_tangents():
     """As it does without native kernels, where `torch.ops` leads to Python."""
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        from synq_fast.ops._library import _reference
-
-        _reference("low_pass", OLD["low_pass"])(torch.zeros(3, 3), 1.0, "gaussian", 2)
+        reference_kernel(OPS["low_pass"])(torch.zeros(3, 3), 1.0, "gaussian", 2)
 
 
 def test_the_straight_through_estimate_in_forward_mode():

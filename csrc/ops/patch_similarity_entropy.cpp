@@ -1,24 +1,45 @@
-// The CPU implementation behind synq_fast::patch_similarity_entropy.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
+// synq_fast::patch_similarity_entropy, alone and with its gradient. On a GPU: the kernels around cuBLAS's batched
+// products.
+#include "patch_similarity_entropy.h"
 
+#include <ATen/Context.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
 #include <limits>
 #include <tuple>
 #include <vector>
 
 #include "cpu/patch_similarity_entropy.h"
+#include "ops/device.h"
 #include "ops/parallel.h"
-#include "ops/patch_tokens.h"
+#include "ops/tensors.h"
 
 namespace synq {
 namespace {
 
 using at::Tensor;
+using Results = std::tuple<Tensor, Tensor>;  // the gradient is undefined unless asked for
 
 const cpu::PatchSimilarityKernels& kernels() {
   using namespace cpu;
   return SYNQ_SELECT(patch_similarity_kernels);
+}
+
+struct PatchTokens {
+  Tensor tokens;  // contiguous
+  DType dtype;
+  DensityEstimate estimate;
+};
+
+PatchTokens check_tokens(const char* op, const Tensor& tokens, int64_t points, double bandwidth, double eps) {
+  const DType dtype = check_dtype(op, "tokens", tokens);
+  require(tokens.dim() == 3 && tokens.size(1) > 0 && tokens.size(2) > 0, op, "tokens");
+  require(points >= 2 && points <= kMaximumPoints, op, "points");
+  require(bandwidth > 0 && std::isfinite(bandwidth), op, "bandwidth");
+  require(eps > 0 && std::isfinite(eps), op, "eps");
+  return {tokens.contiguous(), dtype, {points, tokens.size(1) * tokens.size(1), bandwidth, eps}};
 }
 
 int64_t padded_to_block(int64_t count) { return (count + cpu::kTokenBlock - 1) / cpu::kTokenBlock * cpu::kTokenBlock; }
@@ -29,7 +50,7 @@ Tensor floats(const Tensor& like, at::IntArrayRef sizes) {
 
 // One call: the buffers, and the job that points into them.
 struct Run {
-  PatchTokens input;
+  const PatchTokens& input;
   cpu::SimilarityJob job{};
   int64_t batch;
   int64_t tasks;
@@ -43,17 +64,15 @@ struct Run {
   std::vector<float> slope;
   std::vector<double> sums;
 
-  Run(const char* op, const Tensor& tokens, int64_t points, double bandwidth, double eps)
-      : input(check_patch_tokens(op, tokens, points, bandwidth, eps)) {
-    job.count = tokens.size(1);
-    job.channels = tokens.size(2);
+  explicit Run(const PatchTokens& given) : input(given), batch(given.tokens.size(0)) {
+    job.count = input.tokens.size(1);
+    job.channels = input.tokens.size(2);
     job.padded = padded_to_block(job.count);
     job.width = padded_to_block(job.channels);
-    job.points = points;
+    job.points = input.estimate.points;
     job.dtype = input.dtype;
     job.exponent = input.estimate.exponent();
     job.tokens = input.tokens.const_data_ptr();
-    batch = tokens.size(0);
     tasks = batch * job.blocks();
   }
 
@@ -149,26 +168,86 @@ struct Run {
   }
 };
 
-Tensor patch_similarity_entropy_cpu(const Tensor& tokens, int64_t points, double bandwidth, double eps) {
-  Run run("patch_similarity_entropy", tokens, points, bandwidth, eps);
-  if (run.tasks == 0) return floats(tokens, {0});
-  run.find_similarities();
-  return run.find_entropy();
+template <Device device>
+Results evaluate_on_gpu(const PatchTokens& input, bool with_gradient) {
+  // Kernels are narrower than TF32 is precise.
+  const at::NoTF32Guard full_precision;
+  const auto floats = floats_like(input.tokens);
+  const auto sizes = input.tokens.sizes();
+  const int64_t points = input.estimate.points;
+  Tensor entropy = at::empty({sizes[0]}, floats);
+  Tensor gradient;
+  PatchSimilarityParams params{};
+  params.tokens = input.tokens.const_data_ptr();
+  params.batch = sizes[0];
+  params.count = sizes[1];
+  params.channels = sizes[2];
+  params.estimate = input.estimate;
+  params.dtype = input.dtype;
+
+  Tensor unit = at::empty(sizes, floats);
+  Tensor inverse = at::empty({sizes[0], sizes[1]}, floats);
+  params.unit = unit.mutable_data_ptr<float>();
+  params.inverse = inverse.mutable_data_ptr<float>();
+  launch(patch_similarity_normalize_cuda, params);
+
+  Tensor similarity = at::bmm(unit, unit.transpose(1, 2));
+  Tensor extrema = at::empty({2, sizes[0] * params.splits()}, floats);
+  Tensor range = at::empty({2 + points}, floats);
+  Tensor sums = at::empty({sizes[0], params.splits(), points}, floats.dtype(at::kDouble));
+  Tensor slope;
+  params.similarity = similarity.mutable_data_ptr<float>();
+  params.extrema = extrema.mutable_data_ptr<float>();
+  params.range = range.mutable_data_ptr<float>();
+  params.sums = sums.mutable_data_ptr<double>();
+  params.entropy = entropy.mutable_data_ptr<float>();
+  if (with_gradient) {
+    slope = at::empty({sizes[0], points}, floats);
+    params.slope = slope.mutable_data_ptr<float>();
+  }
+  launch(patch_similarity_entropy_cuda, params);
+  if (!with_gradient) return {entropy, gradient};
+
+  launch(patch_similarity_slopes_cuda, params);
+  gradient = at::bmm(similarity, unit);
+  params.gradient = gradient.mutable_data_ptr<float>();
+  launch(patch_similarity_project_cuda, params);
+  return {entropy, gradient};
 }
 
-std::tuple<Tensor, Tensor> patch_similarity_entropy_with_gradient_cpu(const Tensor& tokens, int64_t points,
-                                                                      double bandwidth, double eps) {
-  Run run("patch_similarity_entropy_with_gradient", tokens, points, bandwidth, eps);
-  if (run.tasks == 0) return {floats(tokens, {0}), floats(tokens, tokens.sizes())};
-  run.find_similarities();
-  return run.find_entropy_and_gradient();
+template <Device device>
+Results evaluate(const char* op, const Tensor& tokens, int64_t points, double bandwidth, double eps,
+                 bool with_gradient) {
+  const Guard<device> guard(tokens);
+  const PatchTokens input = check_tokens(op, tokens, points, bandwidth, eps);
+  if (tokens.size(0) == 0) return {floats(tokens, {0}), with_gradient ? floats(tokens, tokens.sizes()) : Tensor()};
+  if constexpr (device == Device::kCPU) {
+    Run run(input);
+    run.find_similarities();
+    if (with_gradient) return run.find_entropy_and_gradient();
+    return {run.find_entropy(), Tensor()};
+  } else {
+    return evaluate_on_gpu<device>(input, with_gradient);
+  }
 }
+
+template <Device device>
+Tensor forward(const Tensor& tokens, int64_t points, double bandwidth, double eps) {
+  return std::get<0>(evaluate<device>("patch_similarity_entropy", tokens, points, bandwidth, eps, false));
+}
+
+template <Device device>
+Results with_gradient(const Tensor& tokens, int64_t points, double bandwidth, double eps) {
+  return evaluate<device>("patch_similarity_entropy_with_gradient", tokens, points, bandwidth, eps, true);
+}
+
+template <Device device>
+void register_ops(torch::Library& library) {
+  library.impl("patch_similarity_entropy", &forward<device>);
+  library.impl("patch_similarity_entropy_with_gradient", &with_gradient<device>);
+}
+
+SYNQ_REGISTER(register_ops)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(synq_fast, CPU, m) {
-  m.impl("patch_similarity_entropy", &patch_similarity_entropy_cpu);
-  m.impl("patch_similarity_entropy_with_gradient", &patch_similarity_entropy_with_gradient_cpu);
-}
-
 }  // namespace synq

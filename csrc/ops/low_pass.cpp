@@ -1,18 +1,27 @@
-// The CPU implementation behind synq_fast::low_pass.
-#include <ATen/core/Tensor.h>
+// synq_fast::low_pass. On a GPU nothing waits for the device, apart from the first use of a spectrum's mask.
+#include "low_pass.h"
+
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "cpu/low_pass.h"
+#include "ops/device.h"
 #include "ops/low_pass_choice.h"
 #include "ops/low_pass_op.h"
 #include "ops/low_pass_plan.h"
+#include "ops/lru_cache.h"
+#include "ops/matmul_precision.h"
 #include "ops/parallel.h"
 #include "ops/tensors.h"
+
+#if defined(SYNQ_CUDA)
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#endif
 
 namespace synq {
 namespace {
@@ -135,22 +144,104 @@ void filter_images(const Images& images, const LowPassPlan& plan, Tensor& y) {
   }
 }
 
-Tensor low_pass_cpu(const Tensor& x, double cutoff, std::string_view kind, int64_t order, std::string_view method) {
+struct TableKey {
+  int64_t n;
+  double cutoff;
+
+  bool operator==(const TableKey& other) const { return n == other.n && cutoff == other.cutoff; }
+};
+using Table = std::shared_ptr<const std::vector<float>>;
+
+// What LowPassAxis::table describes.
+Table build_table(int64_t n, const Response& response) {
+  std::vector<double> wave(n);
+  for (int64_t i = 0; i < n; ++i) wave[i] = std::cos(2 * M_PI * static_cast<double>(i) / static_cast<double>(n));
+  std::vector<double> taps(2 * n + 1);
+  for (int64_t d = 0; d < n; ++d) {
+    double sum = 0;
+    for (int64_t k = 0; k < n; ++k) {
+      const double frequency = static_cast<double>(std::min(k, n - k));
+      sum += response.gain(frequency * frequency) * wave[k * d % n];
+    }
+    taps[d] = taps[d + n] = sum / static_cast<double>(n);
+  }
+  taps[2 * n] = taps[0];
+  std::vector<float> table;
+  table.reserve(low_pass_table_size(n));
+  if (n % 2 != 0) {
+    for (int64_t d = 0; d <= n; ++d) table.push_back(static_cast<float>(taps[d] / 2));
+  } else {
+    const int64_t h = n / 2;
+    for (int64_t d = 0; d <= h; ++d) table.push_back(static_cast<float>((taps[d] + taps[d + h]) / 4));
+    for (int64_t d = 0; d <= h; ++d) table.push_back(static_cast<float>((taps[d] - taps[d + h]) / 4));
+  }
+  return std::make_shared<const std::vector<float>>(std::move(table));
+}
+
+Table find_table(int64_t n, const Response& response) {
+  static LruCache<TableKey, Table> tables(64);
+  return tables.get({n, response.cutoff}, [&] { return build_table(n, response); });
+}
+
+template <Device device>
+void filter_products(const Images& images, const Response& response, Tensor& y) {
+  require(response.is_separable() && std::max(images.height, images.width) <= kLowPassLongestSide, "low_pass",
+          "method");
+  const Tensor middle = y.scalar_type() == at::kFloat ? y : empty_like_images(images, at::kFloat);
+  const Table height = find_table(images.height, response);
+  const Table width = find_table(images.width, response);
+  LowPassParams params{};
+  params.x = images.x.const_data_ptr();
+  params.y = y.mutable_data_ptr();
+  params.middle = middle.mutable_data_ptr<float>();
+  params.images = images.images;
+  params.channels = images.channels;
+  params.height = {images.height, height->data()};
+  params.width = {images.width, width->data()};
+  params.tf32 = matmul_uses_tf32();
+  params.dtype = check_dtype("low_pass", "x", images.x);
+  launch(low_pass_cuda, params);
+}
+
+// Whether a CUDA graph is being recorded.
+template <Device device>
+bool is_capturing() {
+#if defined(SYNQ_CUDA)
+  if constexpr (device == Device::kCUDA) {
+    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  }
+#endif
+  return false;
+}
+
+template <Device device>
+Tensor forward(const Tensor& x, double cutoff, std::string_view kind, int64_t order, std::string_view method) {
+  const Guard<device> guard(x);
   const Response response = Response::parse(cutoff, kind, order);
   check_dtype("low_pass", "x", x);
   const Images images = as_images(x);
+  const std::optional<Method> wanted = parse_method(method);
   Tensor y = empty_like_images(images, x.scalar_type());
   if (x.numel() == 0) return y;
-  const bool prefers_matrix = prefers_matrix_cpu(response.is_separable(), images.height, images.width);
-  const Method preferred = prefers_matrix ? Method::kMatrix : Method::kSpectrum;
-  const Method chosen = parse_method(method).value_or(preferred);
-  if (chosen == Method::kSpectrum) return y.copy_(filter_spectrum(images.x, response));
-  filter_images(images, *low_pass_plan(images.height, images.width, response, kernels()), y);
+  const auto prefers_matrix = device == Device::kCPU ? prefers_matrix_cpu : prefers_matrix_cuda;
+  const bool matrix = prefers_matrix(response.is_separable(), images.height, images.width);
+  if (wanted.value_or(matrix ? Method::kMatrix : Method::kSpectrum) == Method::kSpectrum) {
+    return y.copy_(filter_spectrum(images.x, response, is_capturing<device>()));
+  }
+  if constexpr (device == Device::kCPU) {
+    filter_images(images, *low_pass_plan(images.height, images.width, response, kernels()), y);
+  } else {
+    filter_products<device>(images, response, y);
+  }
   return y;
 }
 
+template <Device device>
+void register_ops(torch::Library& library) {
+  library.impl("low_pass", &forward<device>);
+}
+
+SYNQ_REGISTER(register_ops)
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(synq_fast, CPU, m) { m.impl("low_pass", &low_pass_cpu); }
-
 }  // namespace synq

@@ -1,13 +1,12 @@
-// The CPU implementation behind synq_fast::search_range.
+// synq_fast::search_range.
 //
-// Most candidates are ruled out on a histogram of x: the error is the distance to the nearest level, so moving an
-// element to the centre of its bin moves its error by at most half a bin, and the loss within known bounds. The
-// candidates that could still win are then evaluated exactly, all of them in one pass over x. Sums are taken over parts
-// that depend on the number of elements alone, so the number of threads cannot be seen in the result.
-#include "cpu/search_range.h"
+// On the CPU most candidates are ruled out on a histogram of x: the error is the distance to the nearest level, so
+// moving an element to the centre of its bin moves its error by at most half a bin, and the loss within known bounds.
+// The candidates that could still win are then evaluated exactly, all of them in one pass over x. Sums are taken over
+// parts that depend on the number of elements alone, so the number of threads cannot be seen in the result.
+#include "search_range.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,9 +15,11 @@
 #include <vector>
 
 #include "candidate.h"
+#include "cpu/search_range.h"
+#include "ops/device.h"
 #include "ops/find_ranges.h"
 #include "ops/parallel.h"
-#include "ops/range_arguments.h"
+#include "ops/tensors.h"
 
 namespace synq {
 namespace {
@@ -171,27 +172,49 @@ int32_t best_candidate(Search search) {
   return candidates[std::min_element(sums.begin(), sums.end()) - sums.begin()];
 }
 
-std::tuple<Tensor, Tensor> search_range_cpu(const Tensor& x, int64_t bits, int64_t candidates, double norm) {
-  Tensor values = x;
-  Search search{};
-  search.params = check_search_range(values, bits, candidates, norm);
-  cpu::DynamicJob job{};
-  job.x = search.params.x;
-  job.channels = 1;
-  job.inner = search.params.elements;
-  job.dtype = search.params.dtype;
-  find_ranges(job, search.params.elements, &search.low, &search.high);
-  const float shrink = shrink_of(best_candidate(search));
-  const auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  Tensor range_min = at::empty({}, options);
-  Tensor range_max = at::empty({}, options);
-  *range_min.mutable_data_ptr<float>() = mul(search.low, shrink);
-  *range_max.mutable_data_ptr<float>() = mul(search.high, shrink);
+template <Device device>
+std::tuple<Tensor, Tensor> forward(const Tensor& given, int64_t bits, int64_t candidates, double norm) {
+  const char* op = "search_range";
+  const Guard<device> guard(given);
+  SearchRangeParams params{};
+  params.dtype = check_dtype(op, "x", given);
+  require(given.numel() > 0, op, "x");
+  require(bits >= 2 && bits <= 16, op, "bits");
+  require(candidates >= 1 && candidates <= kMaximumCandidates, op, "candidates");
+  require(norm > 0 && norm <= kMaximumNorm, op, "norm");
+  const Tensor x = make_dense(given);
+  params.x = x.const_data_ptr();
+  params.elements = x.numel();
+  params.candidates = static_cast<int32_t>(candidates);
+  params.bits = static_cast<int32_t>(bits);
+  params.norm = static_cast<float>(norm);
+  Tensor range_min = at::empty({}, floats_like(x));
+  Tensor range_max = at::empty({}, floats_like(x));
+  float* low = range_min.mutable_data_ptr<float>();
+  float* high = range_max.mutable_data_ptr<float>();
+  if constexpr (device == Device::kCPU) {
+    Search search{};
+    search.params = params;
+    find_range(params.x, params.elements, params.dtype, &search.low, &search.high);
+    const float shrink = shrink_of(best_candidate(search));
+    *low = mul(search.low, shrink);
+    *high = mul(search.high, shrink);
+  } else {
+    const Tensor workspace = at::empty({search_range_workspace_cuda(params)}, floats_like(x).dtype(at::kDouble));
+    params.range_min = low;
+    params.range_max = high;
+    params.workspace = workspace.mutable_data_ptr<double>();
+    launch(search_range_cuda, params);
+  }
   return {range_min, range_max};
 }
 
+template <Device device>
+void register_ops(torch::Library& library) {
+  library.impl("search_range", &forward<device>);
+}
+
+SYNQ_REGISTER(register_ops)
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(synq_fast, CPU, m) { m.impl("search_range", &search_range_cpu); }
-
 }  // namespace synq
