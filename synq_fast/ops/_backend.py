@@ -64,8 +64,18 @@ def _devices_of(choice: str) -> dict[str, str]:
     }
 
 
-_choice = _initial_choice()
-_chosen = _devices_of(_choice)
+def _choose(name: str) -> None:
+    global _choice, on_cpu, on_cuda
+    _choice = name
+    devices = _devices_of(name)
+    on_cpu, on_cuda = devices.get("cpu"), devices.get("cuda")
+
+
+# The backends of these devices under the choice in force; None for one that cannot run there.
+on_cpu: str | None
+on_cuda: str | None
+_choice: str
+_choose(_initial_choice())
 
 
 def select(op: str, device: torch.device) -> str:
@@ -77,7 +87,7 @@ def select(op: str, device: torch.device) -> str:
         BackendUnavailableError: A backend was chosen that was not built or does not run on
             `device`.
     """
-    chosen = _chosen.get(device.type)
+    chosen = {"cpu": on_cpu, "cuda": on_cuda}.get(device.type)
     if chosen is None:
         if _choice not in ("auto", "reference"):
             raise BackendUnavailableError(_explain(_choice, op, device))
@@ -129,14 +139,12 @@ def backend(name: str) -> Iterator[None]:
         ValueError: `name` is none of these. A backend that is known but not available raises
             `BackendUnavailableError` when an op is called.
     """
-    global _choice, _chosen
-    previous, before = _choice, _chosen
-    _choice = _check_choice(name)
-    _chosen = _devices_of(name)
+    previous = _choice
+    _choose(_check_choice(name))
     try:
         yield
     finally:
-        _choice, _chosen = previous, before
+        _choose(previous)
 
 
 def current_backend() -> str:

@@ -3,9 +3,11 @@
 import math
 
 import torch
+from torch import Tensor
 
 from synq_fast.reference._affine import range_shape
 
+FLOAT = torch.float32
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -85,6 +87,13 @@ def to_ranges(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns both bounds as tensors; checks what the registered op cannot see any more."""
     if (
+        axis is None
+        and isinstance(range_min, Tensor)
+        and isinstance(range_max, Tensor)
+        and range_min.dtype == FLOAT == range_max.dtype
+    ):
+        return range_min, range_max
+    if (
         isinstance(range_min, (int, float))
         and isinstance(range_max, (int, float))
         and range_min > range_max
@@ -118,7 +127,7 @@ def to_range(
 
 def widened(value: torch.Tensor) -> torch.Tensor:
     """Returns a float16 or bfloat16 tensor in float32, which holds its values exactly."""
-    if isinstance(value, torch.Tensor) and value.dtype in HALF_TYPES:
+    if isinstance(value, Tensor) and value.dtype != FLOAT and value.dtype in HALF_TYPES:
         return value.float()
     return value
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from synq_fast.ops import _backend
 from synq_fast.ops._autograd import make_autograd, make_recorded
@@ -18,6 +20,7 @@ from synq_fast.ops._native import CPU_REASON, CUDA_REASON
 from synq_fast.ops._rule import Rule, make_rule
 from synq_fast.reference._forward_mode import in_forward_mode
 
+DOUBLE = torch.float64
 LIBRARY = torch.library.Library("synq_fast", "DEF")
 # Every registered op by its name, in the order in which the ops' files are imported.
 OPS: dict[str, "Op"] = {}
@@ -62,11 +65,16 @@ class Op:
         Raises:
             BackendUnavailableError: The backend that was chosen cannot run there.
         """
-        if not isinstance(x, torch.Tensor):
+        if not isinstance(x, Tensor):
             return self._overloads["cpu"]  # refuses it
-        backend = _backend.select(self.name, x.device)
-        for value in (x, *others):
-            if isinstance(value, torch.Tensor) and value.dtype == torch.float64:
+        # As `select` does, without asking for the device: that takes as long as all of this.
+        backend = _backend.on_cpu if x.is_cpu else _backend.on_cuda if x.is_cuda else None
+        if backend is None:
+            backend = _backend.select(self.name, x.device)
+        if forward_ad._current_level >= 0 or x.dtype == DOUBLE:
+            return None
+        for value in others:
+            if isinstance(value, Tensor) and value.dtype == DOUBLE:
                 return None
         return self._overloads[backend]
 
