@@ -158,6 +158,10 @@ CASES = {
         lambda n, s, t, y: n.distillation_loss(s, t, y, temperature=2.0), _logits, 2
     ),
     "channel_moments": Case(lambda n, x, *_: n.channel_moments(x), _layers),
+    "total_variation": Case(
+        lambda n, x: n.total_variation(x),
+        lambda: [(_noise(*s),) for s in ((1, 1, 1, 1), (2, 3, 5, 7), (3, 8, 32, 32))],
+    ),
     "bn_statistics_loss": Case(lambda n, x, m, v: n.bn_statistics_loss(x, m, v), _layers),
     "bn_statistics_losses": Case(
         lambda n, x, m, v: n.bn_statistics_losses([x, x + 1], [m, -m], [v, 2 * v]), _layers
