@@ -41,6 +41,15 @@ struct ImageLayout {
   int64_t elements() const { return groups() * positions; }
 };
 
+// Images are read as planes of rows with `step` values for each pixel: contiguous images have a plane per channel and
+// step 1, channels_last ones a plane per image and as many values a pixel as channels.
+struct PlaneLayout {
+  int64_t planes;
+  int64_t height;
+  int64_t width;
+  int64_t step;
+};
+
 // Of `elements` in dense memory, around an axis of this size and stride, in so many equal runs of its channels.
 inline Layout layout_around(int64_t elements, int64_t size, int64_t stride, int64_t channels) {
   if (elements == 0) return {0, channels, 1};

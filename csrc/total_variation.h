@@ -5,13 +5,12 @@
 
 #include "cpu/dispatch.h"
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
-// Memory is (planes, height, length): a row has `step` values for each of its pixels. Contiguous images have a plane
-// per channel and step 1, channels_last ones a plane per image and as many values a pixel as channels. The planes are
-// divided into equal groups, one for each value: the images, or one for all.
-struct TotalVariationParams {
+// The planes are divided into equal groups, one for each value: the images, or one for all.
+struct TotalVariationParams : PlaneLayout {
   const void* x;          // dtype
   float* norms;           // (groups, 4): of the differences to the right, down, and along both diagonals
   float* value;           // (groups,), the sums of the norms; forward only
@@ -19,10 +18,6 @@ struct TotalVariationParams {
   const float* gradient;  // (groups,): the gradients of the values; CUDA's backward only
   const float* factors;   // (groups, 4): the gradients over the norms, 0 where these are; the CPU's backward only
   void* y;                // dtype, same layout as x: the gradient of x; backward only
-  int64_t planes;
-  int64_t height;
-  int64_t length;
-  int64_t step;
   int64_t groups;
   DType dtype;
 };

@@ -1,24 +1,19 @@
 """Norms of the differences of neighbouring pixels, and the gradient of their sum."""
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from synq_fast.kernels._layout import finished, on_device_of, output_like, power_of_two
+from synq_fast.kernels._layout import (
+    PlaneLayout,
+    finished,
+    on_device_of,
+    output_like,
+    plane_layout,
+    power_of_two,
+)
 
 TILE = 1024
-
-
-class Rows(NamedTuple):
-    """Memory as (groups, rows, length), `height` rows a plane and `step` values a pixel."""
-
-    groups: int
-    rows: int
-    length: int
-    height: int
-    step: int
 
 
 @triton.jit
@@ -89,23 +84,21 @@ def variation_backward_kernel(
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
-def _arranged(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, Rows]:
-    """Returns `x`, copied only if it is neither contiguous nor channels_last, and its rows."""
-    batch, channels, height, width = x.shape
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    planes, step = (batch, channels) if last else (batch * channels, 1)
-    rows = Rows(groups, planes // groups * height, width * step, height, step)
-    return x if last else x.contiguous(), rows
+def _tiles(rows: int, length: int) -> tuple[int, int, int, int]:
+    """Returns rows and columns of a tile, and how many tiles rows and columns make."""
+    columns = min(power_of_two(length), TILE)
+    height = min(power_of_two(rows), TILE // columns)
+    return height, columns, triton.cdiv(rows, height), triton.cdiv(length, columns)
 
 
-def _launch(kernel, rows: Rows, *tensors: torch.Tensor) -> None:
-    columns = min(power_of_two(rows.length), TILE)
-    height = min(power_of_two(rows.rows), TILE // columns)
-    row_tiles, column_tiles = triton.cdiv(rows.rows, height), triton.cdiv(rows.length, columns)
-    kernel[(rows.groups * row_tiles * column_tiles,)](
-        *tensors, rows.rows, rows.length, rows.height, rows.step, row_tiles, column_tiles,
-        ROWS=height, COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
+def _launch(kernel, images: PlaneLayout, groups: int, *tensors: torch.Tensor) -> None:
+    rows, length = images.planes // groups * images.height, images.width * images.step
+    height, columns, row_tiles, column_tiles = _tiles(rows, length)
+    with on_device_of(tensors[0]):
+        kernel[(groups * row_tiles * column_tiles,)](
+            *tensors, rows, length, images.height, images.step, row_tiles, column_tiles,
+            ROWS=height, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
 
 
 def total_variation(x: torch.Tensor, per_image: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,13 +108,10 @@ def total_variation(x: torch.Tensor, per_image: bool) -> tuple[torch.Tensor, tor
     if x.numel() == 0:
         value, norms = (x.new_zeros(size, dtype=torch.float32) for size in (shape, (groups, 4)))
         return value, norms
-    x, rows = _arranged(x, groups)
-    columns = min(power_of_two(rows.length), TILE)
-    height = min(power_of_two(rows.rows), TILE // columns)
-    parts = triton.cdiv(rows.rows, height) * triton.cdiv(rows.length, columns)
-    partial = x.new_empty((groups, parts, 4), dtype=torch.float32)
-    with on_device_of(x):
-        _launch(squares_kernel, rows, x, partial)
+    x, images = plane_layout(x)
+    tiles = _tiles(images.planes // groups * images.height, images.width * images.step)
+    partial = x.new_empty((groups, tiles[2] * tiles[3], 4), dtype=torch.float32)
+    _launch(squares_kernel, images, groups, x, partial)
     norms = partial.sum(1, dtype=torch.float64).sqrt()
     return norms.sum(1).float().reshape(shape), norms.float()
 
@@ -134,9 +124,8 @@ def total_variation_backward(
     if x.numel() == 0:
         return result
     factors = torch.where(norms == 0, 0.0, grad.float().reshape(-1, 1) / norms).contiguous()
-    x, rows = _arranged(x, norms.shape[0])
+    x, images = plane_layout(x)
     y = output_like(x)
-    with on_device_of(x):
-        _launch(variation_backward_kernel, rows, x, factors, y)
+    _launch(variation_backward_kernel, images, norms.shape[0], x, factors, y)
     y = finished(y, x)
     return y if y.stride() == result.stride() else result.copy_(y)

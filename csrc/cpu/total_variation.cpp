@@ -9,7 +9,7 @@ namespace {
 template <typename T>
 void sums_typed(const TotalVariationParams& params, int64_t begin, int64_t end, double* sums, float* scratch) {
   const T* x = static_cast<const T*>(params.x);
-  const int64_t length = params.length, step = params.step, shorter = length - step;
+  const int64_t step = params.step, length = params.width * step, shorter = length - step;
   for (int64_t row = begin; row < end; ++row, sums += 4) {
     const float* here = as_floats(x + row * length, length, scratch);
     Wide right{}, down{}, diagonal{}, other{};
@@ -85,7 +85,7 @@ void gradient_of_row(const Neighbours& rows, int64_t length, float* y) {
 template <typename T>
 void backward_typed(const TotalVariationParams& params, int64_t begin, int64_t end, float* scratch) {
   const T* x = static_cast<const T*>(params.x);
-  const int64_t length = params.length, height = params.height;
+  const int64_t length = params.width * params.step, height = params.height;
   const int64_t group_rows = params.planes / params.groups * height;
   for (int64_t row = begin; row < end; ++row) {
     const bool has_up = row % height != 0, has_down = (row + 1) % height != 0;

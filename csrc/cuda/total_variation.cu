@@ -37,7 +37,7 @@ struct Plan {
 Plan make_plan(const TotalVariationParams& params) {
   const int64_t rows = params.planes / params.groups * params.height;
   const int64_t splits = std::min(rows, ceil_divide(kReductionParts, params.groups));
-  return {rows, params.height, params.length, params.step, params.groups, splits};
+  return {rows, params.height, params.width * params.step, params.step, params.groups, splits};
 }
 
 // Item (group, split): a run of the group's rows.

@@ -82,6 +82,11 @@ def camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
+def indented(lines: list[str]) -> str:
+    """Returns the lines of a function's body."""
+    return "\n".join("    " + line for line in lines)
+
+
 class Writer:
     """Writes one op's autograd."""
 
@@ -95,9 +100,25 @@ class Writer:
         tensors = [argument for argument in rule.arguments if argument.is_tensor]
         self.edges = {argument.name: i for i, argument in enumerate(tensors)}
         self.optional = {argument.name for argument in tensors if argument.type == "Tensor?"}
+        # What is saved, by its source: its type, and its C++ in the forward pass.
+        parts = {k: part for formula in rule.formulas for k, part in rule.saved(formula).items()}
+        self.saved_types = {source: self._type_of(part) for source, part in parts.items()}
+        self.saved = {source: self._forward_text(part) for source, part in parts.items()}
+        tensors = [source for source in parts if self.saved_types[source].startswith("Tensor")]
+        # A list first.
+        self.tensors = sorted(tensors, key=lambda source: self.saved_types[source] != "Tensor[]")
+        values = [source for source in parts if source not in tensors]
+        self.keys = {k: k if k.isidentifier() else f"value{i}" for i, k in enumerate(values)}
+        self.lists = bool(tensors) and self.saved_types[self.tensors[0]] == "Tensor[]"
+        # Of saving anything.
+        self.condition = ""
+        for formula in rule.formulas:
+            if formula.otherwise is not None:
+                self.condition = self._forward_text(formula.test)
+            if formula.test is not None and (len(rule.formulas) > 1 or not tensors):
+                raise SystemExit(f"{rule.name}: a condition is for one formula that saves a tensor")
 
     def _type_of(self, expression: ast.expr) -> str:
-        """Returns the schema type of a saved expression."""
         if isinstance(expression, ast.Name):
             return str(self.types[expression.id])
         if isinstance(expression, ast.IfExp):
@@ -112,14 +133,11 @@ class Writer:
             parts = (expression.test, expression.body, expression.orelse)
             test, body, otherwise = (self._forward_text(part) for part in parts)
             return f"({test} ? {body} : {otherwise})"
-        if self.module.is_call_of(expression, "needs"):
-            return f"needs_node({ast.unparse(expression.args[0])})"  # type: ignore[attr-defined]
         return ast.unparse(expression)
 
-    def declare(self) -> str:
-        """Returns the declarations of the op as a function with and without autograd."""
-        rule = self.rule
-        return f"{result_type(rule)} {rule.name}({parameters(rule)});\n"
+    def declaration(self) -> str:
+        """Returns the declaration of the op's kernel."""
+        return f"{result_type(self.rule)} {self.rule.name}({parameters(self.rule)});\n"
 
     def calls(self) -> str:
         """Returns the functions that call the op through the dispatcher."""
@@ -144,15 +162,16 @@ class Writer:
             return ""
         # What is passed must outlive the call: a view of a string does not.
         given = parameters(rule).replace("std::string_view", "std::string")
+        name = f"{camel(rule.name)}Node"
         return f"""
-struct {camel(rule.name)}Node : torch::autograd::Function<{camel(rule.name)}Node> {{
+struct {name} : torch::autograd::Function<{name}> {{
   static constexpr bool is_traceable = true;
 
   static {self._node_result()} forward(AutogradContext* ctx, {given}) {{
-{self._forward_body()}
+{indented(self._forward_body())}
   }}
   static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {{
-{self._backward_body()}
+{indented(self._backward_body())}
   }}
 }};
 """
@@ -160,126 +179,83 @@ struct {camel(rule.name)}Node : torch::autograd::Function<{camel(rule.name)}Node
     def _node_result(self) -> str:
         return "Tensor" if self.rule.types == ("Tensor",) else "variable_list"
 
-    def _forward_body(self) -> str:
+    def _forward_body(self) -> list[str]:
         rule = self.rule
-        call = f"below_{rule.name}({names(rule)})"
-        if not rule.formulas:
-            if len(rule.results) == 1:
-                return f"    return {call};"
-            results = ", ".join(rule.results)
-            return f"    auto [{results}] = {call};\n    return {{{results}}};"
-        target = rule.results[0] if len(rule.results) == 1 else f"[{', '.join(rule.results)}]"
-        lines = [f"auto {target} = {call};", "ctx->set_materialize_grads(false);"]
+        results = ", ".join(rule.results)
+        single = len(rule.results) == 1
+        lines = [
+            f"auto {results if single else f'[{results}]'} = below_{rule.name}({names(rule)});"
+        ]
+        if rule.formulas:
+            lines.append("ctx->set_materialize_grads(false);")
         if rule.constants():
             constant = ", ".join(rule.results[i] for i in rule.constants())
             lines.append(f"ctx->mark_non_differentiable({{{constant}}});")
-        lines += self._save()
-        single = self._node_result() == "Tensor"
-        lines.append(f"return {target};" if single else f"return {{{', '.join(rule.results)}}};")
-        return "\n".join("    " + line for line in lines)
-
-    def _stored(self) -> tuple[list[str], list[str], dict[str, str], str]:
-        """Returns the saved tensors, the values, the types of all, and the test of saving them."""
-        rule = self.rule
-        parts: dict[str, ast.expr] = {}
-        for formula in rule.formulas:
-            parts |= rule.saved(formula)
-        types = {source: self._type_of(part) for source, part in parts.items()}
-        tensors = sorted(
-            (source for source in parts if types[source].startswith("Tensor")),
-            key=lambda source: types[source] != "Tensor[]",
-        )
-        test = rule.formulas[0].test
-        if any(formula.test for formula in rule.formulas) and len(rule.formulas) > 1:
-            raise SystemExit(f"{rule.name}: a condition is for a single formula")
-        condition = self._forward_text(test) if rule.formulas[0].otherwise is not None else ""
-        if condition and not tensors:
-            raise SystemExit(f"{rule.name}: what is conditional must save a tensor")
-        values = [source for source in parts if source not in tensors]
-        return tensors, values, types, condition
+        return [*lines, *self._save(), f"return {results if single else f'{{{results}}}'};"]
 
     def _save(self) -> list[str]:
         """Returns the lines that save what the backward pass reads."""
-        tensors, values, types, condition = self._stored()
-        parsed = {source: ast.parse(source, mode="eval").body for source in [*tensors, *values]}
         lines = []
-        if tensors and types[tensors[0]] == "Tensor[]":
-            lines.append(f"variable_list kept({tensors[0]}.begin(), {tensors[0]}.end());")
-            lines += [
-                f"kept.push_back({self._forward_text(parsed[name])});" for name in tensors[1:]
-            ]
+        kept = [
+            f"{source}.value_or(Tensor())" if source in self.optional else self.saved[source]
+            for source in self.tensors
+        ]
+        if self.lists:
+            lines.append(f"variable_list kept({kept[0]}.begin(), {kept[0]}.end());")
+            lines += [f"kept.push_back({value});" for value in kept[1:]]
             lines.append("ctx->save_for_backward(std::move(kept));")
-        elif tensors:
-            kept = [
-                f"{source}.value_or(Tensor())" if types[source] == "Tensor?"
-                else self._forward_text(parsed[source])
-                for source in tensors
-            ]  # fmt: skip
+        elif kept:
             lines.append(f"ctx->save_for_backward({{{', '.join(kept)}}});")
-        for i, source in enumerate(values):
-            value = TYPES[types[source]][1].format(self._forward_text(parsed[source]))
-            lines.append(f'ctx->saved_data["{self._key(source, i)}"] = {value};')
-        if condition:
-            lines = [f"if ({condition}) {{", *("  " + line for line in lines), "}"]
-        return lines
+        for source, key in self.keys.items():
+            value = TYPES[self.saved_types[source]][1].format(self.saved[source])
+            lines.append(f'ctx->saved_data["{key}"] = {value};')
+        return [f"if ({self.condition}) {{", *lines, "}"] if self.condition else lines
 
-    def _key(self, source: str, place: int) -> str:
-        return source if source.isidentifier() else f"value{place}"
-
-    def _backward_body(self) -> str:
+    def _backward_body(self) -> list[str]:
         rule = self.rule
         refuse = f'refuse_second_derivative("{rule.once}");'
         if not rule.formulas:
-            return f"    {refuse}"
-        tensors, values, types, condition = self._stored()
-        lines = []
-        if rule.once:
-            lines.append(f"if (at::GradMode::is_enabled()) {refuse}")
+            return [refuse]
+        lines = [f"if (at::GradMode::is_enabled()) {refuse}"] if rule.once else []
         lines.append("const variable_list saved = ctx->get_saved_variables();")
-        listed = bool(tensors) and types[tensors[0]] == "Tensor[]"
-        single = len(tensors) - 1 if listed else 0
-        if listed:
-            lines.append(f"const size_t count = saved.size() - {single};")
         lists = sum(argument.type == "Tensor[]" for argument in rule.arguments)
-        others = len(rule.arguments) - lists
-        length = f"{lists} * count + {others}" if lists else str(others)
+        length = str(len(rule.arguments) - lists)
+        if self.lists:
+            lines.append(f"const size_t count = saved.size() - {len(self.tensors) - 1};")
+            length += f" + {lists} * count"
         lines.append(f"variable_list result({length});")
-        read = {}
-        for i, source in enumerate(tensors):
-            if listed:
-                read[source] = (
-                    "at::TensorList(saved.data(), count)" if i == 0 else f"saved[count + {i - 1}]"
-                )
-            else:
-                read[source] = f"saved[{i}]"
-        for i, source in enumerate(values):
-            read[source] = f'ctx->saved_data["{self._key(source, i)}"].{TYPES[types[source]][2]}'
         for formula in rule.formulas:
-            lines += self._formula(formula, read, condition)
-        lines.append("return result;")
-        return "\n".join("    " + line for line in lines)
+            lines += self._formula(formula)
+        return [*lines, "return result;"]
 
-    def _formula(self, formula: Any, read: dict[str, str], condition: str) -> list[str]:
+    def _read(self, source: str) -> str:
+        """Returns what was saved, in the backward pass."""
+        if source in self.keys:
+            return f'ctx->saved_data["{self.keys[source]}"].{TYPES[self.saved_types[source]][2]}'
+        place = self.tensors.index(source)
+        if not self.lists:
+            return f"saved[{place}]"
+        return f"saved[count + {place - 1}]" if place else "at::TensorList(saved.data(), count)"
+
+    def _formula(self, formula: Any) -> list[str]:
         rule = self.rule
         tests = [f"incoming[{i}].defined()" for i in rule.used_gradients(formula)]
         tests = [" || ".join(tests)]
         if len(rule.formulas) > 1:
             tests.append(" || ".join(self._needs(name) for name in formula.of))
         test = " && ".join(f"({part})" if "||" in part else part for part in tests)
-        value = self._backward_text(formula.value, read, "Tensor")
-        if condition:
-            otherwise = self._backward_text(formula.otherwise, read, "Tensor")
-            value = f"saved.empty() ? {otherwise} : {value}"
-        of = formula.of
+        value = self._backward_text(formula.value, "Tensor")
+        if self.condition:
+            value = f"saved.empty() ? {self._backward_text(formula.otherwise, 'Tensor')} : {value}"
         places = {argument.name: i for i, argument in enumerate(rule.arguments)}
-        if self.types[of[0]] == "Tensor[]":
+        if self.types[formula.of[0]] == "Tensor[]":
             # A list comes first, so its gradients do.
             return [f"if ({test}) {{", f"  auto part = {value};",
                     "  std::move(part.begin(), part.end(), result.begin());", "}"]  # fmt: skip
-        if len(of) == 1:
-            return [f"if ({test}) result[{places[of[0]]}] = {value};"]
+        if len(formula.of) == 1:
+            return [f"if ({test}) result[{places[formula.of[0]]}] = {value};"]
         lines = [f"if ({test}) {{", f"  auto parts = {value};"]
-        for i, name in enumerate(of):
+        for i, name in enumerate(formula.of):
             target = f"result[{places[name]}] = std::move(std::get<{i}>(parts));"
             lines.append(f"  if ({self._needs(name)}) {target}")
         return [*lines, "}"]
@@ -291,18 +267,18 @@ struct {camel(rule.name)}Node : torch::autograd::Function<{camel(rule.name)}Node
         text = f"ctx->needs_input_grad({self.edges[name]})"
         if name not in self.optional:
             return text
-        tensors = self._stored()[0]
-        return f"(saved[{tensors.index(name)}].defined() && {text})"
+        return f"({self._read(name)}.defined() && {text})"
 
-    def _backward_text(self, expression: ast.expr, read: dict[str, str], wanted: str) -> str:
+    def _backward_text(self, expression: ast.expr, wanted: str) -> str:
         """Returns an expression of saved values and gradients in C++."""
         source = ast.unparse(expression)
-        if source in read:
-            return f"present({read[source]})" if wanted == "Tensor?" else read[source]
+        if source in self.saved:
+            text = self._read(source)
+            return f"present({text})" if wanted == "Tensor?" else text
         if isinstance(expression, ast.Constant) and expression.value is None:
             return "std::nullopt"
         if isinstance(expression, ast.BoolOp):
-            parts = [self._backward_text(value, read, "bool") for value in expression.values]
+            parts = [self._backward_text(value, "bool") for value in expression.values]
             return f"({(' && ' if isinstance(expression.op, ast.And) else ' || ').join(parts)})"
         if isinstance(expression, ast.Name):
             gradient = f"incoming[{self.rule.gradients()[expression.id]}]"
@@ -317,7 +293,7 @@ struct {camel(rule.name)}Node : torch::autograd::Function<{camel(rule.name)}Node
             types = [argument.type for argument in self.rules[name].arguments]
             name = f"call_{name}"
         arguments = [
-            self._backward_text(argument, read, type_)
+            self._backward_text(argument, type_)
             for argument, type_ in zip(expression.args, types, strict=False)
         ]
         return f"{name}({', '.join(arguments)})"
@@ -379,7 +355,7 @@ def generate(folder: Path) -> str:
     """Returns the whole source."""
     module, rules = load_rules(folder)
     writers = [Writer(module, rules, rule) for rule in rules.values() if not rule.is_constant]
-    parts = [HEADER, *(writer.declare() for writer in writers)]
+    parts = [HEADER, *(writer.declaration() for writer in writers)]
     parts += [writer.calls() for writer in writers]
     parts += [writer.node() + writer.function() for writer in writers]
     lines = []

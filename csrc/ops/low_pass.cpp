@@ -17,7 +17,6 @@
 #include "ops/lru_cache.h"
 #include "ops/matmul_precision.h"
 #include "ops/parallel.h"
-#include "ops/tensors.h"
 
 #if defined(SYNQ_CUDA)
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -54,11 +53,11 @@ struct Passes {
   cpu::FilterPass items[3];
   int count;
 
-  Passes(const LowPassPlan& plan, const Images& images, int64_t number, const char* x, DType x_type, char* y,
+  Passes(const LowPassPlan& plan, const Planes& images, int64_t number, const char* x, DType x_type, char* y,
          DType y_type, float* middle) {
     cpu::FilterPass vertical{};
     vertical.outer = number;
-    vertical.inner = images.width * images.channels;
+    vertical.inner = images.width * images.step;
     vertical.axis = plan.rows->view();
     vertical.x = x;
     vertical.x_type = x_type;
@@ -66,7 +65,7 @@ struct Passes {
     vertical.y_type = DType::kFloat32;
     cpu::FilterPass horizontal{};
     horizontal.outer = number * images.height;
-    horizontal.inner = images.channels;
+    horizontal.inner = images.step;
     horizontal.axis = plan.columns->view();
     horizontal.x = middle;
     horizontal.x_type = DType::kFloat32;
@@ -104,20 +103,20 @@ struct Passes {
 };
 
 // Where x is float32 so is y, and the intermediate lives in y.
-void filter_images(const Images& images, const LowPassPlan& plan, Tensor& y) {
+void filter_images(const Planes& images, const LowPassPlan& plan, Tensor& y) {
   const DType type = check_dtype("low_pass", "x", images.x);
   const char* source = static_cast<const char*>(images.x.const_data_ptr());
   char* target = static_cast<char*>(y.mutable_data_ptr());
   const bool in_place = type == DType::kFloat32;
-  const int64_t image = images.height * images.width * images.channels;
+  const int64_t image = images.height * images.width * images.step;
   const int64_t image_bytes = image * images.x.element_size();
   const int64_t group = std::max<int64_t>(1, kGroupElements / image);
-  const int64_t groups = (images.images + group - 1) / group;
+  const int64_t groups = (images.planes + group - 1) / group;
 
   if (groups >= kGroupsPerThread * at::get_num_threads() || images.x.numel() <= kGrain) {
     for_each_part(groups, group * image, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * group;
-      const int64_t last = std::min(end * group, images.images);
+      const int64_t last = std::min(end * group, images.planes);
       const Scratch middle(in_place ? 0 : std::min(group, last - first) * image);
       std::unique_ptr<Scratch> scratch;
       for (int64_t start = first; start < last; start += group) {
@@ -134,7 +133,7 @@ void filter_images(const Images& images, const LowPassPlan& plan, Tensor& y) {
   }
   // Few large images: the threads share each pass.
   const Tensor middle = in_place ? y : empty_like_images(images, at::kFloat);
-  const Passes passes(plan, images, images.images, source, type, target, type, middle.mutable_data_ptr<float>());
+  const Passes passes(plan, images, images.planes, source, type, target, type, middle.mutable_data_ptr<float>());
   for (int i = 0; i < passes.count; ++i) {
     const int64_t tiles = kernels().tiles(passes.items[i]);
     for_each_part(tiles, images.x.numel() / tiles, [&](int64_t begin, int64_t end) {
@@ -184,7 +183,7 @@ Table find_table(int64_t n, const Response& response) {
 }
 
 template <Device device>
-void filter_products(const Images& images, const Response& response, Tensor& y) {
+void filter_products(const Planes& images, const Response& response, Tensor& y) {
   require(response.is_separable() && std::max(images.height, images.width) <= kLowPassLongestSide, "low_pass",
           "method");
   const Tensor middle = y.scalar_type() == at::kFloat ? y : empty_like_images(images, at::kFloat);
@@ -194,8 +193,8 @@ void filter_products(const Images& images, const Response& response, Tensor& y) 
   params.x = images.x.const_data_ptr();
   params.y = y.mutable_data_ptr();
   params.middle = middle.mutable_data_ptr<float>();
-  params.images = images.images;
-  params.channels = images.channels;
+  params.images = images.planes;
+  params.channels = images.step;
   params.height = {images.height, height->data()};
   params.width = {images.width, width->data()};
   params.tf32 = matmul_uses_tf32();
@@ -219,7 +218,7 @@ Tensor forward(const Tensor& x, double cutoff, std::string_view kind, int64_t or
   const Guard<device> guard(x);
   const Response response = Response::parse(cutoff, kind, order);
   check_dtype("low_pass", "x", x);
-  const Images images = as_images(x);
+  const Planes images("low_pass", x);
   const std::optional<Method> wanted = parse_method(method);
   Tensor y = empty_like_images(images, x.scalar_type());
   if (x.numel() == 0) return y;

@@ -11,7 +11,6 @@
 #include <cmath>
 
 #include "ops/lru_cache.h"
-#include "ops/tensors.h"
 
 namespace synq {
 namespace {
@@ -86,22 +85,7 @@ std::optional<Method> parse_method(std::string_view name) {
   return Method::kSpectrum;
 }
 
-Images as_images(const Tensor& x) {
-  const int64_t rank = x.dim();
-  require(rank >= 2, "low_pass", "x");
-  Images images{x, 0, x.size(-2), x.size(-1), 1};
-  if (!x.is_contiguous()) {
-    if (x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-      images.channels = x.size(1);
-    } else {
-      images.x = x.contiguous();
-    }
-  }
-  if (x.numel() > 0) images.images = x.numel() / (images.height * images.width * images.channels);
-  return images;
-}
-
-Tensor empty_like_images(const Images& images, at::ScalarType type) {
+Tensor empty_like_images(const Planes& images, at::ScalarType type) {
   // x is contiguous or channels_last, and keeps that.
   return at::empty_like(images.x, images.x.options().dtype(type));
 }

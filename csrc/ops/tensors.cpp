@@ -40,4 +40,19 @@ at::Tensor match_layout(const char* op, const at::Tensor& gradient, const at::Te
   return at::empty_like(x).copy_(gradient);
 }
 
+Planes::Planes(const char* op, const at::Tensor& given) : PlaneLayout{}, x(given) {
+  require(x.dim() >= 2, op, "x");
+  height = x.size(-2);
+  width = x.size(-1);
+  step = 1;
+  if (!x.is_contiguous()) {
+    if (x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+      step = x.size(1);
+    } else {
+      x = x.contiguous();
+    }
+  }
+  if (x.numel() > 0) planes = x.numel() / (height * width * step);
+}
+
 }  // namespace synq

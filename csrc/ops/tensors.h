@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
@@ -28,6 +29,14 @@ at::Tensor make_dense(const at::Tensor& value);
 
 // The tensor itself where strides and type are those of x, else a copy that has them.
 at::Tensor match_layout(const char* op, const at::Tensor& gradient, const at::Tensor& x);
+
+// Images (..., H, W). Copied only if they are neither contiguous nor channels_last.
+struct Planes : PlaneLayout {
+  at::Tensor x;
+
+  Planes(const char* op, const at::Tensor& x);
+  int64_t rows() const { return planes * height; }
+};
 
 // Options for float32 results in no particular layout, beside x.
 inline at::TensorOptions floats_like(const at::Tensor& x) {

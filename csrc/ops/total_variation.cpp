@@ -22,35 +22,25 @@ const cpu::TotalVariationKernels& kernels() {
   return SYNQ_SELECT(total_variation_kernels);
 }
 
-// Images as rows. Copied only if they are neither contiguous nor channels_last.
-struct Rows {
-  Tensor x;
+TotalVariationParams make_params(const char* op, const Planes& images, int64_t groups) {
   TotalVariationParams params{};
-
-  Rows(const char* op, const Tensor& given) : x(given) {
-    params.dtype = check_dtype(op, "x", given);
-    require(x.dim() == 4, op, "x");
-    const bool last = !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
-    if (!last) x = x.contiguous();
-    params.x = x.const_data_ptr();
-    params.planes = last ? x.size(0) : x.size(0) * x.size(1);
-    params.height = x.size(2);
-    params.step = last ? x.size(1) : 1;
-    params.length = x.size(3) * params.step;
-  }
-
-  int64_t rows() const { return params.planes * params.height; }
-};
+  static_cast<PlaneLayout&>(params) = images;
+  params.x = images.x.const_data_ptr();
+  params.groups = groups;
+  params.dtype = check_dtype(op, "x", images.x);
+  return params;
+}
 
 // The sums of every row are added up in order, so threads do not show.
-void compute(const Rows& rows) {
-  const TotalVariationParams& params = rows.params;
-  std::vector<double> sums(4 * rows.rows());
-  for_each_part(rows.rows(), params.length, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(2 * params.length);
+void compute(const TotalVariationParams& params) {
+  const int64_t rows = params.planes * params.height;
+  const int64_t length = params.width * params.step;
+  std::vector<double> sums(4 * rows);
+  for_each_part(rows, length, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(2 * length);
     kernels().sums(params, begin, end, sums.data() + 4 * begin, scratch.data());
   });
-  const int64_t group_rows = rows.rows() / params.groups;
+  const int64_t group_rows = rows / params.groups;
   for (int64_t group = 0; group < params.groups; ++group) {
     double value = 0.0;
     for (int64_t d = 0; d < 4; ++d) {
@@ -66,18 +56,19 @@ void compute(const Rows& rows) {
 template <Device device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, bool per_image) {
   const Guard<device> guard(x);
-  Rows rows("total_variation", x);
+  const char* op = "total_variation";
+  require(x.dim() == 4, op, "x");
+  const Planes images(op, x);
   const auto floats = floats_like(x);
   const int64_t groups = per_image ? x.size(0) : 1;
   Tensor value = per_image ? at::empty({groups}, floats) : at::empty({}, floats);
   Tensor norms = at::empty({groups, 4}, floats);
+  TotalVariationParams params = make_params(op, images, groups);
   if (x.numel() == 0) return {value.zero_(), norms.zero_()};
-  TotalVariationParams& params = rows.params;
-  params.groups = groups;
   params.value = value.mutable_data_ptr<float>();
   params.norms = norms.mutable_data_ptr<float>();
   if constexpr (device == Device::kCPU) {
-    compute(rows);
+    compute(params);
   } else {
     const Tensor workspace = at::empty({total_variation_workspace_cuda(params)}, floats.dtype(at::kDouble));
     params.workspace = workspace.mutable_data_ptr<double>();
@@ -90,18 +81,18 @@ template <Device device>
 Tensor backward(const Tensor& gradient, const Tensor& x, const Tensor& given_norms) {
   const char* op = "total_variation_backward";
   const Guard<device> guard(x);
-  Rows rows(op, x);
+  require(x.dim() == 4, op, "x");
+  const Planes images(op, x);
   require(given_norms.dim() == 2 && given_norms.size(1) == 4 && given_norms.scalar_type() == at::kFloat &&
               given_norms.device() == x.device() && (given_norms.size(0) == 1 || given_norms.size(0) == x.size(0)),
           op, "norms");
   require(gradient.numel() == given_norms.size(0) && gradient.device() == x.device(), op, "grad");
   Tensor result = at::empty_like(x);
   if (x.numel() == 0) return result;
-  Tensor dense = rows.x.strides() == result.strides() ? result : at::empty_like(rows.x);
+  Tensor dense = images.x.strides() == result.strides() ? result : at::empty_like(images.x);
   const Tensor incoming = gradient.to(at::kFloat).contiguous();
   Tensor norms = given_norms.contiguous();
-  TotalVariationParams& params = rows.params;
-  params.groups = norms.size(0);
+  TotalVariationParams params = make_params(op, images, norms.size(0));
   params.norms = norms.mutable_data_ptr<float>();
   params.y = dense.mutable_data_ptr();
   if constexpr (device == Device::kCPU) {
@@ -110,8 +101,9 @@ Tensor backward(const Tensor& gradient, const Tensor& x, const Tensor& given_nor
       factors[i] = params.norms[i] == 0.0f ? 0.0f : incoming.const_data_ptr<float>()[i / 4] / params.norms[i];
     }
     params.factors = factors.data();
-    for_each_part(rows.rows(), params.length, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(4 * params.length);
+    const int64_t length = images.width * images.step;
+    for_each_part(images.rows(), length, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(4 * length);
       kernels().backward(params, begin, end, scratch.data());
     });
   } else {

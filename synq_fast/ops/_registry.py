@@ -5,7 +5,6 @@ not compiled falls back to Triton on CUDA devices and to the reference elsewhere
 the same schema bound to the Triton kernel. Under autocast the ops keep the type of their input.
 """
 
-import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -107,7 +106,6 @@ def register(
     recorded: str = "",
     check_values: Callable[..., None] | None = None,
     triton_arguments: int | None = None,
-    kernels: str = "",
 ) -> Op:
     """Registers an op under its name, and its Triton kernel as the overload `triton`.
 
@@ -125,15 +123,12 @@ def register(
             gradient is recorded, and its first results are this op's.
         check_values: Checks values, for the reference and for the error of a failed call.
         triton_arguments: How many leading arguments the Triton launcher takes; None for all.
-        kernels: The module of `synq_fast.kernels` with the launcher; by default that of the op's
-            file.
     """
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.define(f"{name}.triton{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     rule = make_rule(name, schema, gradients, once, recorded)
     op = OPS[name] = Op(rule, fake, reference, check_values)
-    module = kernels or fake.__module__.rpartition(".")[2]
-    triton = _triton_kernel(op, module, triton_arguments)
+    triton = _triton_kernel(op, triton_arguments)
     for suffix in ("default", "triton"):
         qualified = name if suffix == "default" else f"{name}.{suffix}"
         torch.library.register_fake(f"synq_fast::{qualified}", fake, lib=LIBRARY)
@@ -172,20 +167,13 @@ def _refuse_forward_mode(op: Op) -> None:
         )
 
 
-def _triton_kernel(op: Op, module: str, count: int | None) -> Callable[..., Any]:
-    @functools.cache
-    def launcher() -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(
-            importlib.import_module(f"synq_fast.kernels.{module}"), op.name
-        )
-        return function
-
+def _triton_kernel(op: Op, count: int | None) -> Callable[..., Any]:
     def launch(*arguments: Any) -> Any:
-        launcher()
+        kernels = importlib.import_module("synq_fast.kernels")
         _refuse_forward_mode(op)
         # The launchers expect the arguments right.
         op.fake(*arguments)
-        return launcher()(*arguments[:count])
+        return getattr(kernels, op.name)(*arguments[:count])
 
     return launch
 

@@ -89,7 +89,6 @@ register(
     fake=_fake_backward,
     reference=_reference_backward,
     once="bn_statistics_losses",
-    kernels="bn_statistics_loss",
 )
 _op = register(
     "bn_statistics_losses",
@@ -98,7 +97,6 @@ _op = register(
     fake=_fake,
     reference=_reference,
     gradients={"inputs": "bn_statistics_losses_backward(grad_loss, inputs, statistics, weights)"},
-    kernels="bn_statistics_loss",
 )
 
 
