@@ -21,7 +21,7 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 
 // kl, ce, difficulty, gradients of (kl, ce) in the student's logits (2, B, C), gradient of kl in the teacher's
-// (1, B, C); gradients that were not asked for have no row: (0, B, C).
+// (1, B, C); gradients that were not asked for have no row: (0, B, C), and are undefined where none could be.
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // A class costs about as much as this many elements of a copy: four exponentials.
@@ -68,11 +68,11 @@ Tensor empty_gradients(int64_t count, const Logits& logits) {
 
 template <typename Work>
 void point_at_gradients(Work& work, Tensor& of_student, Tensor& of_teacher, const Logits& logits) {
-  if (of_student.size(0) > 0) {
+  if (of_student.defined() && of_student.size(0) > 0) {
     work.kl_gradient = of_student.mutable_data_ptr<float>();
     work.ce_gradient = work.kl_gradient + logits.batch * logits.classes;
   }
-  if (of_teacher.size(0) > 0) work.teacher_gradient = of_teacher.mutable_data_ptr<float>();
+  if (of_teacher.defined() && of_teacher.size(0) > 0) work.teacher_gradient = of_teacher.mutable_data_ptr<float>();
 }
 
 void compute_on_cpu(const char* op, const Logits& logits, const Settings& settings, Results& results) {
@@ -150,8 +150,9 @@ Results compute(const char* op, const Tensor& student_logits, const Tensor& teac
   require(std::isfinite(settings.threshold), op, "difficulty_threshold");
   const auto floats = logits.student.options().dtype(at::kFloat);
   const auto scalar = [&] { return logits.batch == 0 ? at::zeros({}, floats) : at::empty({}, floats); };
-  Results results{scalar(), scalar(), at::empty({logits.batch}, floats), empty_gradients(student_gradients, logits),
-                  empty_gradients(teacher_gradients, logits)};
+  Results results{scalar(), scalar(), at::empty({logits.batch}, floats), {}, {}};
+  if (student_gradients >= 0) std::get<3>(results) = empty_gradients(student_gradients, logits);
+  if (teacher_gradients >= 0) std::get<4>(results) = empty_gradients(teacher_gradients, logits);
   if (logits.batch == 0) return results;
   if constexpr (device == Device::kCPU) {
     compute_on_cpu(op, logits, settings, results);
@@ -165,7 +166,7 @@ template <Device device>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& student_logits, const Tensor& teacher_logits,
                                            const Tensor& labels, double temperature, double alpha, double threshold) {
   const Settings settings{temperature, alpha, threshold};
-  Results results = compute<device>("distillation_loss", student_logits, teacher_logits, labels, settings, 0, 0);
+  Results results = compute<device>("distillation_loss", student_logits, teacher_logits, labels, settings, -1, -1);
   return {std::get<0>(results), std::get<1>(results), std::get<2>(results)};
 }
 
