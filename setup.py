@@ -138,6 +138,7 @@ def configure_and_build(nvcc: "str | None", torch_dir: Path, torch_version: str)
         "SYNQ_TORCH_VERSION": torch_version,
         "SYNQ_TORCH_CXX_STANDARD": standard,
         "SYNQ_TORCH_ABI_OPTION": abi_option,
+        "SYNQ_PYTHON": sys.executable,
         "SYNQ_PYTHON_INCLUDE_DIR": sysconfig.get_path("include"),
         "SYNQ_EXTENSION_SUFFIX": suffix,
         "SYNQ_CUDA": "ON" if nvcc else "OFF",

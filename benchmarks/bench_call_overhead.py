@@ -141,6 +141,13 @@ NEIGHBOURS = [
         lambda x: torch.var_mean(x, (2, 3), correction=0),
     ),
     Neighbour(
+        "total_variation",
+        lambda: _layer()[:1],
+        lambda x: ops.total_variation(x),
+        "sub + vector_norm",
+        lambda x: torch.linalg.vector_norm(x[..., 1:] - x[..., :-1]),
+    ),
+    Neighbour(
         "quantize_codes",
         _with_range,
         lambda x, low, high: ops.quantize_codes(x, low, high, BITS),

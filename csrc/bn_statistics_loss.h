@@ -4,13 +4,13 @@
 #include <stdint.h>
 
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
-// One layer. Memory is read as (outer, channels, inner), inner fastest: inner = 1 for channels_last. Per channel, over
-// n = outer * inner elements:
+// One layer. Per channel, over n = outer * inner elements:
 //   mean_loss = mean over channels of (mean - running_mean)^2, var_loss likewise with the biased variance.
-struct BnStatisticsParams {
+struct BnStatisticsParams : Layout {
   const void* x;              // dtype
   const float* running_mean;  // (channels,)
   const float* running_var;   // (channels,)
@@ -21,14 +21,11 @@ struct BnStatisticsParams {
   double* weighted;           // one value, weight * (mean_loss + var_loss); or null
   double weight;
   float* workspace;  // bn_statistics_workspace_cuda(params) floats
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
   DType dtype;
 };
 
 // result = offset + slope * (x - mean) with per-channel coefficients of the two incoming gradients.
-struct BnGradientParams {
+struct BnGradientParams : Layout {
   const void* x;             // dtype
   void* result;              // dtype, same layout
   const double* statistics;  // as above
@@ -36,9 +33,6 @@ struct BnGradientParams {
   const float* mean_scale;  // one value: the gradient of mean_loss; or null
   const float* var_scale;   // one value: the gradient of var_loss; or null
   float weight;             // multiplies both
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
   DType dtype;
 };
 

@@ -7,7 +7,7 @@
 
 namespace synq {
 
-// As in synq_fast/ops/_definitions/grad_cam.py.
+// As in synq_fast/ops/_cam.py.
 enum class CamKind : int32_t { kGradCam = 0, kGradCamPlusPlus = 1, kLayerCam = 2, kHiResCam = 3 };
 
 // Where a pixel of the large map lies between two neighbours of the small one. Beyond the outermost it takes their

@@ -4,13 +4,12 @@
 #include <stdint.h>
 
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
-// Memory is read as (outer, channels, inner), inner fastest. Any axis of any dense tensor fits: the channels of a
-// channels_last image have inner = 1, one range for the whole tensor is outer = channels = 1, and a run of channels
-// with one range is a channel of that many times the inner size. Sizes are in elements.
-struct FakeQuantizeParams {
+// The channels of the layout are those of the ranges.
+struct FakeQuantizeParams : Layout {
   const void* x;           // dtype
   const void* gradient;    // dtype, same layout as x; backward only
   void* y;                 // forward, dynamic: dtype; backward: gradient of x, dtype; codes: int8 (bits <= 8) or int16
@@ -19,14 +18,9 @@ struct FakeQuantizeParams {
   float* out_min;          // (channels,); dynamic: range found; codes: scale; otherwise null
   float* out_max;          // (channels,); dynamic: range found; codes: zero point; otherwise null
   float* workspace;        // dynamic only: fake_quantize_dynamic_workspace_cuda(params) floats
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-  int32_t bits;  // 2..16
+  int32_t bits;            // 2..16
   DType dtype;
   bool symmetric;  // dynamic only: the range lies around zero
-
-  int64_t elements() const { return outer * channels * inner; }
 };
 
 // Every launcher enqueues on `stream` (a cudaStream_t) of the current device, never synchronizes, and returns the

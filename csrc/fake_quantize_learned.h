@@ -4,11 +4,11 @@
 #include <stdint.h>
 
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
-// Memory is (outer, channels, inner) like in FakeQuantizeParams.
-struct FakeQuantizeLearnedParams {
+struct FakeQuantizeLearnedParams : Layout {
   const void* x;            // dtype
   const void* gradient;     // dtype, same layout as x; backward only
   void* y;                  // dtype; forward: the result; backward: the gradient of x
@@ -17,14 +17,9 @@ struct FakeQuantizeLearnedParams {
   float* grad_scale;        // (channels,); backward only
   float* grad_zero_point;   // (channels,); backward only
   double* workspace;        // backward only: fake_quantize_learned_workspace_cuda(params) doubles
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
   double gradient_scale;
   int32_t bits;  // 2..16
   DType dtype;
-
-  int64_t elements() const { return outer * channels * inner; }
 };
 
 // Launchers like those of fake_quantize.h. elements() is positive.

@@ -4,12 +4,13 @@
 #include <stdint.h>
 
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
-// Memory is (outer, channels, inner) like in FakeQuantizeParams; the channels are those of the range, or, with an
-// affine map, those of the map, and the range is one for all.
-struct ReluFakeQuantizeParams {
+// The channels of the layout are those of the range, or, with an affine map, those of the map, and the range is one for
+// all.
+struct ReluFakeQuantizeParams : Layout {
   const void* x;           // dtype
   const void* gradient;    // dtype, same layout as x; backward only
   const void* residual;    // dtype, same layout as x; null: none; with an affine map only
@@ -22,15 +23,10 @@ struct ReluFakeQuantizeParams {
   float* grad_weight;      // (channels,); null: sums are not wanted
   float* grad_bias;        // (channels,); null: sums are not wanted
   double* workspace;       // with sums: affine_relu_fake_quantize_workspace_cuda(params) doubles
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-  float upper;   // NaN: no upper bound
-  int32_t bits;  // 2..16
+  float upper;             // NaN: no upper bound
+  int32_t bits;            // 2..16
   DType dtype;
   bool clip;  // backward only: the quantizer's gradient is clipped
-
-  int64_t elements() const { return outer * channels * inner; }
 };
 
 // Launchers like those of fake_quantize.h. elements() is positive.

@@ -1,4 +1,4 @@
-"""How a tensor lies in memory, and what every launcher shares."""
+"""How a tensor lies in memory, as csrc/layout.h says it, and what every launcher shares."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +21,41 @@ class Layout(NamedTuple):
     def by_column(self) -> bool:
         """Whether channels are the fastest dimension, as in a channels_last image."""
         return self.inner == 1 and self.outer > 1
+
+
+class ImageLayout(NamedTuple):
+    """Memory as (samples, channels, positions), or (samples, positions, channels) if `innermost`.
+
+    As a matrix it has a row per channel of a sample, or a row per position.
+    """
+
+    samples: int
+    channels: int
+    positions: int
+    innermost: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of one sample."""
+        return self.positions if self.innermost else self.channels
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix."""
+        return self.channels if self.innermost else self.positions
+
+
+class PlaneLayout(NamedTuple):
+    """Images as planes of rows with `step` values a pixel.
+
+    Contiguous images have a plane per channel and step 1, channels_last ones a plane per image and
+    as many values a pixel as channels.
+    """
+
+    planes: int
+    height: int
+    width: int
+    step: int
 
 
 def memory_order(x: torch.Tensor) -> list[int] | None:
@@ -57,6 +92,35 @@ def dense(
     for dim in order[place + 1 :]:
         inner *= x.shape[dim]
     return x, Layout(x.numel() // (channels * inner), channels, inner)
+
+
+def image_layout(x: torch.Tensor) -> tuple[torch.Tensor, ImageLayout]:
+    """Returns `x`, copied only if its memory has neither form, and its layout."""
+    samples, channels, positions = *x.shape[:2], x.shape[2:].numel()
+    order = memory_order(x)
+    if order is not None:
+        order = [dim for dim in order if x.shape[dim] != 1]
+        spatial = [dim for dim in order if dim > 1]
+        first = [0] if samples > 1 else []
+        middle = [1] if channels > 1 else []
+        if order == first + middle + spatial:
+            return x, ImageLayout(samples, channels, positions, False)
+        if order == first + spatial + middle:
+            return x, ImageLayout(samples, channels, positions, True)
+    return x.contiguous(), ImageLayout(samples, channels, positions, False)
+
+
+def plane_layout(x: torch.Tensor) -> tuple[torch.Tensor, PlaneLayout]:
+    """Returns `x`, copied only if it is neither contiguous nor channels_last, and its layout."""
+    height, width = x.shape[-2:]
+    step = 1
+    if not x.is_contiguous():
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            step = x.shape[1]
+        else:
+            x = x.contiguous()
+    planes = x.numel() // (height * width * step) if x.numel() > 0 else 0
+    return x, PlaneLayout(planes, height, width, step)
 
 
 def laid_out_as(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

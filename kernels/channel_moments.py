@@ -4,15 +4,13 @@ Each lane of a program sums differences from its first value; the lanes merge re
 channel's first value, and parts of a channel merge in float64.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from synq_fast.kernels._layout import (
     finished,
-    memory_order,
+    image_layout,
     on_device_of,
     output_like,
     power_of_two,
@@ -22,28 +20,6 @@ TILE = 1024
 MAXIMUM_COLUMNS = 64  # channels side by side where they are innermost
 TARGET_PROGRAMS = 1024
 MAXIMUM_SPLITS = 64
-
-
-class Moments(NamedTuple):
-    """Memory as (samples, channels, positions), or (samples, positions, channels) if `innermost`.
-
-    As a matrix it has a row per channel of a sample, or a row per position.
-    """
-
-    samples: int
-    channels: int
-    positions: int
-    innermost: bool
-
-    @property
-    def rows(self) -> int:
-        """Rows of one sample."""
-        return self.positions if self.innermost else self.channels
-
-    @property
-    def columns(self) -> int:
-        """Columns of the matrix."""
-        return self.channels if self.innermost else self.positions
 
 
 @triton.jit
@@ -170,28 +146,12 @@ def moments_backward_kernel(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def _arranged(x: torch.Tensor) -> tuple[torch.Tensor, Moments]:
-    """Returns `x`, copied only if its memory has neither form of `Moments`."""
-    samples, channels, positions = *x.shape[:2], x.shape[2:].numel()
-    order = memory_order(x)
-    if order is not None:
-        order = [dim for dim in order if x.shape[dim] != 1]
-        spatial = [dim for dim in order if dim > 1]
-        first = [0] if samples > 1 else []
-        middle = [1] if channels > 1 else []
-        if order == first + middle + spatial:
-            return x, Moments(samples, channels, positions, False)
-        if order == first + spatial + middle:
-            return x, Moments(samples, channels, positions, True)
-    return x.contiguous(), Moments(samples, channels, positions, False)
-
-
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the mean and the variance, both `(B, C)` in float32."""
     mean, variance = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         return mean.fill_(float("nan")), variance.fill_(float("nan"))
-    x, shape = _arranged(x)
+    x, shape = image_layout(x)
     if shape.innermost:
         columns = min(power_of_two(shape.columns), MAXIMUM_COLUMNS)
         rows = min(power_of_two(shape.rows), TILE // columns)
@@ -228,7 +188,7 @@ def channel_moments_backward(
     result = torch.empty_like(x)
     if x.numel() == 0:
         return result
-    x, shape = _arranged(x)
+    x, shape = image_layout(x)
     y = output_like(x)
     rows, columns = shape.samples * shape.rows, shape.columns
     tile_columns = min(power_of_two(columns), 256 if shape.innermost else TILE)

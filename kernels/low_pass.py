@@ -7,7 +7,14 @@ import triton
 import triton.language as tl
 
 from synq_fast import reference
-from synq_fast.kernels._layout import INTERPRETED, finished, on_device_of, output_like, power_of_two
+from synq_fast.kernels._layout import (
+    INTERPRETED,
+    finished,
+    on_device_of,
+    output_like,
+    plane_layout,
+    power_of_two,
+)
 from synq_fast.runtime.precision import matmul_uses_tensor_float32
 
 LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
@@ -104,19 +111,14 @@ def low_pass(
             "low_pass: the Triton kernels' method matrix is for the kind gaussian and sides up to "
             f"{LONGEST_SIDE}, got {kind} and {height} x {width}"
         )
-    channels = 1
-    if not x.is_contiguous():
-        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            channels = x.shape[1]
-        else:
-            x = x.contiguous()
+    x, images = plane_layout(x)
     if not by_matrix or method == "spectrum":
         filtered = reference.low_pass(x, cutoff, kind=kind, order=order)
         return torch.empty_like(x).copy_(filtered)
     y = output_like(x)
     if x.numel() > 0:
-        images = x.numel() // (height * width * channels)
+        planes, height, width, step = images
         middle = torch.empty_like(x, dtype=torch.float32)
-        filter_axis(x, middle, height, images, width * channels, cutoff)
-        filter_axis(middle, y, width, images * height, channels, cutoff)
+        filter_axis(x, middle, height, planes, width * step, cutoff)
+        filter_axis(middle, y, width, planes * height, step, cutoff)
     return finished(y, x)

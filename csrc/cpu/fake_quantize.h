@@ -8,7 +8,7 @@
 
 namespace synq::cpu {
 
-// Memory is read as (outer, channels, inner) like FakeQuantizeParams of csrc/fake_quantize.h. Kernels work on a
+// Memory is that of csrc/layout.h. Kernels work on a
 // half-open interval of the flat index, so that any split over threads gives the same result.
 struct Job {
   const void* x;

@@ -30,12 +30,6 @@ __device__ __forceinline__ Moments merge(Moments a, Moments b) {
   return {count, a.mean + delta * share, a.deviation + b.deviation + delta * delta * a.count * share};
 }
 
-struct Layout {
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-};
-
 // 64-bit division takes several times as long.
 __device__ __forceinline__ int64_t divide(int64_t value, int64_t divisor) {
   if (((value | divisor) >> 32) == 0) return static_cast<uint32_t>(value) / static_cast<uint32_t>(divisor);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../layout.h"
 #include "memory.cuh"
 
 namespace synq {
@@ -10,22 +11,10 @@ namespace synq {
 constexpr int64_t kNarrowInner = 16;  // below this, a channel's pieces are too short to read on their own
 constexpr int kColumns = 32;          // columns a block reduces side by side
 
-struct Layout {
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-
-  // The place in memory of a channel's element.
-  __device__ __forceinline__ int64_t offset(int64_t channel, int64_t element) const {
-    const int64_t o = outer == 1 ? 0 : element / inner;
-    return (o * channels + channel) * inner + (element - o * inner);
-  }
-
-  int64_t length() const { return outer * inner; }
-  int64_t columns() const { return channels * inner; }
-  // Whether memory is better read as an (outer, columns) matrix, neighbouring threads on neighbouring columns.
-  bool is_narrow() const { return outer > 1 && inner < kNarrowInner && channels > 1; }
-};
+// Whether memory is better read as an (outer, columns) matrix, neighbouring threads on neighbouring columns.
+inline bool is_narrow(const Layout& layout) {
+  return layout.outer > 1 && layout.inner < kNarrowInner && layout.channels > 1;
+}
 
 template <typename Params>
 Layout layout_of(const Params& params) {

@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
 // Partials per channel.
 template <typename T>
 int64_t partial_sums(const Layout& layout) {
-  return layout.is_narrow() ? layout.inner * column_splits(layout) : channel_splits(layout, pack_size<T>());
+  return is_narrow(layout) ? layout.inner * column_splits(layout) : channel_splits(layout, pack_size<T>());
 }
 
 // Doubles that the partials of a launch take.
@@ -191,7 +191,7 @@ int launch_channel_sums(const Params& params, const typename Operation::Argument
                                        1,
                                        0};
   int error;
-  if (layout.is_narrow()) {
+  if (is_narrow(layout)) {
     arguments.splits = column_splits(layout);
     const int64_t items = ceil_divide(layout.columns(), kColumns) * arguments.splits;
     error = launch_striding(column_sums_kernel<Operation>, items, kThreads, 0, stream, arguments);

@@ -93,7 +93,7 @@ struct Plan {
 
 template <typename T>
 Plan make_plan(const Layout& layout) {
-  const bool narrow = layout.is_narrow();
+  const bool narrow = is_narrow(layout);
   if (!narrow && layout.length() * static_cast<int64_t>(sizeof(T)) <= kRowBytes) return {Strategy::kRow, 1, 0};
   if (narrow) {
     const int64_t splits = column_splits(layout);

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "affine.h"
-#include "ops/arguments.h"
+#include "ops/quantized.h"
 
 namespace synq {
 
@@ -24,18 +24,9 @@ inline int64_t repeats_of(const Input& input) {
 class AffineTable {
  public:
   // Raises ValueError where a minimum exceeds its maximum.
-  AffineTable(const char* op, const at::Tensor& range_min, const at::Tensor& range_max, const Input& input,
-              int64_t bits)
-      : repeats_(repeats_of(input)), columns_(input.channels * repeats_), values_(2 * columns_) {
-    const at::Tensor minimum = check_range(op, "range_min", range_min, input);
-    const at::Tensor maximum = check_range(op, "range_max", range_max, input);
-    const float* low = minimum.const_data_ptr<float>();
-    const float* high = maximum.const_data_ptr<float>();
-    for (int64_t i = 0; i < input.channels; ++i) {
-      TORCH_CHECK_VALUE(!(low[i] > high[i]), op, ": range_min must not exceed range_max, got ", low[i], " > ", high[i],
-                        input.channels > 1 ? c10::str(" in channel ", i) : "");
-      set(i, make_affine(low[i], high[i], static_cast<int>(bits)));
-    }
+  AffineTable(const char* op, const Ranges& ranges, const Input& input, int64_t bits)
+      : AffineTable(ranges.low(), ranges.high(), input, bits) {
+    for (int64_t i = 0; i < input.channels; ++i) require(!(ranges.low()[i] > ranges.high()[i]), op, "range_min");
   }
 
   // Ranges that need no check.

@@ -4,11 +4,16 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 namespace synq {
 
@@ -19,7 +24,7 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 }
 
 // What backward ops say that have no derivative themselves, in the error that torch raises where a derivative is
-// missing; synq_fast/ops/_op.py says the same.
+// missing; synq_fast/ops/_autograd.py says the same.
 [[noreturn]] inline void refuse_second_derivative(const char* name) {
   C10_THROW_ERROR(NotImplementedError, std::string(name) + " can be differentiated once");
 }
@@ -40,6 +45,26 @@ inline bool needs_node(const at::Tensor& input) {
 
 inline bool needs_node(const std::optional<at::Tensor>& input) {
   return input && input->defined() && needs_node(*input);
+}
+
+inline bool needs_node(at::TensorList inputs) {
+  for (const at::Tensor& input : inputs) {
+    if (needs_node(input)) return true;
+  }
+  return false;
+}
+
+inline std::optional<at::Tensor> present(const at::Tensor& value) {
+  return value.defined() ? std::optional<at::Tensor>(value) : std::nullopt;
+}
+
+// What gradient rules may call; synq_fast/ops/_autograd.py has the same.
+inline at::ScalarType dtype_of(const at::Tensor& x) { return x.scalar_type(); }
+
+inline bool is_channels_last(const at::Tensor& images) { return images.dim() == 4 && images.sym_stride(1) == 1; }
+
+inline at::Tensor scale_images(const at::Tensor& x, const at::Tensor& factors, at::ScalarType dtype) {
+  return at::mul(x, factors.unsqueeze(-1).unsqueeze(-1)).to(dtype);
 }
 
 }  // namespace synq

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/arguments.h"
 #include "ops/parallel.h"
+#include "ops/quantized.h"
 
 namespace synq {
 

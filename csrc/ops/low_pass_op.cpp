@@ -7,7 +7,6 @@
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/view_as_real.h>
-#include <c10/util/Exception.h>
 
 #include <cmath>
 
@@ -59,12 +58,11 @@ Tensor build_mask(const MaskKey& key, at::Device device) {
 
 Response Response::parse(double cutoff, std::string_view kind, int64_t order) {
   // Its square is divided by.
-  TORCH_CHECK_VALUE(cutoff >= 1e-100 && cutoff <= 1e100,
-                    "low_pass: cutoff must be finite and above 0 (1e-100 to 1e100), got ", cutoff);
-  TORCH_CHECK_VALUE(order >= 1, "low_pass: order must be at least 1, got ", order);
+  require(cutoff >= 1e-100 && cutoff <= 1e100, "low_pass", "cutoff");
+  require(order >= 1, "low_pass", "order");
   if (kind == "gaussian") return {Kind::kGaussian, cutoff, 0};
   if (kind == "butterworth") return {Kind::kButterworth, cutoff, order};
-  TORCH_CHECK_VALUE(kind == "ideal", "low_pass: kind must be one of gaussian, butterworth, ideal, got '", kind, "'");
+  require(kind == "ideal", "low_pass", "kind");
   return {Kind::kIdeal, cutoff, 0};
 }
 
@@ -83,26 +81,11 @@ double Response::gain(double squared_distance) const {
 std::optional<Method> parse_method(std::string_view name) {
   if (name == "auto") return std::nullopt;
   if (name == "matrix") return Method::kMatrix;
-  TORCH_CHECK_VALUE(name == "spectrum", "low_pass: method must be one of auto, matrix, spectrum, got '", name, "'");
+  require(name == "spectrum", "low_pass", "method");
   return Method::kSpectrum;
 }
 
-Images as_images(const Tensor& x) {
-  const int64_t rank = x.dim();
-  TORCH_CHECK_VALUE(rank >= 2, "low_pass: x must have shape (..., H, W), got ", x.sizes());
-  Images images{x, 0, x.size(-2), x.size(-1), 1};
-  if (!x.is_contiguous()) {
-    if (x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-      images.channels = x.size(1);
-    } else {
-      images.x = x.contiguous();
-    }
-  }
-  if (x.numel() > 0) images.images = x.numel() / (images.height * images.width * images.channels);
-  return images;
-}
-
-Tensor empty_like_images(const Images& images, at::ScalarType type) {
+Tensor empty_like_images(const Planes& images, at::ScalarType type) {
   // x is contiguous or channels_last, and keeps that.
   return at::empty_like(images.x, images.x.options().dtype(type));
 }

@@ -6,6 +6,8 @@
 #include <optional>
 #include <string_view>
 
+#include "ops/tensors.h"
+
 namespace synq {
 
 // Which frequencies pass: the transfer function of the distance from zero, in cycles per image.
@@ -30,20 +32,8 @@ enum class Method { kMatrix, kSpectrum };
 // nullopt for "auto".
 std::optional<Method> parse_method(std::string_view name);
 
-// Images as memory holds them: (images, height, width, channels), channels fastest. Contiguous planes have one channel.
-struct Images {
-  at::Tensor x;
-  int64_t images;
-  int64_t height;
-  int64_t width;
-  int64_t channels;
-};
-
-// Checks the shape; copies x only if it is neither contiguous nor channels_last.
-Images as_images(const at::Tensor& x);
-
 // Uninitialised, with the memory format of the images.
-at::Tensor empty_like_images(const Images& images, at::ScalarType type);
+at::Tensor empty_like_images(const Planes& images, at::ScalarType type);
 
 // The filter as a product with a mask on the half spectrum, by ATen's transforms; float32. `capturing` says that a CUDA
 // graph is being recorded.

@@ -14,29 +14,6 @@ from synq_fast.ops._native import CPU_REASON, CUDA_REASON
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 CHOICES = ("auto", *BACKENDS)
 
-_EVERYWHERE = frozenset({"cpu", "cuda", "triton"})
-KERNELS: dict[str, frozenset[str]] = {
-    "affine_relu_fake_quantize": _EVERYWHERE,
-    "bn_statistics_loss": _EVERYWHERE,
-    "bn_statistics_losses": _EVERYWHERE,
-    "cam_alignment_loss": _EVERYWHERE,
-    "channel_moments": _EVERYWHERE,
-    "distillation_loss": _EVERYWHERE,
-    "fake_quantize": _EVERYWHERE,
-    "fake_quantize_dynamic": _EVERYWHERE,
-    "fake_quantize_learned": _EVERYWHERE,
-    "grad_cam": _EVERYWHERE,
-    "grad_cam_plus_plus": _EVERYWHERE,
-    "hires_cam": _EVERYWHERE,
-    "layer_cam": _EVERYWHERE,
-    "low_pass": _EVERYWHERE,
-    "patch_similarity_entropy": _EVERYWHERE,
-    "quantize_codes": _EVERYWHERE,
-    "relu_fake_quantize": _EVERYWHERE,
-    "search_range": _EVERYWHERE,
-    "update_range": _EVERYWHERE,
-}
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -75,17 +52,30 @@ def _initial_choice() -> str:
     return name
 
 
-_choice = _initial_choice()
+def _devices_of(choice: str) -> dict[str, str]:
+    """Returns the backend that a choice means on each type of device where it runs."""
+    if choice == "reference":
+        return dict.fromkeys(_PREFERENCE, "reference")
+    if choice != "auto":
+        return dict.fromkeys(_DEVICES[choice], choice) if _BUILT[choice] else {}
+    return {
+        device: next((name for name in names if _BUILT[name]), "reference")
+        for device, names in _PREFERENCE.items()
+    }
 
 
-def _fastest(op: str, device: str) -> str:
-    for name in _PREFERENCE.get(device, ()):
-        if _BUILT[name] and name in KERNELS[op]:
-            return name
-    return "reference"
+def _choose(name: str) -> None:
+    global _choice, on_cpu, on_cuda
+    _choice = name
+    devices = _devices_of(name)
+    on_cpu, on_cuda = devices.get("cpu"), devices.get("cuda")
 
 
-_AUTO = {(op, device): _fastest(op, device) for op in KERNELS for device in _PREFERENCE}
+# The backends of these devices under the choice in force; None for one that cannot run there.
+on_cpu: str | None
+on_cuda: str | None
+_choice: str
+_choose(_initial_choice())
 
 
 def select(op: str, device: torch.device) -> str:
@@ -94,18 +84,14 @@ def select(op: str, device: torch.device) -> str:
     Inside a level of forward-mode differentiation that is the reference: the kernels know none.
 
     Raises:
-        BackendUnavailableError: A backend was chosen that has no kernel for `op`, was not built or
-            does not run on `device`.
+        BackendUnavailableError: A backend was chosen that was not built or does not run on
+            `device`.
     """
-    chosen = _choice
-    if chosen == "auto":
-        chosen = _AUTO.get((op, device.type), "reference")
-    elif chosen != "reference" and not (
-        _BUILT[chosen]
-        and device.type in _DEVICES[chosen]
-        and chosen in KERNELS.get(op, frozenset())
-    ):
-        raise BackendUnavailableError(_explain(chosen, op, device))
+    chosen = {"cpu": on_cpu, "cuda": on_cuda}.get(device.type)
+    if chosen is None:
+        if _choice not in ("auto", "reference"):
+            raise BackendUnavailableError(_explain(_choice, op, device))
+        chosen = "reference"
     return chosen if forward_ad._current_level < 0 else "reference"
 
 
@@ -113,18 +99,12 @@ def _explain(name: str, op: str, device: torch.device) -> str:
     reasons = available_backends()
     if reasons[name] is not None:
         problem = f"the backend {name!r} is not available: {reasons[name]}"
-    elif name not in KERNELS.get(op, frozenset()):
-        problem = f"the backend {name!r} has no kernel for {op}"
     else:
         problem = f"the backend {name!r} does not run on a tensor on {device}"
     usable = [
         other
         for other in BACKENDS
-        if reasons[other] is None
-        and (
-            other == "reference"
-            or (other in KERNELS.get(op, ()) and device.type in _DEVICES[other])
-        )
+        if reasons[other] is None and (other == "reference" or device.type in _DEVICES[other])
     ]
     missing = [f"{other} ({reason})" for other, reason in reasons.items() if reason is not None]
     rest = f"; not available: {'; '.join(missing)}" if missing else ""
@@ -159,12 +139,12 @@ def backend(name: str) -> Iterator[None]:
         ValueError: `name` is none of these. A backend that is known but not available raises
             `BackendUnavailableError` when an op is called.
     """
-    global _choice
-    previous, _choice = _choice, _check_choice(name)
+    previous = _choice
+    _choose(_check_choice(name))
     try:
         yield
     finally:
-        _choice = previous
+        _choose(previous)
 
 
 def current_backend() -> str:

@@ -3,24 +3,25 @@
 import math
 
 import torch
+from torch import Tensor
 
 from synq_fast.reference._affine import range_shape
 
+FLOAT = torch.float32
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
-def check_bits(bits: object) -> int:
-    """Returns `bits`; raises TypeError or ValueError unless it is an int from 2 to 16."""
+def check_bits(bits: object) -> None:
+    """Raises TypeError or ValueError unless `bits` is an int from 2 to 16."""
     if type(bits) is not int:
         raise TypeError(f"bits must be an int from 2 to 16, got {bits!r} ({type(bits).__name__})")
     if not 2 <= bits <= 16:
         raise ValueError(f"bits must be from 2 to 16, got {bits}")
-    return bits
 
 
-def check_ste(ste: object) -> bool:
-    """Returns whether the straight-through gradient is clipped."""
+def is_clipped(ste: object) -> bool:
+    """Returns whether the straight-through gradient is clipped; raises unless `ste` is a name."""
     if ste == "identity":
         return False
     if ste == "clip":
@@ -84,10 +85,14 @@ def to_ranges(
     axis: int | None,
     groups: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns both bounds as float32 tensors on x's device, checked as far as is free.
-
-    Bounds in half types, such as the minimum of a half tensor, are exact in float32.
-    """
+    """Returns both bounds as tensors; checks what the registered op cannot see any more."""
+    if (
+        axis is None
+        and isinstance(range_min, Tensor)
+        and isinstance(range_max, Tensor)
+        and range_min.dtype == FLOAT == range_max.dtype
+    ):
+        return range_min, range_max
     if (
         isinstance(range_min, (int, float))
         and isinstance(range_max, (int, float))
@@ -103,11 +108,13 @@ def to_ranges(
 def to_range(
     name: str, value: object, x: torch.Tensor, axis: int | None, groups: int | None = None
 ) -> torch.Tensor:
-    """Returns one bound, or another value per channel, as a checked float32 tensor."""
+    """Returns one bound, or another value per channel, as a tensor on x's device."""
     if isinstance(value, torch.Tensor):
-        value = widened(value)
-        check_range(name, value, x, axis, groups)
-        return value
+        # A bool would do as an axis where ops are called.
+        if axis is not None:
+            check_input(x, axis, groups)
+        return widened(value)
+    check_input(x, axis, groups)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"{name} must be a number or a float32 tensor, or one in a half type, got {value!r} "
@@ -120,7 +127,9 @@ def to_range(
 
 def widened(value: torch.Tensor) -> torch.Tensor:
     """Returns a float16 or bfloat16 tensor in float32, which holds its values exactly."""
-    return value if value.dtype not in HALF_TYPES else value.float()
+    if isinstance(value, Tensor) and value.dtype != FLOAT and value.dtype in HALF_TYPES:
+        return value.float()
+    return value
 
 
 def check_range(
@@ -175,8 +184,8 @@ def check_scale(scale: torch.Tensor) -> None:
         raise ValueError(f"scale must be positive, got {float(scale.flatten()[channel])}{where}")
 
 
-def check_per_channel(name: str, value: object, x: torch.Tensor) -> torch.Tensor:
-    """Returns a factor for each channel of dimension 1 in float32; raises unless it is one."""
+def check_per_channel(name: str, value: object, x: torch.Tensor) -> None:
+    """Raises unless `value` is a float32 factor for each channel of dimension 1."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(
             f"{name} must be a float32 tensor, or one in a half type, got {type(value).__name__}"
@@ -185,9 +194,13 @@ def check_per_channel(name: str, value: object, x: torch.Tensor) -> torch.Tensor
         raise ValueError(
             f"x must have a channel dimension 1 for {name}, got shape {tuple(x.shape)}"
         )
-    value = widened(value)
     check_range(name, value, x, 1)
-    return value
+
+
+def check_gradient(grad: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises unless an incoming gradient has the shape of `x`."""
+    if grad.shape != x.shape:
+        raise ValueError(f"grad has shape {tuple(grad.shape)} but x has {tuple(x.shape)}")
 
 
 def check_residual(residual: object, x: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from synq_fast import reference
 from synq_fast.errors import ArgumentError
 from synq_fast.ops import _backend, _native
 from synq_fast.runtime.allocator import can_keep_freed_memory
@@ -29,7 +30,7 @@ class Info:
         supported_cpu_isas: Instruction sets built and present on this processor, slowest first.
         choice: The backend choice in force.
         backends: Each backend with None, or the reason why it cannot run.
-        kernels: For each op with kernels, the backends that have one.
+        kernels: The ops with kernels on every backend.
     """
 
     versions: dict[str, str | None]
@@ -40,7 +41,7 @@ class Info:
     supported_cpu_isas: tuple[str, ...]
     choice: str
     backends: dict[str, str | None]
-    kernels: dict[str, tuple[str, ...]]
+    kernels: tuple[str, ...]
 
 
 def report() -> Info:
@@ -80,7 +81,7 @@ def report() -> Info:
         supported_cpu_isas=() if extension is None else tuple(extension.supported_cpu_isas()),
         choice=_backend.current_backend(),
         backends=_backend.available_backends(),
-        kernels={op: tuple(sorted(names)) for op, names in _backend.KERNELS.items()},
+        kernels=tuple(sorted(name for name in reference.__all__ if name != "read_range")),
     )
 
 
@@ -124,8 +125,7 @@ def render(info: Info) -> str:
         lines.append("  none: ops run on the reference or on Triton")
     lines += ["", f"Backends (choice: {info.choice})"]
     lines += _table({name: reason or "available" for name, reason in info.backends.items()})
-    lines += ["", "Ops with kernels (the others run on the reference)"]
-    lines += _table({op: ", ".join(names) for op, names in info.kernels.items()})
+    lines += ["", "Ops with kernels on all of these", *(f"  {name}" for name in info.kernels)]
     return "\n".join(lines)
 
 

@@ -80,6 +80,10 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
 
 def check_size(size: object) -> tuple[int, int]:
     """Returns `size` as `(height, width)`; raises TypeError or ValueError if it is not a pair."""
+    if type(size) is tuple and len(size) == 2 and type(size[0]) is type(size[1]) is int:
+        height, width = size
+        if height > 0 and width > 0:
+            return height, width
     if not isinstance(size, Sequence) or isinstance(size, str):
         raise TypeError(f"size must be a pair (height, width), got {size!r}")
     if len(size) != 2:

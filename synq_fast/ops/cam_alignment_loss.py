@@ -3,20 +3,112 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._backend import select
-from synq_fast.ops._cam import check_cam_tensors, check_clamp, kernel_inputs, on_reference
+from synq_fast.ops._cam import (
+    channel_weights,
+    check_bounds,
+    check_cam_tensors,
+    coarse_map,
+    fake_spread,
+    kernel_inputs,
+    resized_map,
+    slope_of,
+    spread,
+)
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import register
 from synq_fast.ops._tensor_checks import (
     check_dims,
     check_float_tensor,
-    check_number,
     check_same_device,
     shape_text,
 )
-from synq_fast.reference.cam_alignment_loss import cam_alignment_loss as _reference
+from synq_fast.reference._cam import least_weight
+from synq_fast.reference.cam_alignment_loss import cam_alignment_loss as _plain
 
-_default = torch.ops.synq_fast.cam_alignment_loss.default
-_triton = torch.ops.synq_fast.cam_alignment_loss.triton
+Tensor = torch.Tensor
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _fake(
+    activations: Tensor,
+    gradients: Tensor,
+    target_map: Tensor,
+    clamp: float,
+    eps: float,
+    with_gradient: bool,
+) -> Triple:
+    check_cam_tensors(activations, gradients, None)
+    check_float_tensor("target_map", target_map)
+    check_dims("target_map", target_map, "B, 1, H, W")
+    batch, channels, height, width = target_map.shape
+    if batch != activations.shape[0] or channels != 1 or height == 0 or width == 0:
+        raise ValueError(
+            f"target_map must have shape (B, 1, H, W) with B = {activations.shape[0]} as in "
+            f"activations and at least one pixel, got {shape_text(target_map)}"
+        )
+    check_same_device("target_map", target_map, "activations", activations)
+    check_bounds("clamp", clamp, eps)
+    batch, channels, *small = activations.shape
+    slopes = batch if with_gradient else 0
+    return (
+        activations.new_empty((), dtype=torch.float32),
+        activations.new_empty((batch, channels), dtype=torch.float32),
+        activations.new_empty((slopes, 1, *small), dtype=torch.float32),
+    )
+
+
+def _reference(
+    activations: Tensor,
+    gradients: Tensor,
+    target_map: Tensor,
+    clamp: float,
+    eps: float,
+    with_gradient: bool,
+) -> Triple:
+    weights = channel_weights(gradients, clamp)
+    coarse = coarse_map(activations, weights)
+    height, width = target_map.shape[2:]
+    target = target_map.float()
+    pixels = max(target.numel(), 1)
+    value = (resized_map(coarse, (height, width), eps) - target).square().sum() / pixels
+    slope = torch.empty_like(coarse) if with_gradient else coarse.new_empty((0, *coarse.shape[1:]))
+    if with_gradient and coarse.numel() > 0:
+        slope = slope_of(coarse, (height, width), eps, lambda cam: 2 / pixels * (cam - target))
+    return value, weights, slope
+
+
+def _fake_backward(
+    grad: Tensor, weights: Tensor, slope: Tensor, channels_last: bool, dtype: torch.dtype
+) -> Tensor:
+    if grad.numel() != 1:
+        raise ValueError(f"grad must hold one value, got shape {tuple(grad.shape)}")
+    return fake_spread(weights, slope, channels_last, dtype)
+
+
+def _reference_backward(
+    grad: Tensor, weights: Tensor, slope: Tensor, channels_last: bool, dtype: torch.dtype
+) -> Tensor:
+    return spread(weights, grad.float() * slope, channels_last, dtype)
+
+
+register(
+    "cam_alignment_loss_backward",
+    "(Tensor grad, Tensor weights, Tensor slope, bool channels_last, ScalarType dtype) -> Tensor",
+    fake=_fake_backward,
+    reference=_reference_backward,
+    once="cam_alignment_loss",
+)
+_op = register(
+    "cam_alignment_loss",
+    "(Tensor activations, Tensor gradients, Tensor target_map, float clamp, float eps,"
+    " bool with_gradient) -> (Tensor loss, Tensor weights, Tensor slope)",
+    fake=_fake,
+    reference=_reference,
+    gradients={
+        "activations": "cam_alignment_loss_backward(grad_loss, weights, slope,"
+        " is_channels_last(activations), dtype_of(activations)) if with_gradient else None"
+    },
+)
 
 
 def cam_alignment_loss(
@@ -56,25 +148,17 @@ def cam_alignment_loss(
     Source: the alignment of class activation maps of SynQ (ICLR 2025).
     """
     if has_torch_function_variadic(activations, gradients, target_map):
-        overriding: torch.Tensor = overridden(cam_alignment_loss, locals())
+        overriding: Tensor = overridden(cam_alignment_loss, locals())
         return overriding
-    check_cam_tensors(activations, gradients, grid)
-    check_float_tensor("target_map", target_map)
-    check_dims("target_map", target_map, "B, 1, H, W")
-    batch, channels, height, width = target_map.shape
-    if batch != activations.shape[0] or channels != 1 or height == 0 or width == 0:
-        raise ValueError(
-            f"target_map must have shape (B, 1, H, W) with B = {activations.shape[0]} as in "
-            f"activations and at least one pixel, got {shape_text(target_map)}"
-        )
-    check_same_device("target_map", target_map, "activations", activations)
-    least = check_clamp(clamp)
-    check_number("eps", eps, least=0)
-    name = "cam_alignment_loss"
-    if on_reference(name, activations, gradients, target_map):
-        return _reference(activations, gradients, target_map, clamp=clamp, eps=eps, grid=grid)
-    op = _triton if select(name, activations.device) == "triton" else _default
     images = kernel_inputs(activations, gradients, grid)
-    with_gradient = torch.is_grad_enabled() and activations.requires_grad
-    result: torch.Tensor = op(*images, target_map, least, eps, with_gradient)[0]
+    op = _op.on(activations, gradients, target_map)
+    with_gradient = torch.is_grad_enabled() and getattr(activations, "requires_grad", False)
+    arguments = (*images, target_map, least_weight(clamp), eps, with_gradient)
+    if op is None or bool in (type(clamp), type(eps)):
+        _op.check(*arguments)
+        return _plain(activations, gradients, target_map, clamp=clamp, eps=eps, grid=grid)
+    try:
+        result: Tensor = op(*arguments)[0]
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return result

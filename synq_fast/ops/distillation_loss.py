@@ -3,9 +3,8 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import register
 from synq_fast.ops._tensor_checks import (
     check_dims,
     check_float_tensor,
@@ -14,14 +13,203 @@ from synq_fast.ops._tensor_checks import (
     check_shape,
     shape_text,
 )
-from synq_fast.reference.distillation_loss import distillation_loss as _reference
+from synq_fast.reference.distillation_loss import distillation_loss as _plain
 
-_ops = torch.ops.synq_fast
-_values = {"default": _ops.distillation_loss.default, "triton": _ops.distillation_loss.triton}
-_with_gradient = {
-    "default": _ops.distillation_loss_with_gradient.default,
-    "triton": _ops.distillation_loss_with_gradient.triton,
-}
+Tensor = torch.Tensor
+Triple = tuple[Tensor, Tensor, Tensor]
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _check(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    difficulty_threshold: float,
+) -> None:
+    check_float_tensor("student_logits", student_logits)
+    check_float_tensor("teacher_logits", teacher_logits)
+    check_dims("student_logits", student_logits, "B, C")
+    check_shape("teacher_logits", teacher_logits, student_logits.shape, "of student_logits")
+    check_same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
+    if student_logits.shape[1] == 0:
+        raise ValueError(f"student_logits has no class, its shape is {shape_text(student_logits)}")
+    if student_logits.shape[1] == 1:
+        raise ValueError(
+            f"student_logits has one class, its shape is {shape_text(student_logits)}: the softmax "
+            "of one logit is always 1, so both losses would be zero; for a model with one logit z "
+            "give two, torch.cat([torch.zeros_like(z), z], 1), of student and teacher"
+        )
+    _check_labels(labels, student_logits)
+    check_number("temperature", temperature, above=0)
+    check_number("alpha", alpha, least=0)
+    check_number("difficulty_threshold", difficulty_threshold)
+
+
+def _check_labels(labels: object, logits: torch.Tensor) -> None:
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64 class indices, got {labels.dtype}")
+    check_shape("labels", labels, logits.shape[:1], "(B,)")
+    check_same_device("labels", labels, "student_logits", logits)
+
+
+def _check_values(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *_: float
+) -> None:
+    classes = student_logits.shape[1]
+    # Elsewhere the values are not at hand: reading them would stop a device or break a graph.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong) > 0:
+        index = int(wrong[0])
+        raise ValueError(
+            f"labels must be in [0, {classes}), the number of classes, "
+            f"got {int(labels[index])} at index {index}"
+        )
+
+
+def _fake(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    difficulty_threshold: float,
+) -> Triple:
+    _check(student_logits, teacher_logits, labels, temperature, alpha, difficulty_threshold)
+    shapes = (), (), student_logits.shape[:1]
+    kl, ce, difficulty = (student_logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return kl, ce, difficulty
+
+
+def _fake_with_gradient(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    difficulty_threshold: float,
+    student_gradient: bool,
+    teacher_gradient: bool,
+) -> Five:
+    kl, ce, difficulty = _fake(
+        student_logits, teacher_logits, labels, temperature, alpha, difficulty_threshold
+    )
+    of_student, of_teacher = (
+        student_logits.new_empty((count, *student_logits.shape), dtype=torch.float32)
+        for count in (2 * student_gradient, 1 * teacher_gradient)
+    )
+    return kl, ce, difficulty, of_student, of_teacher
+
+
+def _fake_backward(
+    kl: Tensor | None, ce: Tensor | None, gradients: Tensor, logits: Tensor
+) -> Tensor:
+    if gradients.shape[1:] != logits.shape or gradients.shape[0] not in (1, 2):
+        raise ValueError(
+            f"gradients must have shape (terms, B, C) with (B, C) = {tuple(logits.shape)}, "
+            f"got {tuple(gradients.shape)}"
+        )
+    if kl is None and ce is None:
+        raise ValueError("neither kl nor ce has a gradient")
+    return logits.new_empty(logits.shape)
+
+
+def _reference(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    difficulty_threshold: float,
+) -> Triple:
+    return _plain(
+        student_logits,
+        teacher_logits,
+        labels,
+        temperature=temperature,
+        alpha=alpha,
+        difficulty_threshold=difficulty_threshold,
+    )
+
+
+def _reference_with_gradient(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    difficulty_threshold: float,
+    student_gradient: bool,
+    teacher_gradient: bool,
+) -> Five:
+    student, teacher = student_logits, teacher_logits
+    kl, ce, difficulty = _reference(
+        student, teacher, labels, temperature, alpha, difficulty_threshold
+    )
+    # In closed form: below autograd, where a registered op runs, nothing records.
+    batch = max(student.shape[0], 1)
+    log_p, log_q = (value.float().div(temperature).log_softmax(1) for value in (teacher, student))
+    p = log_p.exp()
+    of_student = student.new_empty((0, *student.shape), dtype=torch.float32)
+    of_teacher = of_student.clone()
+    if student_gradient:
+        of_label = student.float().softmax(1)
+        of_label -= torch.nn.functional.one_hot(labels, student.shape[1])
+        of_label = torch.where((difficulty < difficulty_threshold)[:, None], of_label, 0.0)
+        of_student = torch.stack([alpha * temperature * (log_q.exp() - p), of_label]) / batch
+    if teacher_gradient:
+        ratio = torch.where(p == 0, 0.0, log_p - log_q)
+        centred = ratio - (p * ratio).sum(1, keepdim=True)
+        of_teacher = (alpha * temperature / batch * p * centred)[None]
+    return kl, ce, difficulty, of_student, of_teacher
+
+
+def _reference_backward(
+    kl: Tensor | None, ce: Tensor | None, gradients: Tensor, logits: Tensor
+) -> Tensor:
+    scaled = zip((kl, ce), gradients, strict=False)
+    terms = [scale * term for scale, term in scaled if scale is not None]
+    return torch.stack(terms).sum(0).to(logits.dtype)
+
+
+register(
+    "distillation_loss_backward",
+    "(Tensor? kl, Tensor? ce, Tensor gradients, Tensor logits) -> Tensor",
+    fake=_fake_backward,
+    reference=_reference_backward,
+    once="distillation_loss",
+)
+# Also the gradients (2, B, C) of both losses in the student's logits and (1, B, C) of the
+# divergence in the teacher's, with no row where they were not asked for.
+register(
+    "distillation_loss_with_gradient",
+    "(Tensor student_logits, Tensor teacher_logits, Tensor labels, float temperature, float alpha,"
+    " float difficulty_threshold, bool student_gradient, bool teacher_gradient)"
+    " -> (Tensor kl, Tensor ce, Tensor difficulty, Tensor of_student, Tensor of_teacher)",
+    fake=_fake_with_gradient,
+    reference=_reference_with_gradient,
+    check_values=_check_values,
+    gradients={
+        "student_logits": "distillation_loss_backward("
+        "grad_kl, grad_ce, of_student, student_logits)",
+        "teacher_logits": "distillation_loss_backward(grad_kl, None, of_teacher, teacher_logits)",
+    },
+)
+_op = register(
+    "distillation_loss",
+    "(Tensor student_logits, Tensor teacher_logits, Tensor labels, float temperature, float alpha,"
+    " float difficulty_threshold) -> (Tensor kl, Tensor ce, Tensor difficulty)",
+    fake=_fake,
+    reference=_reference,
+    check_values=_check_values,
+    recorded="distillation_loss_with_gradient(student_logits, teacher_logits, labels, temperature,"
+    " alpha, difficulty_threshold, needs(student_logits), needs(teacher_logits))",
+)
 
 
 def distillation_loss(
@@ -70,66 +258,15 @@ def distillation_loss(
     difficulty is that of SynQ (ICLR 2025).
     """
     if has_torch_function_variadic(student_logits, teacher_logits, labels):
-        overriding: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = overridden(
-            distillation_loss, locals()
-        )
+        overriding: Triple = overridden(distillation_loss, locals())
         return overriding
-    check_float_tensor("student_logits", student_logits)
-    check_float_tensor("teacher_logits", teacher_logits)
-    check_dims("student_logits", student_logits, "B, C")
-    check_shape("teacher_logits", teacher_logits, student_logits.shape, "of student_logits")
-    check_same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
-    if student_logits.shape[1] == 0:
-        raise ValueError(f"student_logits has no class, its shape is {shape_text(student_logits)}")
-    if student_logits.shape[1] == 1:
-        raise ValueError(
-            f"student_logits has one class, its shape is {shape_text(student_logits)}: the softmax "
-            "of one logit is always 1, so both losses would be zero; for a model with one logit z "
-            "give two, torch.cat([torch.zeros_like(z), z], 1), of student and teacher"
-        )
-    _check_labels(labels, student_logits)
-    check_number("temperature", temperature, above=0)
-    check_number("alpha", alpha, least=0)
-    check_number("difficulty_threshold", difficulty_threshold)
-    backend = select("distillation_loss", student_logits.device)
-    if backend == "reference" or torch.float64 in (student_logits.dtype, teacher_logits.dtype):
-        _check_label_values(labels, student_logits.shape[1])
-        return _reference(
-            student_logits,
-            teacher_logits,
-            labels,
-            temperature=temperature,
-            alpha=alpha,
-            difficulty_threshold=difficulty_threshold,
-        )
-    overload = "triton" if backend == "triton" else "default"
     arguments = (student_logits, teacher_logits, labels, temperature, alpha, difficulty_threshold)
-    if torch.is_grad_enabled() and (student_logits.requires_grad or teacher_logits.requires_grad):
-        kl, ce, difficulty, _, _ = _with_gradient[overload](
-            *arguments, student_logits.requires_grad, teacher_logits.requires_grad
-        )
-        return kl, ce, difficulty
-    kl, ce, difficulty = _values[overload](*arguments)
+    op = _op.on(student_logits, teacher_logits)
+    if op is None or bool in (type(temperature), type(alpha), type(difficulty_threshold)):
+        _op.check(*arguments)
+        return _reference(*arguments)
+    try:
+        kl, ce, difficulty = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return kl, ce, difficulty
-
-
-def _check_labels(labels: object, logits: torch.Tensor) -> None:
-    if not isinstance(labels, torch.Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64 class indices, got {labels.dtype}")
-    check_shape("labels", labels, logits.shape[:1], "(B,)")
-    check_same_device("labels", labels, "student_logits", logits)
-
-
-def _check_label_values(labels: torch.Tensor, classes: int) -> None:
-    # Elsewhere the values are not at hand: reading them would stop a device or break a graph.
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = ((labels < 0) | (labels >= classes)).nonzero()
-    if len(wrong) > 0:
-        index = int(wrong[0])
-        raise ValueError(
-            f"labels must be in [0, {classes}), the number of classes, "
-            f"got {int(labels[index])} at index {index}"
-        )

@@ -3,14 +3,103 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast import reference
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
-from synq_fast.ops._checks import check_bits, check_input, check_order, check_ste, to_ranges
+from synq_fast.ops._checks import (
+    check_bits,
+    check_gradient,
+    check_input,
+    check_order,
+    check_range,
+    is_clipped,
+    to_ranges,
+)
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import like, register
+from synq_fast.reference._affine import as_range, clipped
+from synq_fast.reference.fake_quantize import fake_quantize as _plain
 
-_default = torch.ops.synq_fast.fake_quantize.default
-_triton = torch.ops.synq_fast.fake_quantize.triton
+Tensor = torch.Tensor
+
+
+def _fake(
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
+    clip: bool = False,
+) -> Tensor:
+    check_bits(bits)
+    check_input(x, axis, groups)
+    check_range("range_min", range_min, x, axis, groups)
+    check_range("range_max", range_max, x, axis, groups)
+    return torch.empty_like(x)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
+) -> Tensor:
+    result = _fake(x, range_min, range_max, bits, axis, groups)
+    check_gradient(grad, x)
+    return result
+
+
+def _reference(
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
+    clip: bool,
+) -> Tensor:
+    return like(_plain(x, range_min, range_max, bits, axis=axis, groups=groups), x)
+
+
+def _reference_backward(
+    grad: Tensor,
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
+) -> Tensor:
+    low, high = (as_range(bound, x, axis, groups) for bound in (range_min, range_max))
+    return like(grad.masked_fill(clipped(x, low, high, bits, axis), 0.0).to(x.dtype), x)
+
+
+# The clipped gradient is linear in the incoming one with a symmetric mask: its own derivative.
+register(
+    "fake_quantize_backward",
+    "(Tensor grad, Tensor x, Tensor range_min, Tensor range_max, int bits, int? axis, int? groups)"
+    " -> Tensor of_x",
+    fake=_fake_backward,
+    reference=_reference_backward,
+    check_values=lambda grad, x, low, high, *_: check_order(low, high),
+    gradients={
+        "grad": "fake_quantize_backward(grad_of_x, x, range_min, range_max, bits, axis, groups)"
+    },
+)
+_op = register(
+    "fake_quantize",
+    "(Tensor x, Tensor range_min, Tensor range_max, int bits, int? axis, int? groups, bool clip)"
+    " -> Tensor",
+    fake=_fake,
+    reference=_reference,
+    check_values=lambda x, low, high, *_: check_order(low, high),
+    gradients={
+        "x": "fake_quantize_backward(grad, x, range_min, range_max, bits, axis, groups)"
+        " if clip else grad"
+    },
+    triton_arguments=6,
+)
 
 
 def fake_quantize(
@@ -68,16 +157,17 @@ def fake_quantize(
     straight-through estimator: Bengio et al., arXiv 1308.3432.
     """
     if has_torch_function_variadic(x, range_min, range_max):
-        overriding: torch.Tensor = overridden(fake_quantize, locals())
+        overriding: Tensor = overridden(fake_quantize, locals())
         return overriding
-    check_bits(bits)
-    clip = check_ste(ste)
-    check_input(x, axis, groups)
+    clip = is_clipped(ste)
     low, high = to_ranges(x, range_min, range_max, axis, groups)
-    backend = select("fake_quantize", x.device)
-    if backend == "reference":
-        check_order(low, high)
-        return reference.fake_quantize(x, low, high, bits, axis=axis, groups=groups, ste=ste)
-    op = _triton if backend == "triton" else _default
-    result: torch.Tensor = op(x, low, high, bits, axis, groups, clip)
+    arguments = (x, low, high, bits, axis, groups, clip)
+    op = _op.on(x)
+    if op is None:
+        _op.check(*arguments)
+        return _plain(x, low, high, bits, axis=axis, groups=groups, ste=ste)
+    try:
+        result: Tensor = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return result

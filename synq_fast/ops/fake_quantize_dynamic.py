@@ -3,14 +3,47 @@
 import torch
 from torch.overrides import has_torch_function_unary
 
-from synq_fast import reference
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
-from synq_fast.ops._checks import check_bits, check_flag, check_input, check_ste
+# Registers the gradient.
+from synq_fast.ops._checks import check_bits, check_flag, check_input, is_clipped
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import like, register
+from synq_fast.reference._affine import range_shape
+from synq_fast.reference.fake_quantize_dynamic import fake_quantize_dynamic as _plain
 
-_default = torch.ops.synq_fast.fake_quantize_dynamic.default
-_triton = torch.ops.synq_fast.fake_quantize_dynamic.triton
+Tensor = torch.Tensor
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _fake(
+    x: Tensor, bits: int, axis: int | None, groups: int | None, symmetric: bool, clip: bool
+) -> Triple:
+    check_bits(bits)
+    check_flag("symmetric", symmetric)
+    check_input(x, axis, groups)
+    shape = range_shape(x, axis, groups)
+    low, high = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), low, high
+
+
+def _reference(
+    x: Tensor, bits: int, axis: int | None, groups: int | None, symmetric: bool, clip: bool
+) -> Triple:
+    y, range_min, range_max = _plain(x, bits, axis=axis, groups=groups, symmetric=symmetric)
+    return like(y, x), range_min, range_max
+
+
+_op = register(
+    "fake_quantize_dynamic",
+    "(Tensor x, int bits, int? axis, int? groups, bool symmetric, bool clip)"
+    " -> (Tensor y, Tensor range_min, Tensor range_max)",
+    fake=_fake,
+    reference=_reference,
+    gradients={
+        "x": "fake_quantize_backward(grad_y, x, range_min, range_max, bits, axis, groups)"
+        " if clip else grad_y"
+    },
+    triton_arguments=5,
+)
 
 
 def fake_quantize_dynamic(
@@ -60,19 +93,19 @@ def fake_quantize_dynamic(
     2025).
     """
     if has_torch_function_unary(x):
-        overriding: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = overridden(
-            fake_quantize_dynamic, locals()
-        )
+        overriding: Triple = overridden(fake_quantize_dynamic, locals())
         return overriding
-    check_bits(bits)
-    clip = check_ste(ste)
-    check_flag("symmetric", symmetric)
-    check_input(x, axis, groups)
-    backend = select("fake_quantize_dynamic", x.device)
-    if backend == "reference":
-        return reference.fake_quantize_dynamic(
-            x, bits, axis=axis, groups=groups, symmetric=symmetric, ste=ste
-        )
-    op = _triton if backend == "triton" else _default
-    y, range_min, range_max = op(x, bits, axis, groups, symmetric, clip)
+    if axis is not None or type(symmetric) is not bool:
+        # A bool would do as an axis, and a number as a flag, where ops are called.
+        check_flag("symmetric", symmetric)
+        check_input(x, axis, groups)
+    arguments = (x, bits, axis, groups, symmetric, is_clipped(ste))
+    op = _op.on(x)
+    if op is None:
+        _op.check(*arguments)
+        return _plain(x, bits, axis=axis, groups=groups, symmetric=symmetric, ste=ste)
+    try:
+        y, range_min, range_max = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return y, range_min, range_max

@@ -3,14 +3,101 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast import reference
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
-from synq_fast.ops._checks import check_bits, check_input, check_scale, to_range
+from synq_fast.ops._checks import (
+    check_bits,
+    check_gradient,
+    check_input,
+    check_range,
+    check_scale,
+    to_range,
+)
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import like, register
+from synq_fast.reference._affine import along_axis, as_range
+from synq_fast.reference.fake_quantize_learned import fake_quantize_learned as _plain
+from synq_fast.reference.fake_quantize_learned import learned_gradients
 
-_default = torch.ops.synq_fast.fake_quantize_learned.default
-_triton = torch.ops.synq_fast.fake_quantize_learned.triton
+Tensor = torch.Tensor
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _fake(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> Tensor:
+    check_bits(bits)
+    check_input(x, axis)
+    check_range("scale", scale, x, axis)
+    check_range("zero_point", zero_point, x, axis)
+    return torch.empty_like(x)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> Triple:
+    result = _fake(x, scale, zero_point, bits, axis, gradient_scale)
+    check_gradient(grad, x)
+    return result, scale.new_empty(scale.shape), scale.new_empty(zero_point.shape)
+
+
+def _reference(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> Tensor:
+    return like(_plain(x, scale, zero_point, bits, axis=axis), x)
+
+
+def _reference_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> Triple:
+    pair = (as_range(value, x, axis) for value in (scale, zero_point))
+    factor, offset = (along_axis(value, x, axis) for value in pair)
+    of_x, of_scale, of_zero = learned_gradients(grad, x, factor, offset, bits, gradient_scale)
+    return like(of_x, x), of_scale.reshape(scale.shape), of_zero.reshape(zero_point.shape)
+
+
+register(
+    "fake_quantize_learned_backward",
+    "(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int bits, int? axis, "
+    "float gradient_scale) -> (Tensor of_x, Tensor of_scale, Tensor of_zero_point)",
+    fake=_fake_backward,
+    reference=_reference_backward,
+    check_values=lambda grad, x, scale, *_: check_scale(scale),
+    once="fake_quantize_learned",
+)
+_op = register(
+    "fake_quantize_learned",
+    "(Tensor x, Tensor scale, Tensor zero_point, int bits, int? axis, float gradient_scale)"
+    " -> Tensor",
+    fake=_fake,
+    reference=_reference,
+    check_values=lambda x, scale, *_: check_scale(scale),
+    gradients={
+        "x, scale, zero_point": "fake_quantize_learned_backward("
+        "grad, x, scale, zero_point, bits, axis, gradient_scale)"
+    },
+    triton_arguments=5,
+)
 
 
 def fake_quantize_learned(
@@ -70,18 +157,17 @@ def fake_quantize_learned(
     al., CVPR Workshops 2020), with the offset inside the rounding.
     """
     if has_torch_function_variadic(x, scale, zero_point):
-        overriding: torch.Tensor = overridden(fake_quantize_learned, locals())
+        overriding: Tensor = overridden(fake_quantize_learned, locals())
         return overriding
-    check_bits(bits)
-    check_input(x, axis)
     scale = to_range("scale", scale, x, axis)
     zero_point = to_range("zero_point", zero_point, x, axis)
-    backend = select("fake_quantize_learned", x.device)
-    if backend == "reference":
-        check_scale(scale)
-        return reference.fake_quantize_learned(
-            x, scale, zero_point, bits, axis=axis, gradient_scale=gradient_scale
-        )
-    op = _triton if backend == "triton" else _default
-    result: torch.Tensor = op(x, scale, zero_point, bits, axis, gradient_scale)
+    arguments = (x, scale, zero_point, bits, axis, gradient_scale)
+    op = _op.on(x)
+    if op is None:
+        _op.check(*arguments)
+        return _plain(x, scale, zero_point, bits, axis=axis, gradient_scale=gradient_scale)
+    try:
+        result: Tensor = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return result

@@ -3,16 +3,10 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._cam import PLUS_PLUS
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._tensor_checks import (
-    check_float_tensor,
-    check_number,
-    check_same_device,
-    check_shape,
-    check_size,
-)
-from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus as _reference
+from synq_fast.ops.grad_cam import compute_map
+from synq_fast.reference.grad_cam_plus_plus import grad_cam_plus_plus as _plain
 
 
 def grad_cam_plus_plus(
@@ -63,13 +57,14 @@ def grad_cam_plus_plus(
     if has_torch_function_variadic(activations, gradients, score):
         overriding: torch.Tensor = overridden(grad_cam_plus_plus, locals())
         return overriding
-    check_cam_tensors(activations, gradients, grid)
-    check_float_tensor("score", score)
-    check_shape("score", score, activations.shape[:1], "(B,)")
-    check_same_device("score", score, "activations", activations)
-    size = check_size(size)
-    check_number("eps", eps, least=0)
-    name = "grad_cam_plus_plus"
-    if on_reference(name, activations, gradients, score):
-        return _reference(activations, gradients, score, size, eps=eps, grid=grid)
-    return compute_map(name, activations, gradients, score.float(), size, eps, 0.0, grid)
+    return compute_map(
+        lambda: _plain(activations, gradients, score, size, eps=eps, grid=grid),
+        PLUS_PLUS,
+        activations,
+        gradients,
+        score,
+        size,
+        eps,
+        0.0,
+        grid,
+    )

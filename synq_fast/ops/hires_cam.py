@@ -3,10 +3,10 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._cam import check_cam_tensors, compute_map, on_reference
+from synq_fast.ops._cam import HIRES_CAM
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._tensor_checks import check_number, check_size
-from synq_fast.reference.hires_cam import hires_cam as _reference
+from synq_fast.ops.grad_cam import compute_map
+from synq_fast.reference.hires_cam import hires_cam as _plain
 
 
 def hires_cam(
@@ -48,9 +48,14 @@ def hires_cam(
     if has_torch_function_variadic(activations, gradients):
         overriding: torch.Tensor = overridden(hires_cam, locals())
         return overriding
-    check_cam_tensors(activations, gradients, grid)
-    size = check_size(size)
-    check_number("eps", eps, least=0)
-    if on_reference("hires_cam", activations, gradients):
-        return _reference(activations, gradients, size, eps=eps, grid=grid)
-    return compute_map("hires_cam", activations, gradients, None, size, 0.0, eps, grid)
+    return compute_map(
+        lambda: _plain(activations, gradients, size, eps=eps, grid=grid),
+        HIRES_CAM,
+        activations,
+        gradients,
+        None,
+        size,
+        0.0,
+        eps,
+        grid,
+    )

@@ -3,10 +3,11 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._cam import check_cam_tensors, check_clamp, compute_map, on_reference
+from synq_fast.ops._cam import LAYER_CAM
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._tensor_checks import check_number, check_size
-from synq_fast.reference.layer_cam import layer_cam as _reference
+from synq_fast.ops.grad_cam import compute_map
+from synq_fast.reference._cam import least_weight
+from synq_fast.reference.layer_cam import layer_cam as _plain
 
 
 def layer_cam(
@@ -52,10 +53,14 @@ def layer_cam(
     if has_torch_function_variadic(activations, gradients):
         overriding: torch.Tensor = overridden(layer_cam, locals())
         return overriding
-    check_cam_tensors(activations, gradients, grid)
-    size = check_size(size)
-    least = check_clamp(clamp)
-    check_number("eps", eps, least=0)
-    if on_reference("layer_cam", activations, gradients):
-        return _reference(activations, gradients, size, clamp=clamp, eps=eps, grid=grid)
-    return compute_map("layer_cam", activations, gradients, None, size, least, eps, grid)
+    return compute_map(
+        lambda: _plain(activations, gradients, size, clamp=clamp, eps=eps, grid=grid),
+        LAYER_CAM,
+        activations,
+        gradients,
+        None,
+        size,
+        least_weight(clamp),
+        eps,
+        grid,
+    )

@@ -3,20 +3,55 @@
 import torch
 from torch.overrides import has_torch_function_unary
 
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
-from synq_fast.ops._definitions.low_pass import KINDS
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import register
 from synq_fast.ops._tensor_checks import (
     check_float_tensor,
     check_integer,
     check_number,
     shape_text,
 )
-from synq_fast.reference.low_pass import low_pass as _reference
+from synq_fast.reference.low_pass import low_pass as _plain
 
-_default = torch.ops.synq_fast.low_pass.default
-_triton = torch.ops.synq_fast.low_pass.triton
+Tensor = torch.Tensor
+KINDS = ("gaussian", "butterworth", "ideal")
+METHODS = ("auto", "matrix", "spectrum")
+
+
+def _check(x: Tensor, cutoff: float, kind: str, order: int, method: str = "auto") -> None:
+    check_float_tensor("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (..., H, W), got {shape_text(x)}")
+    # Its square is divided by.
+    check_number("cutoff", cutoff, above=0, least=1e-100, most=1e100)
+    for name, value, allowed in (("kind", kind, KINDS), ("method", method, METHODS)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    check_integer("order", order, 1)
+
+
+def _fake(x: Tensor, cutoff: float, kind: str, order: int, method: str = "auto") -> Tensor:
+    _check(x, cutoff, kind, order, method)
+    channels_last = torch.channels_last
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last):
+        return torch.empty_like(x, memory_format=channels_last)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _reference(x: Tensor, cutoff: float, kind: str, order: int, method: str = "auto") -> Tensor:
+    y = _plain(x, cutoff, kind=kind, order=order)
+    return _fake(x, cutoff, kind, order, method).copy_(y)
+
+
+_op = register(
+    "low_pass",
+    # The method is for measurements; "auto" takes the one that was found the faster.
+    '(Tensor x, float cutoff, str kind, int order, str method="auto") -> Tensor',
+    fake=_fake,
+    reference=_reference,
+    # A real and even filter is its own adjoint.
+    gradients={"x": "low_pass(grad, cutoff, kind, order, method)"},
+)
 
 
 def low_pass(
@@ -64,19 +99,14 @@ def low_pass(
     Source: Gonzalez and Woods, "Digital Image Processing", chapter 4; used by SynQ (ICLR 2025).
     """
     if has_torch_function_unary(x):
-        overriding: torch.Tensor = overridden(low_pass, locals())
+        overriding: Tensor = overridden(low_pass, locals())
         return overriding
-    check_float_tensor("x", x)
-    if x.ndim < 2:
-        raise ValueError(f"x must have shape (..., H, W), got {shape_text(x)}")
-    # Its square is divided by.
-    check_number("cutoff", cutoff, above=0, least=1e-100, most=1e100)
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    check_integer("order", order, 1)
-    backend = select("low_pass", x.device)
-    if backend == "reference" or x.dtype == torch.float64:
-        return _reference(x, cutoff, kind=kind, order=order)
-    op = _triton if backend == "triton" else _default
-    result: torch.Tensor = op(x, cutoff, kind, order)
+    op = _op.on(x)
+    if op is None or bool in (type(cutoff), type(order)):
+        _check(x, cutoff, kind, order)
+        return _plain(x, cutoff, kind=kind, order=order)
+    try:
+        result: Tensor = op(x, cutoff, kind, order)
+    except Exception as error:
+        _op.refuse(error, x, cutoff, kind, order)
     return result

@@ -3,16 +3,73 @@
 import torch
 from torch.overrides import has_torch_function_unary
 
-from synq_fast import reference
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
-from synq_fast.ops._checks import DTYPES
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._patch_tokens import check_density, check_tokens
+from synq_fast.ops._registry import register
+from synq_fast.ops._tensor_checks import (
+    check_dims,
+    check_float_tensor,
+    check_integer,
+    check_number,
+    shape_text,
+)
+from synq_fast.reference.patch_similarity_entropy import patch_similarity_entropy as _plain
 
-_default = torch.ops.synq_fast.patch_similarity_entropy.default
-_triton = torch.ops.synq_fast.patch_similarity_entropy.triton
-_triton_with_gradient = torch.ops.synq_fast.patch_similarity_entropy_with_gradient.triton
+Tensor = torch.Tensor
+Pair = tuple[Tensor, Tensor]
+MAXIMUM_POINTS = 256
+
+
+def _check(tokens: Tensor, points: int, bandwidth: float, eps: float) -> None:
+    check_float_tensor("tokens", tokens)
+    check_dims("tokens", tokens, "B, N, C")
+    if tokens.shape[1] == 0 or tokens.shape[2] == 0:
+        raise ValueError(
+            f"tokens must have at least one token with one channel, got {shape_text(tokens)}"
+        )
+    check_integer("points", points, 2, MAXIMUM_POINTS)
+    check_number("bandwidth", bandwidth, above=0)
+    check_number("eps", eps, above=0)
+
+
+def _fake(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Tensor:
+    _check(tokens, points, bandwidth, eps)
+    return tokens.new_empty(tokens.shape[:1], dtype=torch.float32)
+
+
+def _fake_with_gradient(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Pair:
+    entropy = _fake(tokens, points, bandwidth, eps)
+    return entropy, tokens.new_empty(tokens.shape, dtype=torch.float32)
+
+
+def _reference(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Tensor:
+    return _plain(tokens.float(), points=points, bandwidth=bandwidth, eps=eps)
+
+
+def _reference_with_gradient(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Pair:
+    with torch.enable_grad():
+        leaf = tokens.detach().float().contiguous().requires_grad_()
+        entropy = _reference(leaf, points, bandwidth, eps)
+        (gradient,) = torch.autograd.grad(entropy.sum(), leaf)
+    return entropy.detach(), gradient.contiguous()
+
+
+# The gradient is that of the entropies' sum; images share no gradient, so each image's part is the
+# gradient of its own entropy.
+register(
+    "patch_similarity_entropy_with_gradient",
+    "(Tensor tokens, int points, float bandwidth, float eps) -> (Tensor entropy, Tensor gradient)",
+    fake=_fake_with_gradient,
+    reference=_reference_with_gradient,
+    gradients={"tokens": "scale_images(gradient, grad_entropy, dtype_of(tokens))"},
+    once="patch_similarity_entropy",
+)
+_op = register(
+    "patch_similarity_entropy",
+    "(Tensor tokens, int points, float bandwidth, float eps) -> Tensor",
+    fake=_fake,
+    reference=_reference,
+    recorded="patch_similarity_entropy_with_gradient(tokens, points, bandwidth, eps)",
+)
 
 
 def patch_similarity_entropy(
@@ -60,20 +117,15 @@ def patch_similarity_entropy(
     (PSAQ-ViT), ECCV 2022, patch similarity metric; numbers as in its published code.
     """
     if has_torch_function_unary(tokens):
-        overriding: torch.Tensor = overridden(patch_similarity_entropy, locals())
+        overriding: Tensor = overridden(patch_similarity_entropy, locals())
         return overriding
-    check_tokens(tokens)
-    check_density(points, bandwidth, eps)
-    backend = select("patch_similarity_entropy", tokens.device)
-    if backend == "reference" or tokens.dtype not in DTYPES:
-        return reference.patch_similarity_entropy(
-            tokens, points=points, bandwidth=bandwidth, eps=eps
-        )
-    result: torch.Tensor
-    if backend != "triton":
-        result = _default(tokens, points, bandwidth, eps)
-    elif torch.is_grad_enabled() and tokens.requires_grad:
-        result = _triton_with_gradient(tokens, points, bandwidth, eps)[0]
-    else:
-        result = _triton(tokens, points, bandwidth, eps)
+    arguments = (tokens, points, bandwidth, eps)
+    op = _op.on(tokens)
+    if op is None or bool in (type(bandwidth), type(eps)):
+        _check(*arguments)
+        return _plain(tokens, points=points, bandwidth=bandwidth, eps=eps)
+    try:
+        result: Tensor = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return result

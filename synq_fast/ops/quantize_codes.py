@@ -3,14 +3,54 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast import reference
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
-from synq_fast.ops._checks import check_bits, check_input, check_order, to_ranges
+from synq_fast.ops._checks import check_bits, check_input, check_order, check_range, to_ranges
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import like, register
+from synq_fast.reference._affine import range_shape
+from synq_fast.reference.quantize_codes import quantize_codes as _plain
 
-_default = torch.ops.synq_fast.quantize_codes.default
-_triton = torch.ops.synq_fast.quantize_codes.triton
+Tensor = torch.Tensor
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _fake(
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
+) -> Triple:
+    check_bits(bits)
+    check_input(x, axis, groups)
+    check_range("range_min", range_min, x, axis, groups)
+    check_range("range_max", range_max, x, axis, groups)
+    codes = torch.empty_like(x, dtype=torch.int8 if bits <= 8 else torch.int16)
+    shape = range_shape(x, axis, groups)
+    scale, zero_point = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return codes, scale, zero_point
+
+
+def _reference(
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    groups: int | None,
+) -> Triple:
+    codes, scale, zero_point = _plain(x, range_min, range_max, bits, axis=axis, groups=groups)
+    return like(codes, x), scale, zero_point
+
+
+_op = register(
+    "quantize_codes",
+    "(Tensor x, Tensor range_min, Tensor range_max, int bits, int? axis, int? groups)"
+    " -> (Tensor codes, Tensor scale, Tensor zero_point)",
+    fake=_fake,
+    reference=_reference,
+    check_values=lambda x, low, high, *_: check_order(low, high),
+)
 
 
 def quantize_codes(
@@ -52,17 +92,16 @@ def quantize_codes(
     Source: the quantizer of ZeroQ (CVPR 2020) and GDFQ (ECCV 2020), used by SynQ (ICLR 2025).
     """
     if has_torch_function_variadic(x, range_min, range_max):
-        overriding: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = overridden(
-            quantize_codes, locals()
-        )
+        overriding: Triple = overridden(quantize_codes, locals())
         return overriding
-    check_bits(bits)
-    check_input(x, axis, groups)
     low, high = to_ranges(x, range_min, range_max, axis, groups)
-    backend = select("quantize_codes", x.device)
-    if backend == "reference":
-        check_order(low, high)
-        return reference.quantize_codes(x, low, high, bits, axis=axis, groups=groups)
-    op = _triton if backend == "triton" else _default
-    codes, scale, zero_point = op(x, low, high, bits, axis, groups)
+    arguments = (x, low, high, bits, axis, groups)
+    op = _op.on(x)
+    if op is None:
+        _op.check(*arguments)
+        return _plain(x, low, high, bits, axis=axis, groups=groups)
+    try:
+        codes, scale, zero_point = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return codes, scale, zero_point

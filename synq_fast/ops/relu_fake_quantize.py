@@ -3,21 +3,127 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast import reference
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
 from synq_fast.ops._checks import (
     check_bits,
+    check_gradient,
     check_input,
     check_order,
-    check_ste,
+    check_range,
     check_upper,
+    is_clipped,
     to_ranges,
 )
 from synq_fast.ops._overrides import overridden
+from synq_fast.ops._registry import like, register
+from synq_fast.reference._affine import as_range, clipped
+from synq_fast.reference.relu_fake_quantize import relu
+from synq_fast.reference.relu_fake_quantize import relu_fake_quantize as _plain
 
-_default = torch.ops.synq_fast.relu_fake_quantize.default
-_triton = torch.ops.synq_fast.relu_fake_quantize.triton
+Tensor = torch.Tensor
+
+
+def _fake(
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    upper: float | None,
+    clip: bool,
+) -> Tensor:
+    check_bits(bits)
+    check_upper(upper)
+    check_input(x, axis)
+    check_range("range_min", range_min, x, axis)
+    check_range("range_max", range_max, x, axis)
+    return torch.empty_like(x)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    upper: float | None,
+    clip: bool,
+) -> Tensor:
+    result = _fake(x, range_min, range_max, bits, axis, upper, clip)
+    check_gradient(grad, x)
+    return result
+
+
+def before_relu(
+    gradient: Tensor,
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    upper: float | None,
+    clip: bool,
+) -> Tensor:
+    """Returns the gradient of what goes into the ReLU; no autograd reaches below the dispatcher."""
+    blocked = x <= 0
+    if upper is not None:
+        blocked |= x >= upper
+    if clip:
+        low, high = (as_range(bound, x, axis) for bound in (range_min, range_max))
+        blocked |= clipped(relu(x.float(), upper), low, high, bits, axis)
+    return gradient.masked_fill(blocked, 0.0)
+
+
+def _reference(
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    upper: float | None,
+    clip: bool,
+) -> Tensor:
+    return like(_plain(x, range_min, range_max, bits, axis=axis, upper=upper), x)
+
+
+def _reference_backward(
+    grad: Tensor,
+    x: Tensor,
+    range_min: Tensor,
+    range_max: Tensor,
+    bits: int,
+    axis: int | None,
+    upper: float | None,
+    clip: bool,
+) -> Tensor:
+    return like(before_relu(grad, x, range_min, range_max, bits, axis, upper, clip), x)
+
+
+# Linear in the incoming gradient with a symmetric mask, so it is its own derivative.
+register(
+    "relu_fake_quantize_backward",
+    "(Tensor grad, Tensor x, Tensor range_min, Tensor range_max, int bits, int? axis, "
+    "float? upper, bool clip) -> Tensor of_x",
+    fake=_fake_backward,
+    reference=_reference_backward,
+    check_values=lambda grad, x, low, high, *_: check_order(low, high),
+    gradients={
+        "grad": "relu_fake_quantize_backward("
+        "grad_of_x, x, range_min, range_max, bits, axis, upper, clip)"
+    },
+)
+_op = register(
+    "relu_fake_quantize",
+    "(Tensor x, Tensor range_min, Tensor range_max, int bits, int? axis, float? upper, bool clip)"
+    " -> Tensor",
+    fake=_fake,
+    reference=_reference,
+    check_values=lambda x, low, high, *_: check_order(low, high),
+    gradients={
+        "x": "relu_fake_quantize_backward(grad, x, range_min, range_max, bits, axis, upper, clip)"
+    },
+    triton_arguments=6,
+)
 
 
 def relu_fake_quantize(
@@ -60,17 +166,17 @@ def relu_fake_quantize(
     (Sandler et al., CVPR 2018).
     """
     if has_torch_function_variadic(x, range_min, range_max):
-        overriding: torch.Tensor = overridden(relu_fake_quantize, locals())
+        overriding: Tensor = overridden(relu_fake_quantize, locals())
         return overriding
-    check_bits(bits)
-    clip = check_ste(ste)
-    check_upper(upper)
-    check_input(x, axis)
+    clip = is_clipped(ste)
     low, high = to_ranges(x, range_min, range_max, axis)
-    backend = select("relu_fake_quantize", x.device)
-    if backend == "reference":
-        check_order(low, high)
-        return reference.relu_fake_quantize(x, low, high, bits, axis=axis, upper=upper, ste=ste)
-    op = _triton if backend == "triton" else _default
-    result: torch.Tensor = op(x, low, high, bits, axis, upper, clip)
+    arguments = (x, low, high, bits, axis, upper, clip)
+    op = _op.on(x)
+    if op is None or type(upper) is bool:
+        _op.check(*arguments)
+        return _plain(x, low, high, bits, axis=axis, upper=upper, ste=ste)
+    try:
+        result: Tensor = op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
     return result

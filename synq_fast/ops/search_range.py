@@ -3,15 +3,51 @@
 import torch
 from torch.overrides import has_torch_function_unary
 
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
+from synq_fast.ops._checks import check_bits
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._range_checks import MAX_KERNEL_NORM, check_search
-from synq_fast.ops._tensor_checks import check_float_tensor
-from synq_fast.reference.search_range import search_range as _reference
+from synq_fast.ops._registry import register
+from synq_fast.ops._tensor_checks import (
+    check_float_tensor,
+    check_integer,
+    check_not_empty,
+    check_number,
+)
+from synq_fast.reference.search_range import search_range as _plain
 
-_default = torch.ops.synq_fast.search_range.default
-_triton = torch.ops.synq_fast.search_range.triton
+Tensor = torch.Tensor
+Pair = tuple[Tensor, Tensor]
+# Candidate 100 would have an empty range.
+MAX_CANDIDATES = 100
+# Of the kernels: beyond, float32 cannot hold the powers of a tensor's small and large errors.
+MAX_KERNEL_NORM = 16
+
+
+def _check(x: Tensor, bits: int, candidates: int, norm: float) -> None:
+    check_float_tensor("x", x)
+    check_not_empty("x", x, "it has no range")
+    check_bits(bits)
+    check_integer("candidates", candidates, 1, MAX_CANDIDATES)
+    check_number("norm", norm, above=0)
+
+
+def _fake(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
+    _check(x, bits, candidates, norm)
+    if norm > MAX_KERNEL_NORM:
+        raise ValueError(f"norm must be at most {MAX_KERNEL_NORM}, got {norm}")
+    low, high = (x.new_empty((), dtype=torch.float32) for _ in range(2))
+    return low, high
+
+
+def _reference(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
+    return _plain(x, bits, candidates=candidates, norm=norm)
+
+
+_op = register(
+    "search_range",
+    "(Tensor x, int bits, int candidates, float norm) -> (Tensor range_min, Tensor range_max)",
+    fake=_fake,
+    reference=_reference,
+)
 
 
 def search_range(
@@ -51,13 +87,11 @@ def search_range(
     Source: the range search of BRECQ (Li et al., ICLR 2021), with the error norm 2.4 of its code.
     """
     if has_torch_function_unary(x):
-        overriding: tuple[torch.Tensor, torch.Tensor] = overridden(search_range, locals())
+        overriding: Pair = overridden(search_range, locals())
         return overriding
-    check_float_tensor("x", x)
-    check_search(x, bits, candidates, norm)
-    backend = select("search_range", x.device)
-    if backend == "reference" or x.dtype == torch.float64 or norm > MAX_KERNEL_NORM:
-        return _reference(x.detach(), bits, candidates=candidates, norm=norm)
-    op = _triton if backend == "triton" else _default
+    _check(x, bits, candidates, norm)
+    op = _op.on(x)
+    if op is None or norm > MAX_KERNEL_NORM:
+        return _plain(x.detach(), bits, candidates=candidates, norm=norm)
     range_min, range_max = op(x, bits, candidates, norm)
     return range_min, range_max

@@ -3,16 +3,71 @@
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops import _library as _library
-from synq_fast.ops._backend import select
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._range_checks import check_range_state, check_state
-from synq_fast.ops._tensor_checks import check_float_tensor
-from synq_fast.reference.update_range import read_range as _reference_read
-from synq_fast.reference.update_range import update_range as _reference_update
+from synq_fast.ops._registry import register
+from synq_fast.ops._tensor_checks import (
+    check_float_tensor,
+    check_not_empty,
+    check_number,
+    check_same_device,
+    shape_text,
+)
+from synq_fast.reference.update_range import read_range as _plain_read
+from synq_fast.reference.update_range import update_range as _plain
 
-_default = torch.ops.synq_fast.update_range.default
-_triton = torch.ops.synq_fast.update_range.triton
+Tensor = torch.Tensor
+
+
+def _check_state(state_min: Tensor, state_max: Tensor, step: Tensor, beta: float) -> None:
+    _check_part("state_min", state_min, torch.float32)
+    _check_part("state_max", state_max, torch.float32)
+    _check_part("step", step, torch.int64)
+    device = state_min.device
+    if state_max.device != device:
+        check_same_device("state_max", state_max, "state_min", state_min)
+    if step.device != device:
+        check_same_device("step", step, "state_min", state_min)
+    # The usual case first: it is quick, and can be traced where the number is symbolic.
+    if type(beta) is float and 0 <= beta < 1:
+        return
+    check_number("beta", beta, least=0)
+    if beta >= 1:
+        raise ValueError(f"beta must be below 1, got {beta!r}: the state would never change")
+
+
+def _check_part(name: str, part: object, dtype: torch.dtype) -> None:
+    if not isinstance(part, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(part).__name__}")
+    if part.dtype != dtype:
+        raise TypeError(
+            f"{name} must be {dtype}, got {part.dtype}; it is changed in place and cannot be "
+            f"converted here: make it with dtype={dtype}"
+        )
+    if part.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {shape_text(part)}")
+
+
+def _check(
+    x: Tensor,
+    state_min: Tensor,
+    state_max: Tensor,
+    step: Tensor,
+    beta: float,
+) -> None:
+    check_float_tensor("x", x)
+    check_not_empty("x", x, "it has no minimum and maximum")
+    _check_state(state_min, state_max, step, beta)
+    if x.device != state_min.device:
+        check_same_device("x", x, "state_min", state_min)
+
+
+# The results are the changed states: for tracing there is nothing to return.
+_op = register(
+    "update_range",
+    "(Tensor x, Tensor(a!) state_min, Tensor(b!) state_max, Tensor(c!) step, float beta) -> ()",
+    fake=_check,
+    reference=_plain,
+)
 
 
 def update_range(
@@ -50,23 +105,24 @@ def update_range(
     if has_torch_function_variadic(x, state_min, state_max, step):
         overridden(update_range, locals())
         return
-    check_float_tensor("x", x)
-    check_range_state(x, state_min, state_max, step, beta)
-    backend = select("update_range", x.device)
-    if backend == "reference" or x.dtype == torch.float64:
-        _reference_update(x.detach(), state_min, state_max, step, beta)
-    elif backend == "triton":
-        _triton(x, state_min, state_max, step, beta)
-    else:
-        _default(x, state_min, state_max, step, beta)
+    arguments = (x, state_min, state_max, step, beta)
+    op = _op.on(x)
+    if op is None or type(beta) is bool:
+        _check(*arguments)
+        _plain(x.detach(), state_min, state_max, step, beta)
+        return
+    try:
+        op(*arguments)
+    except Exception as error:
+        _op.refuse(error, *arguments)
 
 
 def read_range(
-    state_min: torch.Tensor,
-    state_max: torch.Tensor,
-    step: torch.Tensor,
+    state_min: Tensor,
+    state_max: Tensor,
+    step: Tensor,
     beta: float = 0.9,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Reads the range from a state kept by `update_range`, without a copy to the host.
 
     Args:
@@ -85,7 +141,7 @@ def read_range(
             differ.
     """
     if has_torch_function_variadic(state_min, state_max, step):
-        overriding: tuple[torch.Tensor, torch.Tensor] = overridden(read_range, locals())
+        overriding: tuple[Tensor, Tensor] = overridden(read_range, locals())
         return overriding
-    check_state(state_min, state_max, step, beta)
-    return _reference_read(state_min, state_max, step, beta)
+    _check_state(state_min, state_max, step, beta)
+    return _plain_read(state_min, state_max, step, beta)

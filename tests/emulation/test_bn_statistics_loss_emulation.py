@@ -13,12 +13,12 @@ class Params(ctypes.Structure):
     """BnStatisticsParams of csrc/bn_statistics_loss.h."""
 
     _fields_ = [
+        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         *((name, ctypes.c_void_p) for name in ("x", "running_mean", "running_var", "statistics")),
         ("row_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("mean_loss", "var_loss", "weighted")),
         ("weight", ctypes.c_double),
         ("workspace", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         ("dtype", ctypes.c_int32),
     ]
 
@@ -27,11 +27,11 @@ class GradientParams(ctypes.Structure):
     """BnGradientParams of csrc/bn_statistics_loss.h."""
 
     _fields_ = [
+        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         *((name, ctypes.c_void_p) for name in ("x", "result", "statistics")),
         ("row_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("mean_scale", "var_scale")),
         ("weight", ctypes.c_float),
-        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         ("dtype", ctypes.c_int32),
     ]
 

@@ -14,11 +14,11 @@ class Params(ctypes.Structure):
     """ChannelMomentsParams of csrc/channel_moments.h."""
 
     _fields_ = [
+        *((name, ctypes.c_int64) for name in ("samples", "channels", "positions")),
+        ("innermost", ctypes.c_bool),
         *((name, ctypes.c_void_p) for name in ("x", "mean", "variance", "workspace")),
         *((name, ctypes.c_void_p) for name in ("of_mean", "of_variance", "y")),
-        *((name, ctypes.c_int64) for name in ("samples", "channels", "positions")),
         ("dtype", ctypes.c_int32),
-        ("innermost", ctypes.c_bool),
     ]
 
 

@@ -26,10 +26,10 @@ class Params(ctypes.Structure):
     """FakeQuantizeParams of csrc/fake_quantize.h."""
 
     _fields_ = [
+        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         *((name, ctypes.c_void_p) for name in ("x", "gradient", "y")),
         *((name, ctypes.c_void_p) for name in ("range_min", "range_max")),
         *((name, ctypes.c_void_p) for name in ("out_min", "out_max", "workspace")),
-        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         ("bits", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
         ("symmetric", ctypes.c_bool),

@@ -9,7 +9,7 @@ import ctypes
 import pytest
 import torch
 
-from synq_fast.ops._definitions.grad_cam import KINDS
+from synq_fast.ops._cam import KINDS
 from tests.cam_cases import (
     CLAMPED,
     DTYPES,

@@ -17,9 +17,9 @@ class LearnedParams(ctypes.Structure):
     """FakeQuantizeLearnedParams of csrc/fake_quantize_learned.h."""
 
     _fields_ = [
+        *SIZES,
         *((name, ctypes.c_void_p) for name in ("x", "gradient", "y", "scale", "zero_point")),
         *((name, ctypes.c_void_p) for name in ("grad_scale", "grad_zero_point", "workspace")),
-        *SIZES,
         ("gradient_scale", ctypes.c_double),
         ("bits", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
@@ -30,10 +30,10 @@ class ReluParams(ctypes.Structure):
     """ReluFakeQuantizeParams of csrc/relu_fake_quantize.h."""
 
     _fields_ = [
+        *SIZES,
         *((name, ctypes.c_void_p) for name in ("x", "gradient", "residual", "y", "grad_residual")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "range_min", "range_max")),
         *((name, ctypes.c_void_p) for name in ("grad_weight", "grad_bias", "workspace")),
-        *SIZES,
         ("upper", ctypes.c_float),
         ("bits", ctypes.c_int32),
         ("dtype", ctypes.c_int32),

@@ -81,7 +81,7 @@ def test_search_in_several_blocks() -> None:
 
 
 def test_search_returns_to_its_sums(monkeypatch) -> None:
-    from synq_fast.kernels import search_range as launcher
+    from synq_fast.kernels.search_range import search_range as launcher
 
     module = __import__("sys").modules[launcher.__module__]
     monkeypatch.setattr(module, "MAXIMUM_PROGRAMS", 2)

@@ -91,6 +91,7 @@ CALLS = {
         (LOW, HIGH),
     ),
     "search_range": Call(lambda n, x: n.search_range(x, 3, candidates=6), ((4, 5),), 0),
+    "total_variation": Call(lambda n, x: n.total_variation(x), ((2, 3, 4, 5),)),
     "update_range": Call(_update, ((4, 5),), 0),
 }
 NAMES = sorted(

@@ -261,14 +261,14 @@ def test_the_registered_op_checks_its_arguments():
         torch.ops.synq_fast.channel_moments,
         torch.ops.synq_fast.channel_moments_backward,
     )
-    with pytest.raises(ValueError, match=r"x must have shape \(B, C, ...\)"):
+    with pytest.raises(ValueError, match=r"x (is not|must have)"):
         forward(x[0, 0])
-    with pytest.raises(TypeError, match="x must be float32, float16 or bfloat16"):
+    with pytest.raises(TypeError, match=r"x (is not|must be)"):
         forward(x.double())
     for wrong in (torch.zeros(2, 4), torch.zeros(2, 3).double(), torch.zeros(2)):
-        with pytest.raises(ValueError, match="of_variance must be a float32 tensor"):
+        with pytest.raises(ValueError, match=r"of_variance (is not|must be)"):
             backward(None, wrong, x, x[..., 0])
-        with pytest.raises(ValueError, match="mean must be a float32 tensor"):
+        with pytest.raises(ValueError, match=r"mean (is not|must be)"):
             backward(None, x[..., 0], x, wrong)
     assert torch.equal(backward(None, None, x, x[..., 0]), x)
 

@@ -70,13 +70,13 @@ def test_autocast_keeps_the_type():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((IMAGE, 0.0, "gaussian", 2), ValueError, r"cutoff must be finite and above 0 .*, got 0"),
-        ((IMAGE, 1e-200, "gaussian", 2), ValueError, "cutoff must be finite and above 0"),
-        ((IMAGE, 1.0, "box", 2), ValueError, "kind must be one of gaussian, butterworth, ideal"),
-        ((IMAGE, 1.0, "ideal", 0), ValueError, "order must be at least 1, got 0"),
-        ((IMAGE, 1.0, "ideal", 2, "fast"), ValueError, "method must be one of auto, matrix"),
-        ((IMAGE[0, 0, 0], 1.0, "ideal", 2), ValueError, "x must have shape"),
-        ((IMAGE.double(), 1.0, "ideal", 2), TypeError, "x must be float32, float16 or bfloat16"),
+        ((IMAGE, 0.0, "gaussian", 2), ValueError, "cutoff (is not|must be)"),
+        ((IMAGE, 1e-200, "gaussian", 2), ValueError, "cutoff (is not|must be)"),
+        ((IMAGE, 1.0, "box", 2), ValueError, "kind (is not|must be)"),
+        ((IMAGE, 1.0, "ideal", 0), ValueError, "order (is not|must be)"),
+        ((IMAGE, 1.0, "ideal", 2, "fast"), ValueError, "method (is not|must be)"),
+        ((IMAGE[0, 0, 0], 1.0, "ideal", 2), ValueError, "x (is not|must have)"),
+        ((IMAGE.double(), 1.0, "ideal", 2), TypeError, "x (is not|must be)"),
     ],
 )
 def test_the_op_checks_its_arguments(arguments, error, message):

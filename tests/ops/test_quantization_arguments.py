@@ -86,17 +86,17 @@ def test_ste():
 
 def test_registered_op_checks_for_itself():
     op = torch.ops.synq_fast.fake_quantize
-    with pytest.raises(ValueError, match="bits must be from 2 to 16"):
+    with pytest.raises(ValueError, match=r"bits (is not|must be)"):
         op(x, zero, one, 1, None, None, False)
-    with pytest.raises(TypeError, match="must be float32, float16 or bfloat16"):
+    with pytest.raises(TypeError, match=r"x (is not|must be)"):
         op(x.double(), zero, one, 4, None, None, False)
-    with pytest.raises(IndexError, match="axis 5 is out of range"):
+    with pytest.raises(IndexError, match=r"axis (is not|5 is out of range)"):
         op(x, zero, one, 4, 5, None, False)
-    with pytest.raises(ValueError, match="range_max must hold one value"):
+    with pytest.raises(ValueError, match=r"range_max (is not|must hold)"):
         op(x, zero, torch.ones(3), 4, None, None, False)
-    with pytest.raises(TypeError, match=r"range_min must be float32"):
+    with pytest.raises(TypeError, match=r"range_min (is not|must be)"):
         op(x, zero.half(), one, 4, None, None, False)
-    with pytest.raises(ValueError, match="grad has shape"):
+    with pytest.raises(ValueError, match=r"grad (is not|has shape)"):
         torch.ops.synq_fast.fake_quantize_backward(torch.ones(3), x, zero, one, 4, None, None)
 
 
@@ -127,9 +127,9 @@ def test_symmetric():
 
 def test_registered_ops_check_groups_for_themselves():
     dynamic = torch.ops.synq_fast.fake_quantize_dynamic
-    with pytest.raises(ValueError, match="divide the 3 channels of axis 1, got 2"):
+    with pytest.raises(ValueError, match=r"groups (is not|must be)"):
         dynamic(x, 4, 1, 2, False, False)
-    with pytest.raises(ValueError, match=r"groups.* needs axis"):
+    with pytest.raises(ValueError, match=r"groups( is not|=2 needs axis)"):
         dynamic(x, 4, None, 2, False, False)
 
 

@@ -150,6 +150,6 @@ def test_upper_is_checked(backend):
         for upper in ("6", True):
             with pytest.raises(TypeError, match="upper must be a number or None"):
                 ops.relu_fake_quantize(x, 0.0, 1.0, 4, upper=upper)
-    with pytest.raises(ValueError, match="upper must be positive and finite, got -1"):
+    with pytest.raises(ValueError, match=r"upper (is not|must be)"):
         arguments = x, torch.zeros(()), torch.ones(()), 4, None
         torch.ops.synq_fast.relu_fake_quantize(*arguments, -1.0, False)

@@ -1,0 +1,144 @@
+// synq_fast::fake_quantize_learned and its gradients.
+#include "fake_quantize_learned.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
+
+#include <tuple>
+
+#include "cpu/fake_quantize_learned.h"
+#include "learned_grid.h"
+#include "ops/affine_table.h"
+#include "ops/channel_sums.h"
+#include "ops/device.h"
+#include "ops/parallel.h"
+#include "ops/quantized.h"
+
+namespace synq {
+namespace {
+
+using at::Tensor;
+using Axis = std::optional<int64_t>;
+
+const cpu::FakeQuantizeKernels& forward_kernels() {
+  using namespace cpu;
+  return SYNQ_SELECT(fake_quantize_kernels);
+}
+
+const cpu::FakeQuantizeLearnedKernels& backward_kernels() {
+  using namespace cpu;
+  return SYNQ_SELECT(fake_quantize_learned_kernels);
+}
+
+struct Grid {
+  Tensor scale;
+  Tensor zero_point;
+
+  Grid(const char* op, const Tensor& given_scale, const Tensor& given_zero_point, const Input& input)
+      : scale(check_range(op, "scale", given_scale, input)),
+        zero_point(check_range(op, "zero_point", given_zero_point, input)) {}
+};
+
+// The given scales, and the zero points rounded, on the CPU.
+struct LearnedTable {
+  const float* scale;
+  c10::SmallVector<float, 64> zero_point;
+
+  LearnedTable(const char* op, const Grid& grid, const Input& input)
+      : scale(grid.scale.const_data_ptr<float>()), zero_point(input.channels) {
+    const float* offsets = grid.zero_point.const_data_ptr<float>();
+    for (int64_t i = 0; i < input.channels; ++i) {
+      require(!(scale[i] <= 0), op, "scale");
+      zero_point[i] = learned_grid(scale[i], offsets[i]).zero_point;
+    }
+  }
+
+  cpu::Job job(const Input& input, int64_t bits, Tensor& y) const {
+    cpu::Job job = make_job<cpu::Job>(input, bits, y);
+    job.scale = scale;
+    job.zero_point = zero_point.data();
+    return job;
+  }
+};
+
+FakeQuantizeLearnedParams learned_params(const Input& input, const Grid& grid, int64_t bits, double gradient_scale,
+                                         Tensor& y) {
+  auto params = make_params<FakeQuantizeLearnedParams>(input, bits);
+  params.y = y.mutable_data_ptr();
+  params.scale = grid.scale.const_data_ptr<float>();
+  params.zero_point = grid.zero_point.const_data_ptr<float>();
+  params.gradient_scale = gradient_scale;
+  return params;
+}
+
+template <Device device>
+Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t bits, Axis axis,
+               double gradient_scale) {
+  const char* op = "fake_quantize_learned";
+  const Guard<device> guard(x);
+  const Input input = check_input(op, x, bits, axis);
+  const Grid grid(op, scale, zero_point, input);
+  Tensor y = at::empty_like(input.x);
+  if constexpr (device == Device::kCPU) {
+    const LearnedTable table(op, grid, input);
+    const cpu::Job job = table.job(input, bits, y);
+    for_each_part(x.numel(), 1, [&](int64_t begin, int64_t end) { forward_kernels().fake_quantize(job, begin, end); });
+  } else if (x.numel() > 0) {
+    launch(fake_quantize_learned_cuda, learned_params(input, grid, bits, gradient_scale, y));
+  }
+  return y;
+}
+
+template <Device device>
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& x, const Tensor& scale,
+                                            const Tensor& zero_point, int64_t bits, Axis axis, double gradient_scale) {
+  const char* op = "fake_quantize_learned_backward";
+  const Guard<device> guard(x);
+  const Input input = check_input(op, x, bits, axis);
+  const Grid grid(op, scale, zero_point, input);
+  const Tensor incoming = match_layout(op, gradient, input.x);
+  Tensor grad_x = at::empty_like(input.x);
+  if (x.numel() == 0) {
+    constexpr auto kContiguous = at::MemoryFormat::Contiguous;
+    return {grad_x, at::zeros_like(scale, kContiguous), at::zeros_like(zero_point, kContiguous)};
+  }
+  Tensor grad_scale = at::empty(scale.sizes(), scale.options());
+  Tensor grad_zero_point = at::empty(zero_point.sizes(), scale.options());
+  float* of_scale = grad_scale.mutable_data_ptr<float>();
+  float* of_zero = grad_zero_point.mutable_data_ptr<float>();
+  if constexpr (device == Device::kCPU) {
+    const LearnedTable table(op, grid, input);
+    cpu::Job job = table.job(input, bits, grad_x);
+    job.gradient = incoming.const_data_ptr();
+    const ChannelSums sums = sum_over_parts(input, [&](int64_t begin, int64_t end, double* first, double* second) {
+      backward_kernels().backward(job, begin, end, first, second);
+    });
+    for (int64_t i = 0; i < input.channels; ++i) {
+      of_scale[i] = learned_grad_scale(sums.first[i], job.scale[i], gradient_scale);
+      of_zero[i] = learned_grad_zero_point(sums.second[i], job.scale[i], gradient_scale);
+    }
+  } else {
+    auto params = learned_params(input, grid, bits, gradient_scale, grad_x);
+    params.gradient = incoming.const_data_ptr();
+    params.grad_scale = of_scale;
+    params.grad_zero_point = of_zero;
+    const int64_t size = fake_quantize_learned_workspace_cuda(params);
+    const Tensor workspace = at::empty({size}, scale.options().dtype(at::kDouble));
+    params.workspace = workspace.mutable_data_ptr<double>();
+    launch(fake_quantize_learned_backward_cuda, params);
+  }
+  return {grad_x, grad_scale, grad_zero_point};
+}
+
+template <Device device>
+void register_ops(torch::Library& library) {
+  library.impl("fake_quantize_learned", &forward<device>);
+  library.impl("fake_quantize_learned_backward", &backward<device>);
+}
+
+SYNQ_REGISTER(register_ops)
+
+}  // namespace
+}  // namespace synq

@@ -1,0 +1,220 @@
+// synq_fast::search_range.
+//
+// On the CPU most candidates are ruled out on a histogram of x: the error is the distance to the nearest level, so
+// moving an element to the centre of its bin moves its error by at most half a bin, and the loss within known bounds.
+// The candidates that could still win are then evaluated exactly, all of them in one pass over x. Sums are taken over
+// parts that depend on the number of elements alone, so the number of threads cannot be seen in the result.
+#include "search_range.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "candidate.h"
+#include "cpu/search_range.h"
+#include "ops/device.h"
+#include "ops/find_ranges.h"
+#include "ops/parallel.h"
+#include "ops/tensors.h"
+
+namespace synq {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kPart = 16384;
+constexpr int64_t kMaximumParts = 1024;
+constexpr int64_t kMinimumBins = 1024;
+constexpr int64_t kMaximumBins = 65536;
+constexpr int64_t kElementsPerBin = 4;  // fewer, and the histogram costs as much as what it saves
+
+const cpu::SearchRangeKernels& kernels() {
+  using namespace cpu;
+  return SYNQ_SELECT(search_range_kernels);
+}
+
+struct Search {
+  SearchRangeParams params;
+  float low;
+  float high;
+  float offset;
+
+  cpu::SearchRangeJob job(const std::vector<int32_t>& candidates) const {
+    cpu::SearchRangeJob job{};
+    job.x = params.x;
+    job.candidates = candidates.data();
+    job.count = static_cast<int32_t>(candidates.size());
+    job.bits = params.bits;
+    job.range_min = low;
+    job.range_max = high;
+    job.norm = params.norm;
+    job.offset = offset;
+    job.dtype = params.dtype;
+    return job;
+  }
+};
+
+std::vector<double> sum_errors(const Search& search, const std::vector<int32_t>& candidates) {
+  const cpu::SearchRangeJob job = search.job(candidates);
+  const int64_t elements = search.params.elements;
+  const int64_t wanted = std::min((elements + kPart - 1) / kPart, kMaximumParts);
+  const int64_t size = ((elements + wanted - 1) / wanted + kPart - 1) / kPart * kPart;
+  const int64_t parts = (elements + size - 1) / size;
+  std::vector<double> sums(parts * job.count);
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      kernels().sum_errors(job, part * size, std::min(elements, (part + 1) * size), sums.data() + part * job.count);
+    }
+  });
+  for (int64_t part = 1; part < parts; ++part) {
+    for (int32_t c = 0; c < job.count; ++c) sums[c] += sums[part * job.count + c];
+  }
+  sums.resize(job.count);
+  return sums;
+}
+
+// Bins that hold something: where they are and how many elements they hold.
+struct Histogram {
+  std::vector<float> centres;
+  std::vector<float> counts;
+  double half_bin;
+};
+
+int64_t bins_for(const Search& search) {
+  const int64_t resolving = int64_t{1} << std::min(search.params.bits + 10, 16);
+  int64_t bins = kMinimumBins;
+  while (bins < resolving && 2 * bins * kElementsPerBin <= search.params.elements) bins *= 2;
+  return bins;
+}
+
+Histogram make_histogram(const Search& search, int64_t bins) {
+  const int64_t elements = search.params.elements;
+  cpu::HistogramJob job{};
+  job.x = search.params.x;
+  job.range_min = search.low;
+  job.bins_per_unit = static_cast<float>(static_cast<double>(bins) / (static_cast<double>(search.high) - search.low));
+  job.bins = static_cast<int32_t>(bins);
+  job.dtype = search.params.dtype;
+
+  // Counts are exact in any order, so here the parts may follow the threads.
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (elements + kGrain - 1) / kGrain);
+  const int64_t parts = std::max(threads, elements >> 31);
+  const int64_t size = (elements + parts - 1) / parts;
+  std::vector<uint32_t> counts(parts * bins);
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      kernels().count(job, part * size, std::min(elements, (part + 1) * size), counts.data() + part * bins);
+    }
+  });
+
+  Histogram histogram;
+  const double width = 1.0 / job.bins_per_unit;
+  const double largest = std::max(std::fabs(search.low), std::fabs(search.high));
+  // Beside half the width: the rounding of the bin's index and place, and of the quantizer.
+  histogram.half_bin = 0.52 * width + std::ldexp(largest, -20);
+  for (int64_t bin = 0; bin < bins; ++bin) {
+    uint64_t count = 0;
+    for (int64_t part = 0; part < parts; ++part) count += counts[part * bins + bin];
+    if (count == 0) continue;
+    histogram.centres.push_back(static_cast<float>(search.low + (static_cast<double>(bin) + 0.5) * width));
+    histogram.counts.push_back(static_cast<float>(count));
+  }
+  return histogram;
+}
+
+// The candidates that may have the least loss, by bounds that hold for every placement of the elements in their bins.
+std::vector<int32_t> possible_winners(const Search& search, const Histogram& histogram,
+                                      const std::vector<int32_t>& candidates) {
+  cpu::SearchRangeJob job = search.job(candidates);
+  job.x = histogram.centres.data();
+  job.weights = histogram.counts.data();
+  std::vector<double> losses(candidates.size());
+  at::parallel_for(0, candidates.size(), 4, [&](int64_t first, int64_t last) {
+    cpu::SearchRangeJob part = job;
+    part.candidates += first;
+    part.count = static_cast<int32_t>(last - first);
+    kernels().sum_errors(part, 0, histogram.centres.size(), losses.data() + first);
+  });
+  // The triangle inequality: of the norm itself from 1 on, of its power below 1. In units of one step, see candidate.h.
+  const double norm = search.params.norm;
+  const double root = norm >= 1 ? 1 / norm : 1;
+  const double step = std::exp2(search.offset / norm);
+  const double reach = std::pow(histogram.half_bin * step, norm * root);
+  for (double& loss : losses) loss = std::pow(loss / search.params.elements, root);
+  constexpr double kRounding = 1.0001;  // of powers and counts
+  const double limit = (*std::min_element(losses.begin(), losses.end()) * kRounding + 2 * reach) * kRounding;
+  std::vector<int32_t> winners;
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    if (!(losses[c] > limit)) winners.push_back(candidates[c]);
+  }
+  return winners;
+}
+
+int32_t best_candidate(Search search) {
+  const SearchRangeParams& params = search.params;
+  const Affine first = make_candidate(search.low, search.high, 0, params.bits).affine;
+  if (!is_searchable(first)) return 0;
+  search.offset = power_offset(search.low, search.high, first, params.norm);
+  std::vector<int32_t> candidates(params.candidates);
+  std::iota(candidates.begin(), candidates.end(), 0);
+  const int64_t bins = bins_for(search);
+  // Bins are found in float32, where a wider range overflows.
+  const bool countable = search.low < search.high && std::isfinite(search.high - search.low);
+  if (params.elements >= bins * kElementsPerBin && countable) {
+    candidates = possible_winners(search, make_histogram(search, bins), candidates);
+  }
+  if (candidates.size() == 1) return candidates[0];
+  const std::vector<double> sums = sum_errors(search, candidates);
+  return candidates[std::min_element(sums.begin(), sums.end()) - sums.begin()];
+}
+
+template <Device device>
+std::tuple<Tensor, Tensor> forward(const Tensor& given, int64_t bits, int64_t candidates, double norm) {
+  const char* op = "search_range";
+  const Guard<device> guard(given);
+  SearchRangeParams params{};
+  params.dtype = check_dtype(op, "x", given);
+  require(given.numel() > 0, op, "x");
+  require(bits >= 2 && bits <= 16, op, "bits");
+  require(candidates >= 1 && candidates <= kMaximumCandidates, op, "candidates");
+  require(norm > 0 && norm <= kMaximumNorm, op, "norm");
+  const Tensor x = make_dense(given);
+  params.x = x.const_data_ptr();
+  params.elements = x.numel();
+  params.candidates = static_cast<int32_t>(candidates);
+  params.bits = static_cast<int32_t>(bits);
+  params.norm = static_cast<float>(norm);
+  Tensor range_min = at::empty({}, floats_like(x));
+  Tensor range_max = at::empty({}, floats_like(x));
+  float* low = range_min.mutable_data_ptr<float>();
+  float* high = range_max.mutable_data_ptr<float>();
+  if constexpr (device == Device::kCPU) {
+    Search search{};
+    search.params = params;
+    find_range(params.x, params.elements, params.dtype, &search.low, &search.high);
+    const float shrink = shrink_of(best_candidate(search));
+    *low = mul(search.low, shrink);
+    *high = mul(search.high, shrink);
+  } else {
+    const Tensor workspace = at::empty({search_range_workspace_cuda(params)}, floats_like(x).dtype(at::kDouble));
+    params.range_min = low;
+    params.range_max = high;
+    params.workspace = workspace.mutable_data_ptr<double>();
+    launch(search_range_cuda, params);
+  }
+  return {range_min, range_max};
+}
+
+template <Device device>
+void register_ops(torch::Library& library) {
+  library.impl("search_range", &forward<device>);
+}
+
+SYNQ_REGISTER(register_ops)
+
+}  // namespace
+}  // namespace synq
