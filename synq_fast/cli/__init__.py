@@ -30,11 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with plain_warnings():
             status: int | None = options.run(options)
+            sys.stdout.flush()
     except SynqFastError as error:
         # Those that lost another process have nothing to add to what that one says.
         if is_first_process() or not isinstance(error, LostRankError):
             print(f"synq-fast: error{_of_rank()}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         if is_first_process():
             print(f"\nsynq-fast: stopped. {_way_on(options, given)}".rstrip(), file=sys.stderr)

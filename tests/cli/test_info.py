@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 from synq_fast.ops import _installation as info
 from synq_fast.ops import available_backends
 
@@ -20,3 +23,9 @@ def test_report_without_a_build():
     text = info.render(bare)
     assert reason in text
     assert "none: ops run on the reference" in text
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m synq_fast.cli info | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Versions\n", "")
