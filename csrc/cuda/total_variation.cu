@@ -70,7 +70,9 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) squares_kernel(const
       for (int d = 0; d < kDirections; ++d) total.values[d] += static_cast<double>(sums[d]);
     }
     total = merge_block<1>(total);
-    if (threadIdx.x < kDirections) partial[item * kDirections + threadIdx.x] = total.values[threadIdx.x];
+    if (threadIdx.x != 0) continue;
+#pragma unroll
+    for (int d = 0; d < kDirections; ++d) partial[item * kDirections + d] = total.values[d];
   }
 }
 

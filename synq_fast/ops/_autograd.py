@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from synq_fast.ops._rule import Formula, Rule, is_call_of, names_in
+from synq_fast.ops._rule import Formula, Rule, is_call_of
 
 
 def dtype_of(x: torch.Tensor) -> torch.dtype:
@@ -204,6 +204,3 @@ def make_recorded(rule: Rule, suffix: str) -> Callable[..., Any]:
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *given)
 
     return call
-
-
-__all__ = ["make_autograd", "make_recorded", "names_in", "once_only"]

@@ -1,5 +1,7 @@
 """A folded BatchNorm, a residual, ReLU and fake quantization in one pass."""
 
+from typing import Any
+
 import torch
 from torch.overrides import has_torch_function_variadic
 
@@ -49,23 +51,11 @@ def _fake(
     return torch.empty_like(x)
 
 
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    range_min: Tensor,
-    range_max: Tensor,
-    bits: int,
-    upper: float | None,
-    clip: bool,
-    parameters: bool,
-    of_residual: bool,
-) -> Gradients:
-    result = _fake(x, weight, bias, residual, range_min, range_max, bits, upper, clip)
+def _fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> Gradients:
+    *forward_arguments, parameters, of_residual = arguments
+    result = _fake(x, *forward_arguments)
     check_gradient(grad, x)
-    if of_residual and residual is None:
+    if of_residual and arguments[2] is None:
         raise ValueError("of_residual asks for the gradient of a residual, but there is none")
     count = x.shape[1] if parameters else 0
     of_weight, of_bias = (x.new_empty(count, dtype=torch.float32) for _ in range(2))

@@ -1,5 +1,7 @@
 """Fake quantization over a given range."""
 
+from typing import Any
+
 import torch
 from torch.overrides import has_torch_function_variadic
 
@@ -36,16 +38,8 @@ def _fake(
     return torch.empty_like(x)
 
 
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    range_min: Tensor,
-    range_max: Tensor,
-    bits: int,
-    axis: int | None,
-    groups: int | None,
-) -> Tensor:
-    result = _fake(x, range_min, range_max, bits, axis, groups)
+def _fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+    result = _fake(x, *arguments)
     check_gradient(grad, x)
     return result
 

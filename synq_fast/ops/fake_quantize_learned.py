@@ -1,5 +1,7 @@
 """Fake quantization over a learned grid."""
 
+from typing import Any
+
 import torch
 from torch.overrides import has_torch_function_variadic
 
@@ -37,15 +39,9 @@ def _fake(
 
 
 def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    bits: int,
-    axis: int | None,
-    gradient_scale: float,
+    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, *arguments: Any
 ) -> Triple:
-    result = _fake(x, scale, zero_point, bits, axis, gradient_scale)
+    result = _fake(x, scale, zero_point, *arguments)
     check_gradient(grad, x)
     return result, scale.new_empty(scale.shape), scale.new_empty(zero_point.shape)
 

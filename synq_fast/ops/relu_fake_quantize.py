@@ -1,5 +1,7 @@
 """ReLU and fake quantization in one pass."""
 
+from typing import Any
+
 import torch
 from torch.overrides import has_torch_function_variadic
 
@@ -39,17 +41,8 @@ def _fake(
     return torch.empty_like(x)
 
 
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    range_min: Tensor,
-    range_max: Tensor,
-    bits: int,
-    axis: int | None,
-    upper: float | None,
-    clip: bool,
-) -> Tensor:
-    result = _fake(x, range_min, range_max, bits, axis, upper, clip)
+def _fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+    result = _fake(x, *arguments)
     check_gradient(grad, x)
     return result
 
