@@ -56,6 +56,6 @@ def lay_out(
 ) -> tuple[torch.Tensor, ...] | None:
     """Returns the tensors with those of `which` in a layout, or None if none of them has it."""
     laid = {i: LAYOUTS[layout](tensors[i]) for i in which if i < len(tensors)}
-    if not any(x is not None for x in laid.values()):
+    if layout != "given" and not any(x is not None for x in laid.values()):
         return None
     return tuple(x if laid.get(i) is None else laid[i] for i, x in enumerate(tensors))  # type: ignore[misc]

@@ -39,11 +39,12 @@ def fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
 
 
 class Launcher:
-    """The launchers of one library."""
+    """The launchers of one library; `seed` decides the order of threads and blocks."""
 
-    def __init__(self, library: ctypes.CDLL, setting: Setting) -> None:
+    def __init__(self, library: ctypes.CDLL, setting: Setting, seed: int = 0) -> None:
         self.library = library
         self.setting = setting
+        library.set_seed(ctypes.c_uint64(seed))
 
     def input(self, x: torch.Tensor) -> torch.Tensor:
         """A copy of the elements in their order, shifted as the setting says."""

@@ -1,5 +1,6 @@
 """The ops on emulated CUDA kernels, by their names."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,10 +32,11 @@ class Emulated:
     def __init__(self, folders: pytest.TempPathFactory, setting: Setting) -> None:
         self._folders = folders
         self._setting = setting
+        self._seeds = itertools.count()
 
     def __getattr__(self, op: str) -> Any:
         library = next((name for name, kind in FAMILIES.items() if hasattr(kind, op)), None)
         if library is None:
             raise AttributeError(f"no emulated kernels of {op}")
-        launcher = Launcher(build(library, self._folders), self._setting)
+        launcher = Launcher(build(library, self._folders), self._setting, next(self._seeds))
         return getattr(FAMILIES[library](launcher), op)

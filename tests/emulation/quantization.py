@@ -84,6 +84,8 @@ class Quantization:
             values["gradient"] = self.launch.input(
                 values["gradient"].reshape(place.restored(x).shape).permute(place.order)
             )
+        if x.numel() == 0 and name != "codes":
+            return y
         given = {"x": self.launch.input(x), "y": y, "dtype": DTYPES.index(x.dtype)}
         self.launch(name, struct, **given, **place.sizes, **values)
         return y
@@ -129,12 +131,10 @@ class Quantization:
         low, high = torch.full((2, place.channels), float("nan"))
 
         def forward(x: torch.Tensor) -> Any:
-            y = torch.empty_like(place.memory)
-            if x.numel():
-                y = self._call(
-                    "dynamic", Params, place, place.memory, bits=bits, symmetric=symmetric,
-                    out_min=low, out_max=high, workspace=("dynamic_workspace", torch.float32),
-                )  # fmt: skip
+            y = self._call(
+                "dynamic", Params, place, place.memory, bits=bits, symmetric=symmetric,
+                out_min=low, out_max=high, workspace=("dynamic_workspace", torch.float32),
+            )  # fmt: skip
             y = place.restored(y)
             return (y.reshape(x.shape) if groups else y, low.reshape(shape), high.reshape(shape)), 0
 
@@ -149,7 +149,7 @@ class Quantization:
         values = dict(zip(("scale", "zero_point"), pair, strict=True)) | {"bits": bits}
 
         def backward(_: Any, g: torch.Tensor) -> Any:
-            sums = torch.full((2, place.channels), float("nan"))
+            sums = torch.full((2, place.channels), float("nan") if x.numel() else 0.0)
             y = self._call(
                 "learned_backward", LearnedParams, place, place.memory, **values, gradient=g,
                 gradient_scale=gradient_scale, grad_scale=sums[0], grad_zero_point=sums[1],
@@ -194,7 +194,7 @@ class Quantization:
             return place.restored(y), None
 
         def backward(_: Any, g: torch.Tensor) -> Any:
-            sums = torch.full((2, place.channels), float("nan"))
+            sums = torch.full((2, place.channels), float("nan") if x.numel() else 0.0)
             wanted: dict[str, Any] = {"grad_weight": sums[0], "grad_bias": sums[1]}
             if residual is not None:
                 # Its gradient may lie otherwise than the rest.

@@ -150,4 +150,5 @@ CASE = OpCase(
     keeps_layout=True,
     same_type=True,
     elementwise=True,
+    variants=({"upper": 1.2, "ste": "identity"},),
 )

@@ -122,6 +122,7 @@ CASE = OpCase(
     units=units,
     bytes_moved=lambda sample: nbytes(*sample.tensors[:2]),
     nearest=Nearest("kl_div + cross_entropy", nearest),
+    maps=False,
     cast=(0, 1),
     laid_out=(0, 1),
 )

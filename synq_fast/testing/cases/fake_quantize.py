@@ -96,4 +96,5 @@ CASE = OpCase(
     same_type=True,
     elementwise=True,
     second_derivative=True,
+    variants=({"ste": "identity"},),
 )

@@ -123,4 +123,5 @@ CASE = OpCase(
     keeps_layout=True,
     same_type=True,
     second_derivative=True,
+    variants=({"axis": None, "symmetric": False, "ste": "clip"}, {"axis": 0, "groups": 2}),
 )

@@ -22,5 +22,9 @@ def call(
 
 
 CASE = map_case(
-    "grad_cam", call, lambda: kinds(clamped=True), nearest=Nearest("upsample_bilinear2d", upsampled)
+    "grad_cam",
+    call,
+    lambda: kinds(clamped=True),
+    variants=({"clamp": None},),
+    nearest=Nearest("upsample_bilinear2d", upsampled),
 )

@@ -47,4 +47,4 @@ def inputs() -> Iterator[Sample]:
     yield Sample("a score that is NaN", (a, g, score), {"size": (6, 6)}, special=True)
 
 
-CASE = map_case("grad_cam_plus_plus", call, inputs)
+CASE = map_case("grad_cam_plus_plus", call, inputs, gradcheck=False)

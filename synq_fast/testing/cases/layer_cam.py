@@ -20,4 +20,4 @@ def call(
     return cam
 
 
-CASE = map_case("layer_cam", call, lambda: kinds(clamped=True))
+CASE = map_case("layer_cam", call, lambda: kinds(clamped=True), variants=({"clamp": None},))

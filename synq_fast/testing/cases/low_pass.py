@@ -113,5 +113,6 @@ CASE = OpCase(
     nearest=Nearest("fft_rfft2", nearest),
     same_type=True,
     second_derivative=True,
+    variants=({"kind": "butterworth", "order": 3}, {"kind": "ideal"}),
     saves=0,
 )

@@ -61,4 +61,5 @@ CASE = OpCase(
     nearest=Nearest("quantize_per_tensor", nearest),
     keeps_layout=True,
     elementwise=True,
+    variants=({"bits": 12},),
 )

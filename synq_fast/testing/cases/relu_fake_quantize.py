@@ -92,4 +92,5 @@ CASE = OpCase(
     same_type=True,
     elementwise=True,
     second_derivative=True,
+    variants=({"upper": None, "ste": "identity"},),
 )

@@ -96,5 +96,6 @@ CASE = OpCase(
     oracle=oracle,
     values=(EXACT, EXACT, EXACT),
     bytes_moved=lambda sample: nbytes(sample.tensors[0]),
+    maps=False,
     nearest=Nearest("aminmax", nearest),
 )
