@@ -41,21 +41,23 @@ def run(
     tensors: Iterable[torch.Tensor],
     options: Mapping[str, Any],
     differentiable: int,
+    *,
+    alone: bool = True,
 ) -> Results:
-    """Calls a function of tensors and differentiates what can be differentiated."""
+    """Calls a function of tensors and differentiates the results together, and each `alone`."""
     leaves = tuple(x.detach().requires_grad_(i < differentiable) for i, x in enumerate(tensors))
     given = function(*leaves, **options)
     values = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     trained = [i for i, y in enumerate(values) if y.requires_grad]
     subsets = {"all results": trained} if trained else {}
-    if len(trained) > 1:
+    if len(trained) > 1 and alone:
         subsets |= {f"result {i}": [i] for i in trained}
     gradients = {
         name: torch.autograd.grad(
             [values[i] for i in subset],
             leaves[:differentiable],
             [weights(values[i], i) for i in subset],
-            retain_graph=True,
+            retain_graph=len(subsets) > 1,
             allow_unused=True,
         )
         for name, subset in subsets.items()

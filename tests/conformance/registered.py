@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from synq_fast import ops
 from synq_fast.ops._definitions import OPS
 from synq_fast.testing import OpCase, Sample
-from synq_fast.testing.conformance import run
+from synq_fast.testing.conformance import run, weights
 
 NAMES = sorted(OPS)
 
@@ -92,3 +92,32 @@ def calls(case: OpCase, sample: Sample) -> list[Call]:
         for call in recorder.calls:
             found.setdefault(call.kind, call)
     return list(found.values())
+
+
+def fresh(call: Call) -> tuple:
+    """The arguments as leaves; a backward op is not differentiated, whatever it was given."""
+    backward = call.name.endswith("_backward")
+
+    def leaf(value):
+        if isinstance(value, list | tuple):
+            return [leaf(part) for part in value]
+        if not torch.is_tensor(value):
+            return value
+        return value.detach().requires_grad_(value.requires_grad and not backward)
+
+    return tuple(leaf(value) for value in call.arguments)
+
+
+def replayed(name: str, arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """Results of a direct call, and the gradients that it records."""
+    given = getattr(torch.ops.synq_fast, name)(*arguments)
+    flat = list(given) if isinstance(given, tuple | list) else [given]
+    results = [x for y in flat if y is not None for x in (y if isinstance(y, list) else [y])]
+    leaves = [x for y in arguments for x in (y if isinstance(y, list | tuple) else [y])]
+    leaves = [x for x in leaves if torch.is_tensor(x) and x.requires_grad]
+    trained = [y for y in results if y.requires_grad]
+    gradients: Sequence[torch.Tensor | None] = ()
+    if trained:
+        weighted = [weights(y.detach(), i) for i, y in enumerate(trained)]
+        gradients = torch.autograd.grad(trained, leaves, weighted, allow_unused=True)
+    return [*(y.detach() for y in results), *(g for g in gradients if g is not None)]

@@ -46,6 +46,7 @@ CASE = OpCase(
     values=(LOSS, LOSS),
     gradients=(GRADIENT,),
     units=units,
+    maps=False,
     bytes_moved=lambda sample: nbytes(sample.tensors[0]),
     nearest=Nearest("var_mean", nearest),
 )

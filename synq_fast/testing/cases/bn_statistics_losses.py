@@ -66,6 +66,7 @@ CASE = OpCase(
     oracle=oracle,
     values=(Tolerance(atol=1e-6, rtol=1e-5),),
     gradients=(GRADIENT, GRADIENT),
+    maps=False,
     bytes_moved=lambda sample: nbytes(*sample.tensors[:2]),
     units=lambda sample: (1.0, *(2 / x.numel() for x in sample.tensors[:2])),
     cast=(0, 1),

@@ -24,12 +24,14 @@ def call(
     *,
     beta: float = 0.7,
     factors: tuple[float, ...] = (1.0, -4.0),
+    sliced: bool = True,
 ) -> tuple[torch.Tensor, ...]:
     """Follows batches of one tensor's multiples, and a slice of it."""
     state = low.clone(), high.clone(), step.clone()
     for factor in factors:
         namespace.update_range(x if factor == 1 else x * factor, *state, beta)
-    namespace.update_range(x[:1] if x.ndim else x, *state, beta)
+    if sliced:
+        namespace.update_range(x[:1] if x.ndim else x, *state, beta)
     return state
 
 
@@ -43,7 +45,7 @@ def inputs() -> Iterator[Sample]:
     """Yields batches of every kind of size and value."""
     step = torch.tensor(3, device="cpu")
     typical = noise(4, 5, seed=1), constant(-0.3), constant(0.4), step
-    yield Sample("typical", typical, {"factors": (1.0,)})
+    yield Sample("typical", typical, {"factors": (1.0,), "sliced": False})
     for shapes, flags in ((SHAPES, {}), (LONG | LONGER, {}), (LARGE, {"large": True})):
         for shape, reason in shapes.items():
             x = noise(*shape, seed=len(shape), scale=3.0)
@@ -69,10 +71,12 @@ def oracle(
     *,
     beta: float = 0.7,
     factors: tuple[float, ...] = (1.0, -4.0),
+    sliced: bool = True,
 ) -> tuple[torch.Tensor, ...]:
     """The definition, each operation rounded to float32 on its own."""
     batches = [(x.float() * factor).flatten() for factor in factors]
-    batches.append((x[:1] if x.ndim else x).float().flatten())
+    if sliced:
+        batches.append((x[:1] if x.ndim else x).float().flatten())
     weights = constant(beta), constant(1 - beta)
     bounds = low.float(), high.float()
     for batch in batches:

@@ -8,18 +8,19 @@ import torch
 from torch import fx
 
 from synq_fast import ops
-from tests.ops.every_op import CALLS, NAMES, results_of, tensors_of
+from synq_fast.testing import CASES
+from tests.conformance.typical import function_of, results_of, tensors_of
 
 
 def module_of(name):
     """A module whose forward is the call of the op, with one argument per tensor."""
     names = ", ".join(f"x{i}" for i in range(len(tensors_of(name))))
-    scope = {"call": CALLS[name].function, "ops": ops}
+    scope = {"call": function_of(name), "ops": ops}
     exec(f"def forward(self, {names}): return call(ops, {names})", scope)
     return type("Module", (torch.nn.Module,), {"forward": scope["forward"]})()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_traced_module_records_one_node(name):
     tensors = tensors_of(name)
     traced = fx.symbolic_trace(module_of(name))
@@ -61,7 +62,7 @@ class Logged(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_subclass_is_asked(name):
     tensors = tensors_of(name)
     Logged.calls.clear()

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from synq_fast import ops
+from synq_fast.testing import CASES
+from tests.conformance.typical import differentiable, results_of, tensors_of
 from tests.ops.backends import require
-from tests.ops.every_op import CALLS, NAMES, results_of, tensors_of
 from tests.process_defaults import default_device, default_dtype
 
 
 def run(name):
     """Results and gradients."""
-    count = CALLS[name].differentiable
+    count = differentiable(name)
     tensors = [
         x.clone().requires_grad_() if i < count else x for i, x in enumerate(tensors_of(name))
     ]
@@ -24,7 +25,7 @@ def run(name):
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("defaults", [default_dtype, default_device])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_results_are_the_same(name, defaults, backend):
     require(backend)
     with ops.backend(backend):
