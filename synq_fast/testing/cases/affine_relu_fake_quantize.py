@@ -129,9 +129,9 @@ def units(sample: Sample) -> tuple[Any, ...]:
 
 def nearest(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *_: torch.Tensor) -> Any:
     """ATen's ops in a row, without the sum."""
-    variance = bias.abs()
+    mean, variance = bias.detach(), bias.detach().abs()
     return lambda: torch.fake_quantize_per_tensor_affine(
-        torch.nn.functional.batch_norm(x, bias, variance, weight).relu(), 0.4, 8, 0, 15
+        torch.nn.functional.batch_norm(x, mean, variance, weight).relu(), 0.4, 8, 0, 15
     )
 
 
