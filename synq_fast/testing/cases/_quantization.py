@@ -106,12 +106,14 @@ TIED_RANGES = ((-1.0, 1.0), (0.0, 3.7), (-2.0, -0.3), (1e-3, 1.1e-3), (-3e4, 1.0
 EVERY_WIDTH = tuple(range(2, 17))
 
 
-def ties(bits: int, low: float, high: float) -> torch.Tensor:
-    """Returns values on and next to every rounding boundary, and beyond both ends."""
+def ties(bits: int, low: float, high: float, *, every: bool = False) -> torch.Tensor:
+    """Returns values on and next to rounding boundaries, some 600 or every one, and the ends."""
     scale = (1 / constant(high - low)) * (2**bits - 1)
     last = 2 * 2**bits + 6
-    half_steps = torch.arange(-6, last, max(1, last // 600), dtype=torch.float32, device="cpu") / 2
-    exact = (half_steps + torch.round(scale * low)) / scale
+    places = torch.arange(-6, last, device="cpu")
+    if not every:
+        places = torch.cat([places[:12], places[:: max(1, last // 600)], places[-12:]])
+    exact = (places.float() / 2 + torch.round(scale * low)) / scale
     upper, lower = constant(float("inf")), constant(float("-inf"))
     return torch.cat([exact, torch.nextafter(exact, upper), torch.nextafter(exact, lower)])
 
