@@ -57,10 +57,13 @@ class Nearest:
     Attributes:
         name: What they are called.
         prepare: Takes the tensors of a sample and returns the call without arguments.
+        ours: The call of our op that does as much, of a namespace and the tensors; None for the
+            typical one.
     """
 
     name: str
     prepare: Callable[..., Callable[[], object]]
+    ours: Callable[..., object] | None = None
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def test_an_op_that_fails_is_named(monkeypatch):
 
 
 def test_every_public_op_and_kernel_is_covered():
-    assert set(reference.__all__) <= set(every_op.CASES)
-    assert set(info.report().kernels) <= set(every_op.CASES)
+    assert set(reference.__all__) - {"read_range"} <= set(every_op.OPS)
+    assert set(info.report().kernels) <= set(every_op.OPS)
 
 
 needs_native = pytest.mark.skipif(

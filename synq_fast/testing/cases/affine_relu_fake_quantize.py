@@ -144,7 +144,11 @@ CASE = OpCase(
     gradients=(EXACT, SUM, SUM, EXACT),
     units=units,
     bytes_moved=lambda sample: (2 + (len(sample.tensors) > 3)) * nbytes(sample.tensors[0]),
-    nearest=Nearest("batch_norm + relu + fake_quantize_per_tensor_affine", nearest),
+    nearest=Nearest(
+        "batch_norm + relu + fake_quantize_per_tensor_affine",
+        nearest,
+        lambda n, x, weight, bias, _: n.affine_relu_fake_quantize(x, weight, bias, 0.0, 2.0, 4),
+    ),
     cast=(0, 3),
     laid_out=(0, 3),
     keeps_layout=True,

@@ -119,7 +119,9 @@ CASE = OpCase(
     values=(EXACT, EXACT, EXACT),
     gradients=(EXACT,),
     bytes_moved=lambda sample: 2 * nbytes(sample.tensors[0]),
-    nearest=Nearest("fused_moving_avg_obs_fake_quant", nearest),
+    nearest=Nearest(
+        "fused_moving_avg_obs_fake_quant", nearest, lambda n, x: n.fake_quantize_dynamic(x, 4)
+    ),
     keeps_layout=True,
     same_type=True,
     second_derivative=True,

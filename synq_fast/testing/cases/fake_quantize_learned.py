@@ -118,7 +118,11 @@ CASE = OpCase(
     gradients=(EXACT, SUM, SUM),
     units=units,
     bytes_moved=lambda sample: 2 * nbytes(sample.tensors[0]),
-    nearest=Nearest("_fake_quantize_learnable_per_tensor_affine", nearest),
+    nearest=Nearest(
+        "_fake_quantize_learnable_per_tensor_affine",
+        nearest,
+        lambda n, *x: n.fake_quantize_learned(*x, 4),
+    ),
     keeps_layout=True,
     same_type=True,
     elementwise=True,

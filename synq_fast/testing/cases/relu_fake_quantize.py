@@ -87,7 +87,11 @@ CASE = OpCase(
     values=(EXACT,),
     gradients=(EXACT,),
     bytes_moved=lambda sample: 2 * nbytes(sample.tensors[0]),
-    nearest=Nearest("relu + fake_quantize_per_tensor_affine", nearest),
+    nearest=Nearest(
+        "relu + fake_quantize_per_tensor_affine",
+        nearest,
+        lambda n, *x: n.relu_fake_quantize(*x, 4),
+    ),
     keeps_layout=True,
     same_type=True,
     elementwise=True,

@@ -101,5 +101,5 @@ CASE = OpCase(
     values=(EXACT, EXACT, EXACT),
     bytes_moved=lambda sample: nbytes(sample.tensors[0]),
     maps=False,
-    nearest=Nearest("aminmax", nearest),
+    nearest=Nearest("aminmax", nearest, lambda n, *x: n.update_range(*x)),
 )
