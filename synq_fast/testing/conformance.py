@@ -52,7 +52,7 @@ def run(
     subsets = {"all results": trained} if trained else {}
     if len(trained) > 1 and alone:
         subsets |= {f"result {i}": [i] for i in trained}
-    gradients = {
+    gradients: dict[str, tuple[torch.Tensor | None, ...]] = {
         name: torch.autograd.grad(
             [values[i] for i in subset],
             leaves[:differentiable],
@@ -213,7 +213,7 @@ class Check:
         wide = self._oracle()
         units = case.units(sample) if case.units is not None else ()
         units = (*units, *[1.0] * (len(case.values) + len(case.gradients) - len(units)))
-        pairs = [
+        pairs: list[tuple[str, Any, Any, Any, Tolerance, Any]] = [
             (f"result {i}", *row, case.values[i], units[i])
             for i, row in enumerate(zip(actual.values, exact.values, wide.values, strict=True))
         ]

@@ -75,22 +75,22 @@ def kinds(*, score: bool = False, target: bool = False, clamped: bool = True) ->
         return g.abs() + 0.05 if score else g
 
     images = uniform(2, 3, 4, 4, low=0.2, high=1.2), gradients(2, 3, 4, 4)
-    yield sample("typical", *images, (8, 8) if target else (7, 8))
-    for shapes, flags in ((SHAPES, {}), (LARGE, {"large": True})):
+    yield sample("typical", images[0], images[1], (8, 8) if target else (7, 8))
+    for shapes, large in ((SHAPES, False), (LARGE, True)):
         for (shape, size), reason in shapes.items():
             # Sums of many channels that all count for the class are nearly flat maps.
-            mean = 0.0 if flags else 0.7
+            mean = 0.0 if large else 0.7
             a, g = uniform(*shape, low=0.2, high=1.2), gradients(*shape, mean=mean)
-            yield sample(reason, a, g, size, every_layout=True, **flags)
+            yield sample(reason, a, g, size, every_layout=True, large=large)
             grid = {"grid": shape[2:]}
             tokens = cut_tokens(a), cut_tokens(g)
-            yield sample(f"tokens: {reason}", *tokens, size, options=grid, **flags)
+            yield sample(f"tokens: {reason}", tokens[0], tokens[1], size, options=grid, large=large)
             last = g.to(memory_format=torch.channels_last)
-            yield sample(f"of two layouts: {reason}", a, last, size, **flags)
+            yield sample(f"of two layouts: {reason}", a, last, size, large=large)
             if clamped:
                 options = {"clamp": None}
                 yield sample(f"no clamp: {reason}", a, signs(g), size, options=options,
-                             every_layout=not flags, **flags)  # fmt: skip
+                             every_layout=not large, large=large)  # fmt: skip
     if not score:
         # The weights of Grad-CAM++ are not exact, so sums with them are no exact ties.
         for reason, (values, size) in TIES.items():
@@ -111,7 +111,8 @@ def kinds(*, score: bool = False, target: bool = False, clamped: bool = True) ->
                 tensors[where].view(2, -1)[1, -1] = value
                 for memory_format in (torch.contiguous_format, torch.channels_last):
                     pair = [x.to(memory_format=memory_format) for x in tensors]
-                    yield sample(f"{value} fills the map of its image", *pair, (8, 9),
+                    yield sample(f"{value} fills the map of its image", pair[0],
+                        pair[1], (8, 9),
                                  special=True, large=bool(index))  # fmt: skip
 
 

@@ -35,10 +35,10 @@ def stored(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def layers() -> Iterator[Sample]:
     """Yields one layer's data with a mean unlike zero, and stored statistics."""
-    for shapes, flags in ((SHAPES, {}), (LARGE, {"large": True})):
+    for shapes, large in ((SHAPES, False), (LARGE, True)):
         for shape, reason in shapes.items():
             tensors = noise(*shape, scale=2.0, mean=0.5), *stored(shape[1])
-            yield Sample(reason, tensors, every_layout=True, **flags)
+            yield Sample(reason, tensors, every_layout=True, large=large)
     for value in (float("nan"), float("inf")):
         for shape in ((3, 5), (2, 3, 5, 8)):
             x = noise(*shape)

@@ -64,9 +64,9 @@ def inputs() -> Iterator[Sample]:
         for upper, ste, added in (
             (None, "identity", True), (2.0, "clip", True), (None, "clip", False)
         ):  # fmt: skip
-            residual = (noise(*part.x.shape, seed=9, scale=2.0),) if added else ()
+            others = (noise(*part.x.shape, seed=9, scale=2.0),) if added else ()
             options = {"upper": upper, "ste": ste, "bits": part.choose(4, 8)}
-            tensors = part.x, *factors(part.x.shape[1]), *residual
+            tensors = part.x, *factors(part.x.shape[1]), *others
             reason = f"{part.reason}{', residual' if added else ''}"
             yield Sample(reason, tensors, options, **part.flags)
     residual = noise(6, 4, 7).transpose(0, 1)

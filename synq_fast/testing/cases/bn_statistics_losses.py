@@ -27,8 +27,8 @@ def call(
 
 def inputs() -> Iterator[Sample]:
     """Yields pairs of layers."""
-    statistics = noise(4), uniform(4)
-    tensors = noise(3, 4, 5, seed=1), noise(2, 4, seed=2), *statistics, *statistics
+    both = noise(4), uniform(4)
+    tensors = noise(3, 4, 5, seed=1), noise(2, 4, seed=2), *both, *both
     yield Sample("typical", tensors)
     other = noise(4, 8, seed=5), stored(8)
     for sample in layers():

@@ -50,9 +50,9 @@ def inputs() -> Iterator[Sample]:
     labels = torch.tensor([1, 2, 0, 3], device="cpu")
     options = {"temperature": 4.0, "alpha": 3.0, "difficulty_threshold": 0.9}
     yield Sample("typical", (noise(4, 5, seed=1), noise(4, 5, seed=2), labels), options)
-    for shapes, flags in ((SHAPES, {}), (LARGE, {"large": True})):
+    for shapes, large in ((SHAPES, False), (LARGE, True)):
         for shape, reason in shapes.items():
-            yield Sample(reason, logits(*shape), options, every_layout=shape[0] < 10, **flags)
+            yield Sample(reason, logits(*shape), options, every_layout=shape[0] < 10, large=large)
     for temperature, alpha in ((20.0, 20.0), (1.0, 1.0), (0.5, 3.0)):
         numbers = {"temperature": temperature, "alpha": alpha}
         yield Sample(f"temperature {temperature}", logits(7, 10), numbers)

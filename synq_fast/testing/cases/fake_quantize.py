@@ -58,10 +58,10 @@ def ranges() -> Iterator[Sample]:
         yield Sample(f"ties of {bits} bits in {low} to {high}", tensors, options)
     tensors = ties(16, -1.3, 2.1, every=True), constant(-1.3), constant(2.1)
     yield Sample("every tie of 16 bits", tensors, {"bits": 16, "ste": "clip"}, large=True)
-    for index, (reason, bounds) in enumerate(SPECIAL_RANGES.items()):
+    for index, (reason, ends) in enumerate(SPECIAL_RANGES.items()):
         for bits in (2, 4, 8, 16)[index % 2 :: 2]:
-            tensors = special_values(), *(constant(bound) for bound in bounds)
-            yield Sample(f"range {reason}", tensors, {"bits": bits, "ste": "clip"}, special=True)
+            special = special_values(), *(constant(end) for end in ends)
+            yield Sample(f"range {reason}", special, {"bits": bits, "ste": "clip"}, special=True)
 
 
 def oracle(

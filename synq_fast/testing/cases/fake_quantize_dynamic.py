@@ -61,11 +61,11 @@ def inputs() -> Iterator[Sample]:
         options = {"axis": axis, "groups": groups, "symmetric": bool(index % 2)}
         yield Sample(f"groups: {reason}", (noise(*shape),), options, every_layout=len(shape) == 4)
     for value in (float("nan"), float("inf"), -float("inf")):
-        for shape, axis in (((5, 40), None), ((5, 40), 0), ((40, 5), 1), ((20000,), None),
+        for size_of, along in (((5, 40), None), ((5, 40), 0), ((40, 5), 1), ((20000,), None),
                             ((1500, 20), 1), ((3, 11000), 0)):  # fmt: skip
-            x = noise(*shape)
+            x = noise(*size_of)
             x[-1] = value
-            yield Sample(f"{value} in a row of {shape}", (x,), {"axis": axis}, special=True)
+            yield Sample(f"{value} in a row of {size_of}", (x,), {"axis": along}, special=True)
     for size in (1, 3, 64, 300, 40000):
         for place in sorted({0, size // 2, size - 1}):
             x = noise(3, size)

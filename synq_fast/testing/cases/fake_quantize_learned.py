@@ -58,17 +58,17 @@ def inputs() -> Iterator[Sample]:
     for part in parts():
         bits = part.choose(4, 4, 8, 2)
         options = {"bits": bits, "axis": part.axis, "gradient_scale": part.choose(1.0, 0.5)}
-        tensors = part.x, *learned_pair(part.x, part.axis, bits)
-        yield Sample(part.reason, tensors, options, **part.flags)
+        pair = learned_pair(part.x, part.axis, bits)
+        yield Sample(part.reason, (part.x, *pair), options, **part.flags)
     for bits in (2, 4, 8, 16):
         scale = constant((2**bits - 1) / 3.4)
         for zero in (-2.5, -0.5, -0.3, 0.0, 0.5, 1.5, 2.5, 279620.5):
             tensors = ties(bits, -1.3, 2.1), scale, constant(zero)
             yield Sample(f"ties, zero point {zero}", tensors, {"bits": bits})
-    for pair in ((7.5, 0.0), (2.0, -0.3), (0.5, 2.5), (1.0, 279620.5), (1e-3, 3.2),
+    for numbers in ((7.5, 0.0), (2.0, -0.3), (0.5, 2.5), (1.0, 279620.5), (1e-3, 3.2),
                  (float("nan"), 0.0), (1.0, float("nan"))):  # fmt: skip
-        tensors = special_values(), *(constant(value) for value in pair)
-        yield Sample(f"scale {pair[0]}, zero point {pair[1]}", tensors, special=True)
+        special = special_values(), *(constant(value) for value in numbers)
+        yield Sample(f"scale {numbers[0]}, zero point {numbers[1]}", special, special=True)
     tensors = uniform(2_000_000, high=0.1), constant(7.0), constant(0.0)
     yield Sample("a long sum", tensors, large=True)
 

@@ -40,8 +40,8 @@ def inputs() -> Iterator[Sample]:
         g[0, 0, 0, :2] = torch.tensor([1.0, 0.5], device="cpu")
         g[0, 1, 0, 4] = 1.0
         for eps in (0.0, 1e-7, 0.1):
-            options = {"size": (1, 20), "eps": eps}
-            yield Sample("denominators of zero count as one", (a, g, score[:1]), options)
+            numbers: dict[str, Any] = {"size": (1, 20), "eps": eps}
+            yield Sample("denominators of zero count as one", (a, g, score[:1]), numbers)
     a, g, score = uniform(2, 3, 4, 4), uniform(2, 3, 4, 4, seed=1), uniform(2)
     score[1] = float("nan")
     yield Sample("a score that is NaN", (a, g, score), {"size": (6, 6)}, special=True)

@@ -94,7 +94,10 @@ def oracle(
     else:
         gain = (squared <= cutoff**2).double()
     spectrum = torch.fft.fftshift(torch.fft.fft2(x.double()), dim=(-2, -1))
-    return torch.fft.ifft2(torch.fft.ifftshift(spectrum * gain, dim=(-2, -1))).real
+    filtered: torch.Tensor = torch.fft.ifft2(
+        torch.fft.ifftshift(spectrum * gain, dim=(-2, -1))
+    ).real
+    return filtered
 
 
 def nearest(x: torch.Tensor) -> Any:

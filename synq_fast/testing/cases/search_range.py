@@ -75,6 +75,7 @@ def distribution(name: str, count: int, seed: int = 0) -> torch.Tensor:
 def inputs() -> Iterator[Sample]:
     """Yields distributions; few candidates where kernels run one thread at a time."""
     few = {"candidates": 9}
+    options: dict[str, Any]
     yield Sample("typical", (noise(4, 5, seed=1),), {"bits": 3, "candidates": 6})
     for name, reason in DISTRIBUTIONS.items():
         beyond = name == "overflowing errors"

@@ -46,11 +46,11 @@ def inputs() -> Iterator[Sample]:
     step = torch.tensor(3, device="cpu")
     typical = noise(4, 5, seed=1), constant(-0.3), constant(0.4), step
     yield Sample("typical", typical, {"factors": (1.0,), "sliced": False})
-    for shapes, flags in ((SHAPES, {}), (LONG | LONGER, {}), (LARGE, {"large": True})):
+    for shapes, large in ((SHAPES | LONG | LONGER, False), (LARGE, True)):
         for shape, reason in shapes.items():
             x = noise(*shape, seed=len(shape), scale=3.0)
             if x.numel():
-                yield Sample(reason, (x, *state()), every_layout=True, **flags)
+                yield Sample(reason, (x, *state()), every_layout=True, large=large)
     yield Sample("half of the channels", (noise(2, 8, 5, 5)[:, ::2], *state()))
     yield Sample("states of one element", (noise(9), *state(1)), {"beta": 0.0})
     values = special_values()
@@ -78,13 +78,13 @@ def oracle(
     if sliced:
         batches.append((x[:1] if x.ndim else x).float().flatten())
     weights = constant(beta), constant(1 - beta)
-    bounds = low.float(), high.float()
+    bounds = [low.float(), high.float()]
     for batch in batches:
         extrema = batch.min(), batch.max()
-        bounds = tuple(
+        bounds = [
             bound * weights[0] + extremum * weights[1]
             for bound, extremum in zip(bounds, extrema, strict=True)
-        )
+        ]
     return *bounds, step + len(batches)
 
 
