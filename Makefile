@@ -13,7 +13,7 @@ PYTHON_SOURCES := synq_fast kernels tests benchmarks examples tools setup.py
 CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # What must hold with any torch.
-CONFORMANCE := tests/ops tests/kernels tests/emulation tests/compile tests/quant tests/finetune
+CONFORMANCE := tests/conformance tests/ops tests/kernels tests/emulation tests/compile tests/quant tests/finetune
 
 .PHONY: demo test native-test sanitize lint typecheck bench compile-check compile-check-all build format clean \
 	newest oldest conformance

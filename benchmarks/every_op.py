@@ -1,4 +1,4 @@
-"""Every public op on small tensors, against the reference on the CPU: values and gradients.
+"""Every public op on small inputs of its case: values and gradients.
 
     python -m benchmarks.every_op --device cuda --capture --json ops.json
 
@@ -13,41 +13,26 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from synq_fast import ops, reference
+from synq_fast import ops
+from synq_fast.ops import _installation as info
+from synq_fast.testing import CASES, Check
+from synq_fast.testing.conformance import HALF_TYPES, checks, converted, run, same_bits
 
 from . import cuda_timing
 
-Inputs = tuple[Tensor, ...]
-Function = Callable[..., Any]
-# Of the largest value, for what is not exact: that is compared with the reference in float64.
-TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
+# read_range has no kernels: it is plain PyTorch on any device.
+OPS = [op for op in CASES if op != "read_range"]
 BACKENDS = {"cpu": ["cpu"], "cuda": ["cuda", "triton"]}
-
-
-@dataclass(frozen=True)
-class Case:
-    """How an op is called.
-
-    Attributes:
-        call: Calls the op of `synq_fast.ops` or `synq_fast.reference` that is given first.
-        inputs: Makes the inputs, one tuple for each call.
-        differentiable: How many leading inputs get a gradient.
-        exact: Whether all backends must give the same bits.
-    """
-
-    call: Callable[..., Any]
-    inputs: Callable[[], list[Inputs]]
-    differentiable: int = 1
-    exact: bool = False
+# Samples of a case in float32, spread over its inputs; one of them in each half type.
+SAMPLES, LARGEST = 10, 12_000
 
 
 @dataclass(frozen=True)
@@ -75,180 +60,66 @@ class Verdict:
         return "; ".join(filter(None, (self.wrong, captured))) or "right"
 
 
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+def samples(op: str) -> list[Check]:
+    """Small inputs of every kind, quick enough for a memory checker."""
+    case = CASES[op]
 
+    def chosen(dtype: torch.dtype, count: int) -> list[Check]:
+        small = {"wanted": lambda s: not s.large and s.tensors[0].numel() <= LARGEST}
+        found = list(checks(case, dtype, layouts=("given", "channels_last"), **small))
+        return list(islice(found, 0, None, max(1, len(found) // count)))
 
-def _elementwise() -> list[Inputs]:
-    odd, image = _noise(2053), _noise(3, 5, 7, 9)
-    plain = [odd[:1], odd, odd[3:], image, image.contiguous(memory_format=torch.channels_last)]
-    return [(x,) for x in (*plain, odd.half(), odd[1:].bfloat16(), torch.empty(0, 4))]
-
-
-def _not_empty() -> list[Inputs]:
-    return _elementwise()[:-1]
-
-
-def _planes() -> list[Inputs]:
-    return [(_noise(*shape),) for shape in ((2, 3, 8, 8), (1, 3, 33, 20), (2, 1, 32, 32))]
-
-
-def _maps() -> list[Inputs]:
-    shapes = ((2, 5, 4, 4), (3, 33, 7, 7), (1, 1, 3, 5))
-    return [(_noise(*s), _noise(*s[::-1]).reshape(s), _noise(s[0]).abs()) for s in shapes]
-
-
-def _targets() -> list[Inputs]:
-    return [(a, g, torch.rand(len(a), 1, 9, 12)) for a, g, _ in _maps()]
-
-
-def _logits() -> list[Inputs]:
-    sizes = ((1, 2), (5, 10), (7, 1001))
-    return [(_noise(b, c), _noise(b, c) * 2, torch.arange(b) % c) for b, c in sizes]
-
-
-def _layers() -> list[Inputs]:
-    shapes = ((2, 3, 5, 7), (33, 5), (4, 65, 9, 9))
-    return [(_noise(*s), _noise(s[1]), _noise(s[1]).abs()) for s in shapes]
-
-
-def _with_and_without_residual(namespace: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Any:
-    arguments = x, weight, bias, 0.0, 2.0, 4
-    return tuple(
-        namespace.affine_relu_fake_quantize(*arguments, residual=residual)
-        for residual in (None, x * 0.5)
-    )
-
-
-def _averaged(namespace: Any, x: Tensor) -> Any:
-    state = [torch.zeros((), device=x.device) for _ in range(2)]
-    step = torch.zeros((), dtype=torch.int64, device=x.device)
-    namespace.update_range(x, *state, step)
-    namespace.update_range(x + 1, *state, step)
-    return namespace.read_range(*state, step)
-
-
-# A further op is one entry; `tests/benchmarks` looks for it.
-CASES = {
-    "fake_quantize": Case(
-        lambda n, x: n.fake_quantize(x, -1.5, 2.0, 4, ste="clip"), _elementwise, exact=True
-    ),
-    "fake_quantize_dynamic": Case(
-        lambda n, x: n.fake_quantize_dynamic(x, 4, axis=0)[0], _not_empty, exact=True
-    ),
-    "quantize_codes": Case(
-        lambda n, x: n.quantize_codes(x, -1.5, 2.0, 8), _elementwise, 0, exact=True
-    ),
-    "fake_quantize_learned": Case(
-        lambda n, x: n.fake_quantize_learned(x, 4.0, 1.0, 4), _elementwise, exact=True
-    ),
-    "relu_fake_quantize": Case(
-        lambda n, x: n.relu_fake_quantize(x, 0.0, 2.0, 4, ste="clip"), _elementwise, exact=True
-    ),
-    "affine_relu_fake_quantize": Case(_with_and_without_residual, _layers, exact=True),
-    "update_range": Case(_averaged, _not_empty, 0, exact=True),
-    "search_range": Case(lambda n, x: n.search_range(x, 4, candidates=20), _not_empty, 0),
-    "low_pass": Case(lambda n, x: n.low_pass(x, 5.0), _planes),
-    "grad_cam": Case(lambda n, a, g, _: n.grad_cam(a, g, (9, 12)), _maps),
-    "grad_cam_plus_plus": Case(lambda n, a, g, s: n.grad_cam_plus_plus(a, g, s, (9, 12)), _maps),
-    "layer_cam": Case(lambda n, a, g, _: n.layer_cam(a, g, (9, 12)), _maps),
-    "hires_cam": Case(lambda n, a, g, _: n.hires_cam(a, g, (9, 12)), _maps),
-    "cam_alignment_loss": Case(lambda n, a, g, t: n.cam_alignment_loss(a, g, t), _targets),
-    "distillation_loss": Case(
-        lambda n, s, t, y: n.distillation_loss(s, t, y, temperature=2.0), _logits, 2
-    ),
-    "channel_moments": Case(lambda n, x, *_: n.channel_moments(x), _layers),
-    "total_variation": Case(
-        lambda n, x: n.total_variation(x),
-        lambda: [(_noise(*s),) for s in ((1, 1, 1, 1), (2, 3, 5, 7), (3, 8, 32, 32))],
-    ),
-    "bn_statistics_loss": Case(lambda n, x, m, v: n.bn_statistics_loss(x, m, v), _layers),
-    "bn_statistics_losses": Case(
-        lambda n, x, m, v: n.bn_statistics_losses([x, x + 1], [m, -m], [v, 2 * v]), _layers
-    ),
-    "patch_similarity_entropy": Case(
-        lambda n, x: n.patch_similarity_entropy(x),
-        lambda: [(_noise(*s),) for s in ((1, 1, 4), (2, 5, 16), (3, 50, 33))],
-    ),
-}
-# read_range is called with update_range.
-COVERED = {*CASES, "read_range"}
-
-
-def results(case: Case, namespace: Any, inputs: Inputs, device: str) -> list[Tensor]:
-    """The op's outputs and its gradients, on ``device``."""
-    leaves = [x.detach().to(device) for x in inputs]
-    trained = [x.requires_grad_() for x in leaves[: case.differentiable]]
-    given = case.call(namespace, *leaves)
-    outputs = list(given) if isinstance(given, (tuple, list)) else [given]
-    # Weights of each element its own, so that gradients in the wrong place differ.
-    terms = [
-        (y.double() * torch.linspace(0.5, 1.5, y.numel(), device=device).view(y.shape)).sum()
-        for y in outputs
-        if y.requires_grad
-    ]
-    gradients: Sequence[Tensor | None] = ()
-    if terms:
-        gradients = torch.autograd.grad(torch.stack(terms).sum(), trained, allow_unused=True)
-    return [*(y.detach() for y in outputs), *(g for g in gradients if g is not None)]
-
-
-def difference(actual: Sequence[Tensor], expected: Sequence[Tensor], exact: bool) -> str:
-    """What differs, or an empty text."""
-    if len(actual) != len(expected):
-        return f"{len(actual)} results and gradients, the reference has {len(expected)}"
-    for mine, theirs in zip(actual, expected, strict=True):
-        wanted = theirs.cpu() if exact else theirs.cpu().to(mine.dtype)
-        half = mine.dtype in (torch.float16, torch.bfloat16)
-        largest = theirs.abs().max().item() if theirs.numel() else 0.0
-        bound = 0.0 if exact else (HALF_TOLERANCE if half else TOLERANCE) * largest + 1e-7
-        try:
-            torch.testing.assert_close(mine.cpu(), wanted, rtol=0, atol=bound, equal_nan=True)
-        except AssertionError as error:
-            return " ".join(str(error).split())
-    return ""
+    halves = [check for dtype in HALF_TYPES for check in chosen(dtype, 2)] if case.cast else []
+    return chosen(torch.float32, SAMPLES) + halves
 
 
 def check(op: str, backend: str, device: str, capture: bool = False) -> Verdict:
-    """Compare an op on one backend with the reference on the CPU."""
-    case = CASES[op]
+    """Hold an op on one backend to its case."""
     wrong = not_captured = ""
     try:
         with ops.backend(backend):
-            for inputs in case.inputs():
-                expected = results(case, reference, inputs if case.exact else _wide(inputs), "cpu")
-                actual = results(case, ops, inputs, device)
-                wrong = wrong or difference(actual, expected, case.exact)
+            for sample in samples(op):
+                wrong = wrong or "; ".join(sample.faults(ops, device)[:1])
                 if capture and not not_captured:
-                    not_captured = captured_difference(case, inputs, device)
+                    not_captured = captured_difference(sample, device)
     except Exception as error:
         wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return Verdict(op, backend, case.exact, wrong, not_captured)
+    return Verdict(op, backend, CASES[op].exact, wrong, not_captured)
 
 
-def _wide(inputs: Inputs) -> Inputs:
-    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
-
-
-def captured_difference(case: Case, inputs: Inputs, device: str) -> str:
+def captured_difference(sample: Check, device: str) -> str:
     """How the replay of a captured call differs from a plain one, or why it cannot be captured."""
-    on_device = tuple(x.to(device) for x in inputs)
-    captured: list[Tensor] = []
+    case = sample.case
+    tensors = [converted(x, device=device) for x in sample.sample.tensors]
+
+    def results() -> list[torch.Tensor]:
+        found = run(
+            lambda *x, **o: case.call(ops, *x, **o),
+            tensors,
+            sample.sample.options,
+            case.differentiable,
+        )
+        gradients = found.gradients.get("all results", ())
+        return [*found.values, *(g for g in gradients if g is not None)]
+
+    captured: list[torch.Tensor] = []
 
     def call() -> None:
-        captured[:] = results(case, ops, on_device, device)
+        captured[:] = results()
 
     try:
         cuda_timing.captured([call], 1)
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    return difference(captured, results(case, ops, on_device, device), exact=True)
+    faults = [same_bits(a, b) for a, b in zip(captured, results(), strict=True)]
+    return "; ".join(filter(None, faults))
 
 
 def backends(op: str, device: str) -> list[str]:
-    """The backends that run an op on a device here."""
+    """The backends with a kernel for an op that run on a device here."""
     available = ops.available_backends()
-    return [name for name in BACKENDS[device] if available[name] is None]
+    kernels = BACKENDS[device] if op in info.report().kernels else ()
+    return [name for name in kernels if available[name] is None]
 
 
 def verdicts_of(op: str, wanted: Sequence[str], device: str, capture: bool) -> list[Verdict]:
@@ -286,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--backend", choices=("cpu", "cuda", "triton"), help="only this one")
-    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    parser.add_argument("--op", nargs="+", choices=OPS, default=OPS, metavar="NAME")
     parser.add_argument("--capture", action="store_true", help="in a CUDA graph too")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="written after each op")

@@ -88,11 +88,11 @@ def test_a_wrong_value_or_gradient_is_found(op, monkeypatch):
     right = getattr(reference, op)
     with monkeypatch.context() as patch:
         patch.setattr(ops, op, lambda *a, **o: right(*a, **o) * (1 + 1e-2))
-        assert "difference" in every_op.check(op, "reference", "cpu").wrong
+        assert "result 0" in every_op.check(op, "cpu", "cpu").wrong
     with monkeypatch.context() as patch:
         # The same values, with the gradient of two of them.
         patch.setattr(ops, op, lambda x, *a, **o: 2 * (y := right(x, *a, **o)) - y.detach())
-        assert "difference" in every_op.check(op, "reference", "cpu").wrong
+        assert "gradient 0" in every_op.check(op, "cpu", "cpu").wrong
 
 
 def test_an_op_that_fails_is_named(monkeypatch):
@@ -104,8 +104,8 @@ def test_an_op_that_fails_is_named(monkeypatch):
 
 
 def test_every_public_op_and_kernel_is_covered():
-    assert set(reference.__all__) <= every_op.COVERED
-    assert set(info.report().kernels) <= every_op.COVERED
+    assert set(reference.__all__) - {"read_range"} <= set(every_op.OPS)
+    assert set(info.report().kernels) <= set(every_op.OPS)
 
 
 needs_native = pytest.mark.skipif(

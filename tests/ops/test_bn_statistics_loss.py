@@ -1,81 +1,17 @@
 """BN-statistics loss: golden values and gradients, a float64 oracle, stability."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synq_fast import ops
-from tests.golden_cases import golden_cases
+from synq_fast.testing.cases._statistics import loss_terms, stored
 from tests.tolerances import assert_close
-
-SHAPES = (
-    (1, 1),  # one element: no variance
-    (6, 5),
-    (1, 3, 1, 1),
-    (4, 7, 9),
-    (3, 5, 7, 11),
-    (2, 3, 4, 5, 6),
-    (16, 64, 32, 32),  # sums over 16384 elements per channel
-)
-
-
-def oracle(x, running_mean, running_var):
-    """Both losses in float64 NumPy."""
-    x = np.moveaxis(x.detach().double().numpy(), 1, 0).reshape(x.shape[1], -1)
-    mean_error = x.mean(1) - running_mean.double().numpy()
-    var_error = x.var(1) - running_var.double().numpy()
-    return (mean_error**2).mean(), (var_error**2).mean()
-
-
-def closed_form_gradient(x, running_mean, running_var):
-    """d(mean_loss + var_loss) / dx in float64."""
-    x = x.detach().double()
-    channels, count = x.shape[1], x.numel() / x.shape[1]
-    dims = [d for d in range(x.ndim) if d != 1]
-    var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-    shape = mean.shape
-    of_mean = 2 / channels * (mean - running_mean.double().view(shape)) / count
-    of_var = 2 / channels * (var - running_var.double().view(shape)) * 2 * (x - mean) / count
-    return of_mean + of_var
 
 
 def statistics(channels):
     return torch.randn(channels), torch.rand(channels) + 0.5
-
-
-def test_golden(golden):
-    for _, case in golden_cases(golden("bn_statistics")):
-        x = case["x"].requires_grad_()
-        losses = ops.bn_statistics_loss(x, case["running_mean"], case["running_var"])
-        assert_close(losses[0], case["mean_loss"], "statistics_loss")
-        assert_close(losses[1], case["var_loss"], "statistics_loss")
-        (grad,) = torch.autograd.grad(sum(losses), x)
-        assert_close(grad, case["grad"], "statistics_gradient")
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_against_float64(shape):
-    x = (torch.randn(shape) * 2 + 0.5).requires_grad_()
-    running = statistics(shape[1])
-    losses = ops.bn_statistics_loss(x, *running)
-    for actual, expected in zip(losses, oracle(x, *running), strict=True):
-        assert actual.shape == ()
-        assert actual.dtype == torch.float32
-        assert_close(actual, expected, "statistics_loss")
-    (grad,) = torch.autograd.grad(sum(losses), x)
-    expected = closed_form_gradient(x, *running)
-    largest = expected.abs().max().item()
-    assert_close(grad, expected, "statistics_gradient", factor=max(1.0, 200 * largest))
-
-
-@pytest.mark.parametrize("offset", [1e3, -1e4])
-def test_variance_does_not_cancel(offset):
-    x = torch.randn(8, 4, 16, 16) + offset
-    running = torch.full((4,), offset), torch.ones(4)
-    expected = oracle(x, *running)
-    assert_close(ops.bn_statistics_loss(x, *running)[1], expected[1], "statistics_loss", factor=10)
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,42 +44,6 @@ def test_gradients():
     assert running_var.grad is None
 
 
-def test_constant_channel_has_no_variance_gradient():
-    x = torch.full((4, 2, 3, 3), 1.5, requires_grad=True)
-    _, var_loss = ops.bn_statistics_loss(x, torch.zeros(2), torch.ones(2))
-    var_loss.backward()
-    assert var_loss == 1
-    assert not x.grad.any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_accumulate_in_float32(dtype):
-    x = (torch.randn(32, 2, 16, 16) + 3).to(dtype)
-    running = statistics(2)
-    actual = ops.bn_statistics_loss(x, *running)
-    for value, expected in zip(actual, oracle(x, *running), strict=True):
-        assert value.dtype == torch.float32
-        assert_close(value, expected, "statistics_loss")
-
-
-def test_strides():
-    x, running = torch.randn(3, 4, 6, 5), statistics(4)
-    expected = oracle(x, *running)
-    transposed = x.transpose(0, 3).contiguous().transpose(0, 3)
-    for strided in (x.to(memory_format=torch.channels_last), transposed):
-        for value, exact in zip(ops.bn_statistics_loss(strided, *running), expected, strict=True):
-            assert_close(value, exact, "statistics_loss")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_finite(value):
-    x = torch.randn(2, 3, 4)
-    x[1, 2, 3] = value
-    mean_loss, var_loss = ops.bn_statistics_loss(x, torch.zeros(3), torch.ones(3))
-    assert not mean_loss.isfinite()
-    assert var_loss.isnan()
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -164,3 +64,66 @@ def test_bad_arguments(change, error, message):
     }
     with pytest.raises(error, match=message):
         ops.bn_statistics_loss(**(arguments | change))
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 20), st.floats(-50, 50), st.booleans())
+def test_any_shape_of_statistics(batch, channels, inner, offset, last):
+    x = torch.randn(batch, channels, inner, 2) + offset
+    if last:
+        x = x.to(memory_format=torch.channels_last)
+    mean, var = stored(channels)
+    losses = ops.bn_statistics_loss(x, mean, var)
+    for value, wanted in zip(
+        losses, loss_terms(x.double(), mean.double(), var.double()), strict=True
+    ):
+        # A unit in the last place of x moves a mean, whose error is squared.
+        slack = 4e-6 * (1 + abs(offset)) * wanted.sqrt().item()
+        assert value.item() == pytest.approx(wanted.item(), rel=1e-5, abs=slack + 1e-7)
+
+
+def test_mean_of_a_network():
+    inputs = [torch.randn(4, 3, 5, 5), torch.full((4, 8), torch.nan), torch.randn(2, 5, 4)]
+    means, variances = zip(*(stored(x.shape[1]) for x in inputs), strict=True)
+    for backend in ("auto", "reference"):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with ops.backend(backend):
+            loss = ops.bn_statistics_losses(leaves, means, variances, [1.0, 0, 2.5])
+        loss.backward()
+        # A layer of weight 0 is not even read.
+        assert leaves[1].grad is None
+        total = 0.0
+        for i, weight in ((0, 1.0), (2, 2.5)):
+            leaf = inputs[i].double().requires_grad_()
+            loss_of_layer = weight / 3 * sum(loss_terms(leaf, means[i], variances[i]))
+            total += loss_of_layer.item()
+            loss_of_layer.backward()
+            torch.testing.assert_close(leaves[i].grad.double(), leaf.grad, rtol=1e-5, atol=1e-8)
+        assert loss.item() == pytest.approx(total, rel=1e-5)
+    plain = ops.bn_statistics_losses(inputs[::2], means[::2], variances[::2])
+    ones = ops.bn_statistics_losses(inputs[::2], means[::2], variances[::2], [1, 1])
+    assert torch.equal(plain, ones)
+    assert ops.bn_statistics_losses(inputs[:1], means[:1], variances[:1], [0.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inputs": []}, ValueError, "inputs is empty"),
+        ({"running_vars": [torch.ones(3)]}, ValueError, "running_vars must have one entry.*2, got"),
+        ({"weights": [1.0]}, ValueError, "weights must have one entry per layer, 2, got 1"),
+        ({"weights": [1.0, "2"]}, TypeError, r"weights\[1\] must be a number"),
+        ({"weights": [1.0, float("nan")]}, ValueError, r"weights\[1\] must be finite"),
+        ({"running_means": [torch.zeros(3), torch.zeros(2)]}, ValueError, r"\(C,\) = \(3,\)"),
+        ({"inputs": [torch.rand(2, 3), torch.empty(0, 3)]}, ValueError, "x is empty"),
+    ],
+)
+def test_bad_layers(change, error, message):
+    arguments = {
+        "inputs": [torch.rand(2, 3), torch.rand(4, 3)],
+        "running_means": [torch.zeros(3)] * 2,
+        "running_vars": [torch.ones(3)] * 2,
+        "weights": None,
+    }
+    with pytest.raises(error, match=message):
+        ops.bn_statistics_losses(**(arguments | change))

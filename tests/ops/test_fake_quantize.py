@@ -8,61 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synq_fast import ops, reference
-from tests.golden_cases import golden_cases
+from synq_fast.testing.cases._quantization import special_values
 from tests.ops.backends import BACKENDS, assert_same, require
-from tests.ops.cases import ALL, axes, channel_ranges, layouts, special_values, ties
-from tests.recording import recorded
-
-BITS = (2, 3, 4, 5, 8, 9, 16)
-
-
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_golden(golden, backend, device):
-    require(backend)
-    for name, case in golden_cases(golden("fake_quantize")):
-        axis = 0 if case["kind"] == "per_channel" else None
-        x, low, high = (case[key].to(device) for key in ("x", "min", "max"))
-        with ops.backend(backend):
-            y = ops.fake_quantize(x, low, high, case["bits"], axis=axis)
-        assert torch.equal(y.cpu(), case["y"]), name
-
-
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize(("shape", "dtype"), ALL)
-def test_equals_the_reference(backend, device, shape, dtype):
-    require(backend)
-    for layout, x in layouts(shape, dtype).items():
-        x = x.to(device)
-        for axis in axes(x):
-            low, high = (bound.to(device) for bound in channel_ranges(x, axis))
-            for bits in (3, 8):
-                expected = reference.fake_quantize(x, low, high, bits, axis=axis)
-                with ops.backend(backend):
-                    y = ops.fake_quantize(x, low, high, bits, axis=axis)
-                assert y.dtype == dtype, (layout, axis)
-                # Strides of dimensions without a second element say nothing.
-                kept = layout in ("contiguous", "channels_last", "transposed")
-                if kept and min(x.shape, default=0) > 1:
-                    assert y.stride() == x.stride(), (layout, axis)
-                assert_same(y, expected)
-
-
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("bits", BITS)
-def test_ties_and_ends(backend, device, bits):
-    require(backend)
-    for low, high in ((-1.0, 1.0), (0.0, 3.7), (-2.0, -0.3), (1e-3, 1.1e-3), (-3e4, 1.0)):
-        x = ties(bits, low, high).to(device)
-        for ste in ("identity", "clip"):
-            results = []
-            for chosen in ("reference", backend):
-                leaf = x.clone().requires_grad_()
-                with ops.backend(chosen):
-                    y = ops.fake_quantize(leaf, low, high, bits, ste=ste)
-                y.backward(torch.arange(1.0, 1 + x.numel(), device=device))
-                results.append((y.detach(), leaf.grad))
-            for actual, expected in zip(results[1], results[0], strict=True):
-                assert_same(actual, expected)
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -151,47 +98,8 @@ def test_second_derivative(backend, ste):
     assert weight.grad.tolist() == ([1, 1, 1] if ste == "identity" else [0, 1, 0])
 
 
-def test_gradient_of_other_layouts():
-    x = torch.randn(2, 6, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
-    low, high = channel_ranges(x, 1)
-    ops.fake_quantize(x, low, high, 4, axis=1, ste="clip").sum().backward()
-    leaf = x.detach().clone().requires_grad_()
-    reference.fake_quantize(leaf, low, high, 4, axis=1, ste="clip").sum().backward()
-    assert_same(x.grad, leaf.grad)
-
-
 def test_scalar_range_serves_every_channel():
     x = torch.randn(3, 4)
     assert_same(ops.fake_quantize(x, -1, 1, 4, axis=1), ops.fake_quantize(x, -1.0, 1.0, 4))
     one = torch.tensor([1.0])
     assert_same(ops.fake_quantize(x, -one, one, 4), ops.fake_quantize(x, -1.0, 1.0, 4))
-
-
-def test_noncontiguous_ranges():
-    x = torch.randn(3, 4)
-    low = torch.tensor(-1.0).expand(4)
-    high = torch.arange(1.0, 9.0)[::2]
-    assert_same(
-        ops.fake_quantize(x, low, high, 4, axis=1), reference.fake_quantize(x, low, high, 4, axis=1)
-    )
-
-
-def test_autocast_keeps_the_type():
-    x = torch.randn(8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = ops.fake_quantize(x, -1.0, 1.0, 4)
-    assert y.dtype == torch.float32
-    assert_same(y, ops.fake_quantize(x, -1.0, 1.0, 4))
-
-
-@pytest.mark.cuda
-def test_cuda_graph():
-    x = torch.randn(1000, device="cuda")
-    low, high = torch.tensor(-1.0, device="cuda"), torch.tensor(1.0, device="cuda")
-    graph, (y, z) = recorded(
-        lambda: (ops.fake_quantize(x, low, high, 4), ops.fake_quantize(x, -2.0, 2.0, 4))
-    )
-    x.copy_(torch.randn(1000))
-    graph.replay()
-    assert_same(y, reference.fake_quantize(x, low, high, 4))
-    assert_same(z, reference.fake_quantize(x, -2.0, 2.0, 4))

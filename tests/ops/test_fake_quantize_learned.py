@@ -6,19 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synq_fast import ops, reference
-from tests.golden_cases import golden_cases
-from tests.ops.backends import BACKENDS, assert_same, require
-from tests.ops.cases import ALL, axes, channel_ranges, layouts, special_values, ties
+from tests.ops.backends import require
 from tests.tolerances import assert_close
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def learned_pair(x, axis, bits):
-    """Returns a scale and a fractional zero point that clip some of the data."""
-    low, high = channel_ranges(x, axis)
-    scale = (2**bits - 1) / (high - low)
-    return scale, scale * low + 2 ** (bits - 1) + 0.3
 
 
 def oracle(x, scale, zero_point, bits, gradient, axis=None, gradient_scale=1.0):
@@ -55,57 +44,6 @@ def assert_close_sums(actual, wanted, scale, zero_point, elements):
         assert_close((mine / unit).cpu(), (theirs / unit).cpu(), "learned_gradient", factor=count)
 
 
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize(("shape", "dtype"), ALL)
-def test_equals_the_reference(backend, device, shape, dtype):
-    require(backend)
-    for layout, x in layouts(shape, dtype).items():
-        x = x.to(device)
-        gradient = torch.randn(x.shape, device=device).to(dtype)
-        for axis in axes(x):
-            pair = [value.to(device) for value in learned_pair(x, axis, 4)]
-            arguments = x, *pair, 4, gradient
-            expected = run(reference.fake_quantize_learned, *arguments, axis=axis)
-            with ops.backend(backend):
-                actual = run(ops.fake_quantize_learned, *arguments, axis=axis)
-            for mine, theirs in zip(actual[:2], expected[:2], strict=True):
-                assert mine.dtype == dtype, (layout, axis)
-                assert_same(mine, theirs)
-            wanted = oracle(*arguments, axis)
-            assert_same(actual[1], wanted[0].to(dtype))
-            assert [value.shape for value in actual[2:]] == [value.shape for value in pair]
-            assert_close_sums(actual[2:], wanted[1:], *pair, x.numel())
-
-
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_golden(golden, backend, device):
-    """A learned pair that equals a range's scale and zero point gives that range's values."""
-    require(backend)
-    for name, case in golden_cases(golden("fake_quantize")):
-        axis = 0 if case["kind"] == "per_channel" else None
-        x, low, high = (case[key].to(device) for key in ("x", "min", "max"))
-        _, scale, zero_point = reference.quantize_codes(x, low, high, case["bits"], axis=axis)
-        with ops.backend(backend):
-            y = ops.fake_quantize_learned(x, scale, zero_point, case["bits"], axis=axis)
-        assert torch.equal(y.cpu(), case["y"]), name
-
-
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("bits", [2, 4, 8, 16])
-def test_ties_and_fractional_zero_points(backend, device, bits):
-    require(backend)
-    x = ties(bits, -1.3, 2.1).to(device)
-    scale = torch.tensor((2**bits - 1) / 3.4, device=device)
-    for zero in (-2.5, -0.5, -0.3, 0.0, 0.5, 1.5, 2.5, 279620.5):
-        arguments = x, scale, torch.tensor(zero, device=device), bits, torch.ones_like(x)
-        expected = run(reference.fake_quantize_learned, *arguments)
-        with ops.backend(backend):
-            actual = run(ops.fake_quantize_learned, *arguments)
-        for mine, theirs in zip(actual[:2], expected[:2], strict=True):
-            assert_same(mine, theirs)
-        assert not (mine == 0).logical_and(mine.signbit()).any()
-
-
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_gradients_by_hand(backend):
     require(backend)
@@ -129,25 +67,6 @@ def test_gradients_by_hand(backend):
     assert of_zero.item() == 0.25 * (1 / 2 + 1 / 2)
 
 
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_special_values(backend, device, dtype):
-    require(backend)
-    x = special_values().to(dtype).to(device)
-    gradient = torch.ones_like(x)
-    for scale, zero in ((7.5, 0.0), (1e-3, 3.2), (float("nan"), 0.0), (1.0, float("nan"))):
-        pair = (torch.tensor(value, device=device) for value in (scale, zero))
-        arguments = x, *pair, 4, gradient
-        expected = run(reference.fake_quantize_learned, *arguments)
-        with ops.backend(backend):
-            actual = run(ops.fake_quantize_learned, *arguments)
-        for mine, theirs in zip(actual[:2], expected[:2], strict=True):
-            assert_same(mine, theirs)
-        for mine, theirs in zip(actual[2:], expected[2:], strict=True):
-            assert mine.isnan() == theirs.isnan()
-        assert actual[2].isnan(), "a NaN counts as in range"
-
-
 finite = st.floats(-100, 100, width=32)
 
 
@@ -168,26 +87,6 @@ def test_properties(values, scale, zero, bits):
     assert_close_sums(
         actual[2:], oracle(*arguments)[1:], arguments[1], arguments[2].abs() + largest, x.numel()
     )
-
-
-@pytest.mark.parametrize("axis", [None, 0, 1], ids=str)
-def test_sums_do_not_depend_on_the_threads(axis):
-    require("cpu")
-    x = torch.randn(64, 50, 37)
-    pair = learned_pair(x, axis, 4)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(
-                run(ops.fake_quantize_learned, x, *pair, 4, torch.randn_like(x).copy_(x), axis=axis)
-            )
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for mine, theirs in zip(results[0], other, strict=True):
-            assert torch.equal(mine, theirs)
 
 
 def test_long_sums_are_accurate():
@@ -215,20 +114,3 @@ def test_scale_must_be_positive(backend):
             ops.fake_quantize_learned(x, torch.ones(3), torch.zeros(2), 4, axis=1)
         with pytest.raises(TypeError, match="scale must be float32"):
             ops.fake_quantize_learned(x, torch.ones((), dtype=torch.float64), 0.0, 4)
-
-
-def test_no_second_derivative():
-    require("cpu")
-    x = torch.randn(5, requires_grad=True)
-    y = ops.fake_quantize_learned(x, torch.tensor(3.0, requires_grad=True), 0.0, 4)
-    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="differentiated once"):
-        gradient.sum().backward()
-
-
-def test_empty():
-    x = torch.empty(0, 3, requires_grad=True)
-    scale = torch.ones(3, requires_grad=True)
-    y = ops.fake_quantize_learned(x, scale, torch.zeros(3), 4, axis=1)
-    y.sum().backward()
-    assert y.shape == (0, 3) and scale.grad.tolist() == [0, 0, 0]

@@ -1,0 +1,177 @@
+"""The search for the range with the least quantization error."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from synq_fast.testing.case import EXACT, OpCase, Sample, nbytes, noise
+from synq_fast.testing.cases.fake_quantize import oracle as fake_quantize
+
+# Two candidates whose losses differ by less than this, relative to the least, are as good.
+EXCESS = 1e-5
+DISTRIBUTIONS = {
+    "normal": "no surprise",
+    "relu": "half of it one value, the range's end",
+    "cubed": "heavy tails",
+    "cauchy": "most of the range is empty",
+    "constant": "no range",
+    "two points": "no error at all with the whole range",
+    "integers": "many values on the edges of histograms and of levels",
+    "outlier": "the rest lies in a single bin of a histogram",
+    "far from zero": "no zero in the range",
+    "subnormal errors": "errors whose power is subnormal",
+    "overflowing errors": "|error|^2.4 exceeds float32",
+}
+SIZES = {
+    1: "one element",
+    2: "two",
+    17: "less than any vector or block, odd",
+    257: "one more than the CPU's partial sums",
+    2048: "one block of CUDA's and Triton's exactly",
+    2049: "one element beyond it",
+    4097: "one element beyond a tile of the CPU's",
+}
+LARGE = {
+    9000: "several blocks",
+    33000: "more than one thread's share",
+    70_001: "where the CPU looks at a histogram first",
+}
+
+
+def call(namespace: Any, x: torch.Tensor, *, bits: int = 4, **options: Any) -> Any:
+    """Calls the op."""
+    return namespace.search_range(x, bits, **options)
+
+
+def distribution(name: str, count: int, seed: int = 0) -> torch.Tensor:
+    """Returns `count` float32 values, each kind a way for a search to go wrong."""
+    x = noise(count, seed=seed)
+    match name:
+        case "relu":
+            return x.relu()
+        case "cubed":
+            return x**3
+        case "cauchy":
+            return x / noise(count, seed=seed + 1)
+        case "constant":
+            return torch.full_like(x, 0.7)
+        case "two points":
+            return torch.where(x > 0.5, torch.full_like(x, 1.8), torch.full_like(x, -1.2))
+        case "integers":
+            return (x * 4).round()
+        case "outlier":
+            x[-1] = 1e3
+            return x
+        case "far from zero":
+            return x / 8 + 100
+        case "subnormal errors":
+            return x * 1e-9
+        case "overflowing errors":
+            return x * 1e20
+    return x
+
+
+def inputs() -> Iterator[Sample]:
+    """Yields distributions; few candidates where kernels run one thread at a time."""
+    few = {"candidates": 9}
+    options: dict[str, Any]
+    yield Sample("typical", (noise(4, 5, seed=1),), {"bits": 3, "candidates": 6})
+    for name, reason in DISTRIBUTIONS.items():
+        beyond = name == "overflowing errors"
+        tensors = (distribution(name, 300),)
+        yield Sample(f"{name}: {reason}", tensors, few, beyond_reference=beyond)
+        for seed, (count, bits) in enumerate(((50, 2), (50, 16), (6000, 3), (40_000, 8))):
+            tensors = (distribution(name, count, seed),)
+            options = {"bits": bits}
+            yield Sample(f"{name}, {count}", tensors, options, large=True, beyond_reference=beyond)
+    for bits in (*range(2, 11), 16):
+        yield Sample(f"{bits} bits", (distribution("cubed", 600, bits),), {**few, "bits": bits})
+    for index, norm in enumerate((0.5, 1.0, 2.0, 4.0, 16.0)):
+        for bits in (3, 4, 8, 9)[index % 2 :: 2]:
+            options = {"bits": bits, "norm": norm}
+            yield Sample(f"norm {norm}", (distribution("cubed", 700, bits),), {**few, **options})
+            yield Sample(f"norm {norm}", (distribution("cubed", 9000),), options, large=True)
+    for size, reason in SIZES.items():
+        yield Sample(reason, (distribution("cubed", size),), {**few, "bits": 3})
+    for size, reason in LARGE.items():
+        yield Sample(reason, (distribution("normal", size, size),), large=True)
+    for candidates in (1, 2, 50, 100):
+        # Many small values beside an outlier: the smallest range on offer wins.
+        x = torch.cat([torch.full_like(noise(300), 0.01), torch.ones_like(noise(1))])
+        yield Sample(f"{candidates} candidates", (x,), {"bits": 2, "candidates": candidates})
+    yield Sample("an image", (noise(2, 3, 5, 6),), few, every_layout=True)
+    yield Sample("an image", (noise(3, 8, 9, 10),), every_layout=True, large=True)
+    for seed in range(100):
+        x = distribution("cubed", 4 + seed % 13, seed)
+        yield Sample("close decisions", (x,), {"bits": 3}, large=seed > 4)
+    for value in (float("nan"), float("inf"), -float("inf"), 3e38):
+        for count in (40, 9000):
+            x = torch.linspace(-1, 2, count, dtype=torch.float32, device="cpu")
+            x[3], x[4] = value, -3e38 if value == 3e38 else 0.0
+            yield Sample(f"{value}", (x,), few, special=True)
+    yield Sample(
+        "all zero: the first of equal candidates wins", (torch.zeros_like(noise(5)),), special=True
+    )
+
+
+def losses(
+    x: torch.Tensor, bits: int, candidates: int = 80, norm: float = 2.4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the candidates' shrink factors and their mean losses, summed in float64."""
+    x = x.float().cpu()
+    low, high = torch.aminmax(x)
+    factors = torch.tensor(
+        [1 - 0.01 * i for i in range(candidates)], dtype=torch.float32, device="cpu"
+    )
+    means = [
+        (fake_quantize(x.double(), low * factor, high * factor, bits=bits) - x)
+        .abs()
+        .pow(norm)
+        .mean()
+        for factor in factors
+    ]
+    return factors, torch.stack(means)
+
+
+def excess(
+    x: torch.Tensor,
+    found: tuple[torch.Tensor, ...],
+    bits: int = 4,
+    candidates: int = 80,
+    norm: float = 2.4,
+) -> tuple[int, float]:
+    """Returns which candidate was found, -1 for none, and its loss beyond the least, relative."""
+    factors, means = losses(x, bits, candidates, norm)
+    bounds = torch.aminmax(x.float().cpu())
+    same = [bound * factors == value.cpu() for bound, value in zip(bounds, found, strict=True)]
+    matching = (same[0] & same[1]).nonzero().flatten()
+    if len(matching) == 0:
+        return -1, float("inf")
+    index = int(matching[means[matching].argmin()])
+    least = float(means.min())
+    if least == 0:
+        return index, 0.0 if means[index] == 0 else float("inf")
+    return index, float(means[index]) / least - 1
+
+
+def judge(sample: Sample, found: tuple[torch.Tensor, ...]) -> str:
+    """Asks for the best candidate, or one that is as good; of infinities, for the whole range."""
+    x = sample.tensors[0].float()
+    if not x.isfinite().all():
+        whole = tuple(torch.aminmax(x))
+        return "" if tuple(v.cpu() for v in found) == whole else f"{found} instead of {whole}"
+    index, worse = excess(sample.tensors[0], found, **sample.options)
+    if index < 0:
+        return f"{[float(v) for v in found]} is none of the candidates"
+    return "" if worse <= EXCESS else f"candidate {index} is worse than the best by {worse:g}"
+
+
+CASE = OpCase(
+    name="search_range",
+    call=call,
+    inputs=inputs,
+    values=(EXACT, EXACT),
+    judge=judge,
+    bytes_moved=lambda sample: nbytes(sample.tensors[0]),
+)

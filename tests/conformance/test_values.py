@@ -1,0 +1,44 @@
+"""Values and gradients of every op, on every target, in every type and layout."""
+
+import itertools
+
+import pytest
+import torch
+
+from synq_fast.testing import CASES
+from synq_fast.testing.conformance import DTYPES, checks
+from tests.conformance.targets import Target, parameters, using
+
+# NumPy, which the interpreter runs on, tells when infinities and NaN appear, as they should.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
+INPUTS = [
+    pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
+    for name, case in CASES.items()
+    for dtype in (DTYPES if case.cast else DTYPES[:1])
+]
+
+
+@pytest.mark.parametrize("target", parameters(emulated=True))
+@pytest.mark.parametrize(("name", "dtype"), INPUTS)
+def test_values_and_gradients(
+    name: str, dtype: torch.dtype, target: Target, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if target.slow and name == "read_range":
+        pytest.skip("read_range has no kernel")
+    case, turns, count, faults = CASES[name], itertools.count(), 0, []
+    with using(target, tmp_path_factory) as namespace:
+        for check in checks(
+            case,
+            dtype,
+            wanted=lambda sample: target.takes(case, sample, dtype, next(turns)),
+            definition=target.backend == "reference",
+            # Of the other layouts the ops make a copy before their kernels run.
+            **({"layouts": ("given", "channels_last")} if target.slow else {}),
+        ):
+            faults += check.faults(namespace, target.device)
+            count += 1
+    assert faults == [], "\n".join([f"{len(faults)} faults in {count} samples", *faults[:20]])
+    assert count >= 2

@@ -1,0 +1,222 @@
+"""The ops on a GPU beyond the conformance suite: sizes that fill it, and what only a GPU has."""
+
+import pytest
+import torch
+
+from synq_fast import ops, reference
+from synq_fast.runtime.capture import capture, warm_up
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.testing import CASES, Check, Sample
+from synq_fast.testing.case import constant, noise, uniform
+from synq_fast.testing.cases._statistics import stored
+from synq_fast.testing.cases.affine_relu_fake_quantize import factors
+from synq_fast.testing.cases.distillation_loss import logits
+from synq_fast.testing.cases.patch_similarity_entropy import make_tokens
+from synq_fast.testing.cases.search_range import DISTRIBUTIONS, distribution
+from synq_fast.testing.cases.update_range import state
+from synq_fast.testing.conformance import HALF_TYPES, converted
+
+pytestmark = pytest.mark.cuda
+
+# Each thread takes several steps on any GPU: 8, 16 and 24 million elements, odd and even.
+LONG = [((8_000_003,), None), ((64, 64, 56, 70), 1), ((250_001, 96), 1), ((3, 5_000_001), 0)]
+IMAGES = [(64, 64, 56, 56), (33, 512, 7, 7), (1, 3, 1_000_001), (128, 16, 32, 32)]
+MAPS = [
+    ((200, 64, 8, 8), (32, 32)),  # more images than multiprocessors
+    ((16, 512, 7, 7), (224, 224)),
+    ((2, 2048, 7, 7), (1024, 2050)),  # tiles of pixel columns
+    ((2, 24, 112, 112), (112, 112)),  # an early layer, without resizing
+]
+FILTERS = [
+    (16, 3, 224, 224),
+    (256, 3, 32, 32),
+    (3, 248, 250),  # sides on both sides of the narrower tile
+    (2, 299, 448),  # odd; the longest side of the CUDA kernel
+    (1, 449, 700),  # too long for it
+    (5000, 3, 5, 6),
+    (4, 64, 56, 40),
+]
+
+
+def bounds(shape, axis):
+    channels = () if axis is None else (shape[axis],)
+    return constant(-2.0).expand(channels), constant(1.5).expand(channels)
+
+
+def samples(name: str):
+    """Tensors and options of the sizes that fill a GPU."""
+    match name:
+        case "fake_quantize" | "quantize_codes" | "relu_fake_quantize":
+            for shape, axis in LONG:
+                yield (noise(*shape), *bounds(shape, axis)), {"axis": axis}
+        case "fake_quantize_dynamic":
+            for shape, axis in LONG:
+                yield (noise(*shape),), {"axis": axis}
+        case "fake_quantize_learned":
+            for shape, axis in LONG[1:3]:
+                pair = constant(3.0).expand(shape[axis]), constant(0.3).expand(shape[axis])
+                yield (noise(*shape), *(v.clone() for v in pair)), {"axis": axis}
+        case "affine_relu_fake_quantize":
+            for shape, _ in LONG[1:3]:
+                x = noise(*shape)
+                yield (x, *factors(shape[1])), {"upper": 1.5, "ste": "clip"}
+                yield (x, *factors(shape[1]), noise(*shape, seed=1)), {}
+        case "channel_moments":
+            for shape in IMAGES:
+                yield (noise(*shape),), {}
+                yield (noise(*shape, mean=1e4),), {}
+        case "bn_statistics_loss":
+            for shape in IMAGES:
+                yield (noise(*shape, scale=2.0, mean=0.5), *stored(shape[1])), {}
+        case "distillation_loss":
+            for shape in ((256, 1000), (4, 100_003), (16_384, 1000)):
+                yield logits(*shape), {"temperature": 4.0, "alpha": 3.0}
+        case "low_pass":
+            for shape in FILTERS:
+                for kind in ("gaussian", "butterworth", "ideal"):
+                    yield (noise(*shape),), {"kind": kind, "cutoff": 0.36 * shape[-1]}
+        case "patch_similarity_entropy":
+            for shape in ((32, 196, 192), (8, 196, 768), (1, 1100, 64)):
+                yield (make_tokens(*shape),), {"bandwidth": 0.03}
+        case "update_range":
+            yield (noise(8_000_003), *state()), {}
+        case "search_range":
+            for kind in DISTRIBUTIONS:
+                yield (distribution(kind, 1_000_003),), {}
+        case "grad_cam" | "layer_cam" | "hires_cam" | "grad_cam_plus_plus" | "cam_alignment_loss":
+            for shape, size in MAPS:
+                a, g = uniform(*shape), noise(*shape)
+                third, options = (), {"size": size}
+                if name == "grad_cam_plus_plus":
+                    g, third = g.abs() + 0.05, (noise(shape[0]),)
+                elif name == "cam_alignment_loss":
+                    third, options = (uniform(shape[0], 1, *size),), {}
+                yield (a, g, *third), options
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def chosen(request):
+    reason = ops.available_backends()[request.param]
+    if reason is not None:
+        pytest.skip(f"the backend {request.param} is not available: {reason}")
+    with ops.backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if any(True for _ in samples(name))])
+def test_larger_than_the_device(chosen, name: str) -> None:
+    case = CASES[name]
+    for tensors, options in samples(name):
+        for layout in (torch.contiguous_format, torch.channels_last)[: 1 + (tensors[0].ndim == 4)]:
+            x = tensors[0].to(memory_format=layout)
+            for dtype in (torch.float32, *HALF_TYPES) if case.exact else (torch.float32,):
+                cast = (converted(x, dtype), *tensors[1:])
+                if 3 in case.cast and len(cast) > 3:
+                    cast = (*cast[:3], cast[3].to(dtype))
+                check = Check(case, Sample(f"{x.shape}", cast, options), "given")
+                assert check.faults(ops, "cuda") == []
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 7])
+def test_unaligned_memory(chosen, shift: int) -> None:
+    for dtype in (torch.float32, *HALF_TYPES):
+        x = noise(100_003).to(dtype)
+        low, high = constant(-2.0), constant(1.5)
+        found = ops.fake_quantize(x.cuda()[shift:], low.cuda(), high.cuda(), 4)
+        assert torch.equal(found.cpu(), reference.fake_quantize(x[shift:], low, high, 4))
+        found = ops.fake_quantize_dynamic(x.cuda()[shift:], 4)[0]
+        assert torch.equal(found.cpu(), reference.fake_quantize_dynamic(x[shift:], 4)[0])
+
+
+def test_another_stream(chosen) -> None:
+    a, g = uniform(2, 3, 8, 4, 4).cuda().unbind()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        cam = ops.layer_cam(a, g, (16, 16))
+    stream.synchronize()
+    expected = reference.layer_cam(a.cpu(), g.cpu(), (16, 16))
+    torch.testing.assert_close(cam.cpu(), expected, atol=5e-6, rtol=0)
+
+
+def test_amp_loss_scale_reaches_the_gradient(chosen) -> None:
+    a, g, target = (x.cuda() for x in CASES["cam_alignment_loss"].typical().tensors)
+    leaf, gradients = a.requires_grad_(), []
+    for factor in (1.0, 1024.0):
+        loss = ops.cam_alignment_loss(leaf, g, target) * factor
+        gradients.append(torch.autograd.grad(loss, leaf)[0] / factor)
+    torch.testing.assert_close(*gradients)
+
+
+def test_mixed_types(chosen) -> None:
+    student, teacher, labels = (x.cuda() for x in logits(16, 1000))
+    mixed = ops.distillation_loss(student.half(), teacher, labels)
+    wide = ops.distillation_loss(student.half().float(), teacher, labels)
+    torch.testing.assert_close(mixed, wide)
+
+
+def test_a_label_out_of_bounds_gives_nan(chosen) -> None:
+    student, teacher, _ = (x.cuda() for x in logits(3, 5))
+    _, ce, difficulty = ops.distillation_loss(student, teacher, torch.tensor([0, 5, -1]).cuda())
+    assert ce.isnan()
+    assert difficulty.isnan().tolist() == [False, True, True]
+
+
+def test_tf32_is_a_choice_of_the_filter_alone(chosen) -> None:
+    x = noise(16, 3, 64, 64)
+    expected = reference.low_pass(x.double(), 16.0)
+    tokens = make_tokens(2, 100, 96).cuda()
+    plain = ops.patch_similarity_entropy(tokens)
+    with tensor_float32(True):
+        error = (ops.low_pass(x.cuda(), 16.0).cpu() - expected).abs().max()
+        assert torch.equal(ops.patch_similarity_entropy(tokens), plain)
+    assert CASES["low_pass"].values[0].atol < error < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "butterworth"])
+def test_a_filter_is_captured_at_its_first_use(chosen, kind) -> None:
+    # A cutoff that nothing else uses: the graph has to build what it needs.
+    x = noise(8, 3, 32, 36).cuda()
+    warm_up(lambda: ops.low_pass(x, 1.0, kind=kind), x.device)
+    graph, y = capture(lambda: ops.low_pass(x, 7.375, kind=kind), x.device)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    expected = reference.low_pass(x.double().cpu(), 7.375, kind=kind)
+    torch.testing.assert_close(y.cpu().double(), expected, atol=5e-6, rtol=0)
+
+
+def test_peak_memory_of_the_entropy(chosen) -> None:
+    """No tensor of images x points x similarities: that alone would be 49 MB here."""
+    tokens = make_tokens(32, 196, 192).cuda().requires_grad_()
+    ops.patch_similarity_entropy(tokens).sum().backward()
+    tokens.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.patch_similarity_entropy(tokens).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 30e6
+
+
+def test_states_on_another_device_are_refused(chosen) -> None:
+    with pytest.raises(ValueError, match="move both to one device"):
+        ops.update_range(torch.ones(3, device="cuda"), *state())
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements(chosen) -> None:
+    elements = 2**31 + 4099
+    free, _ = torch.cuda.mem_get_info()
+    if free < 6 * elements:
+        pytest.skip("less than 13 GB of free GPU memory")
+    x = torch.zeros(elements, dtype=torch.float16, device="cuda")
+    x[-4099:] = torch.randn(4099, device="cuda")
+    x[-2:] = torch.tensor([-5.0, 7.0])
+    y, low, high = ops.fake_quantize_dynamic(x, 4)
+    assert torch.equal(y[-4099:], reference.fake_quantize(x[-4099:], low, high, 4))
+    parts = [part.cuda() for part in state()]
+    ops.update_range(x, *parts, 0.0)
+    assert (parts[0].item(), parts[1].item()) == (-5.0, 7.0)
+    found = ops.search_range(x, 4, candidates=2)
+    # Zero is a level of both; only the end has errors.
+    expected = reference.search_range(x[-5000:].cpu(), 4, candidates=2)
+    assert [v.item() for v in found] == [v.item() for v in expected]

@@ -1,0 +1,44 @@
+"""The ops on emulated CUDA kernels, by their names."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.emulation.build import build
+from tests.emulation.filters import Filters
+from tests.emulation.launching import Launcher, Setting
+from tests.emulation.losses import Distillation, Moments, Statistics
+from tests.emulation.maps import Maps
+from tests.emulation.quantization import Quantization
+from tests.emulation.ranges import Ranges
+from tests.emulation.similarity import Similarity
+from tests.emulation.variation import Variation
+
+FAMILIES = {
+    "fake_quantize": Quantization,
+    "ranges": Ranges,
+    "bn_statistics_loss": Statistics,
+    "channel_moments": Moments,
+    "distillation_loss": Distillation,
+    "grad_cam": Maps,
+    "low_pass": Filters,
+    "patch_similarity_entropy": Similarity,
+    "total_variation": Variation,
+}
+
+
+class Emulated:
+    """Builds a library when one of its ops is called; skips by name what the machine lacks."""
+
+    def __init__(self, folders: pytest.TempPathFactory, setting: Setting) -> None:
+        self._folders = folders
+        self._setting = setting
+        self._seeds = itertools.count()
+
+    def __getattr__(self, op: str) -> Any:
+        library = next((name for name, kind in FAMILIES.items() if hasattr(kind, op)), None)
+        if library is None:
+            raise AttributeError(f"no emulated kernels of {op}")
+        launcher = Launcher(build(library, self._folders), self._setting, next(self._seeds))
+        return getattr(FAMILIES[library](launcher), op)

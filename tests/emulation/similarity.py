@@ -1,0 +1,109 @@
+"""The patch similarity entropy on emulated CUDA kernels.
+
+The two matrix products between the kernels are torch's, as on a GPU.
+"""
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+
+from tests.emulation.launching import (
+    DOUBLE,
+    DTYPES,
+    INT,
+    LONG,
+    POINTER,
+    Launcher,
+    differentiable,
+    fields,
+)
+
+
+class Params(ctypes.Structure):
+    """PatchSimilarityParams of csrc/patch_similarity_entropy.h."""
+
+    _fields_ = fields(
+        (POINTER, "tokens unit inverse similarity extrema range sums entropy slope gradient"),
+        (LONG, "batch count channels points similarities"),
+        (DOUBLE, "bandwidth eps"),
+        (INT, "dtype"),
+    )
+
+
+class Similarity:
+    """The op by its name."""
+
+    def __init__(self, launch: Launcher) -> None:
+        self.launch = launch
+
+    def evaluate(
+        self, tokens: torch.Tensor, points: int, bandwidth: float, eps: float, with_gradient: bool
+    ) -> tuple[torch.Tensor, Any]:
+        """Entropies, and the gradient of their sum."""
+        batch, count, channels = tokens.shape
+        numbers = {
+            "batch": batch, "count": count, "channels": channels, "points": points,
+            "similarities": count * count, "bandwidth": bandwidth, "eps": eps,
+            "dtype": DTYPES.index(tokens.dtype),
+        }  # fmt: skip
+        measure = self.launch.library.splits
+        measure.restype = ctypes.c_int64
+        splits = measure(ctypes.byref(Params(**numbers)))
+        shapes = {
+            "unit": (batch, count, channels),
+            "inverse": (batch, count),
+            "extrema": (2, batch * splits),
+            "range": (2 + points,),
+            "sums": (batch, splits, points),
+            "entropy": (batch,),
+            "slope": (batch, points),
+        }
+        # A guard behind each buffer shows what is written beyond it.
+        guarded = {
+            name: torch.full(
+                (math.prod(shape) + 4,),
+                math.nan,
+                dtype=torch.float64 if name == "sums" else torch.float32,
+            )
+            for name, shape in shapes.items()
+        }
+        buffers = {name: value[:-4].view(shapes[name]) for name, value in guarded.items()}
+        slope = buffers.pop("slope")
+        if with_gradient:
+            buffers["slope"] = slope
+        buffers["tokens"] = self.launch.input(tokens.detach())
+
+        def call(name: str) -> None:
+            self.launch(name, Params, **numbers, **buffers)
+            for buffer, value in guarded.items():
+                assert value[-4:].isnan().all(), f"{name} wrote beyond {buffer}"
+
+        call("normalize")
+        buffers["similarity"] = buffers["unit"] @ buffers["unit"].mT
+        call("entropy")
+        if not with_gradient:
+            assert slope.isnan().all()
+            return buffers["entropy"], None
+        call("slopes")
+        buffers["gradient"] = buffers["similarity"] @ buffers["unit"]
+        call("project")
+        return buffers["entropy"], buffers["gradient"]
+
+    def patch_similarity_entropy(
+        self, tokens: Any, *, points: int = 10, bandwidth: float = 0.01, eps: float = 1e-4
+    ) -> Any:
+        def forward(tokens: torch.Tensor) -> Any:
+            if tokens.shape[0] == 0:
+                return torch.empty(0), torch.empty(tokens.shape)
+            entropy, gradient = self.evaluate(tokens, points, bandwidth, eps, True)
+            alone, _ = self.evaluate(tokens, points, bandwidth, eps, False)
+            assert torch.equal(alone.nan_to_num(), entropy.nan_to_num())
+            return entropy.clone(), gradient
+
+        def backward(gradient: torch.Tensor, g: torch.Tensor) -> Any:
+            scaled = (gradient * g[:, None, None]).to(tokens.dtype)
+            return (torch.empty_like(tokens.detach()).copy_(scaled),)
+
+        return differentiable(forward, backward, tokens)

@@ -1,0 +1,112 @@
+"""What the emulated CUDA kernels are asked beyond the conformance suite.
+
+The suite shows what needs no GPU to be shown: indexing, unaligned heads and tails, grids of any
+size, barriers, reductions, arithmetic. tests/compile looks at the code that a GPU would run.
+"""
+
+import ctypes
+
+import pytest
+import torch
+
+from synq_fast.testing import CASES
+from synq_fast.testing.conformance import run, same_bits
+from tests.emulation.build import build
+from tests.emulation.filters import Filters
+from tests.emulation.launching import Launcher, Setting
+from tests.emulation.namespace import Emulated
+
+# Long enough for grids of several blocks: a sum's order must not follow the grid.
+LONG = {
+    "fake_quantize_learned": (
+        "channels in two long odd pieces, axis 1",
+        "a matrix, unaligned in half precision, axis 1",
+    ),
+    "affine_relu_fake_quantize": ("channels in two long odd pieces, axis 1, residual",),
+    "bn_statistics_loss": (
+        "pieces longer than a block",
+        "channels innermost, rows folded, some left over",
+    ),
+    "channel_moments": ("parts of long runs, odd", "parts of columns"),
+    "patch_similarity_entropy": ("two blocks and a part of one",),
+    "cam_alignment_loss": ("odd everywhere",),
+    "low_pass": ("more than one block of rows, depth and lines; all with a rest, gaussian",),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_device_changes_no_bit(name: str, tmp_path_factory) -> None:
+    case = CASES[name]
+    samples = [sample for sample in case.inputs() if sample.reason in LONG[name]]
+    assert {sample.reason for sample in samples} == set(LONG[name])
+    for sample in samples:
+        found = []
+        for multiprocessors in (1, 2, 7):
+            namespace = Emulated(tmp_path_factory, Setting(multiprocessors))
+            results = run(
+                lambda *x, n=namespace, **o: case.call(n, *x, **o),
+                sample.tensors,
+                sample.options,
+                case.differentiable,
+                alone=False,
+            )
+            found.append([*results.values, *results.gradients["all results"]])
+        for other in found[1:]:
+            for mine, theirs in zip(found[0], other, strict=True):
+                assert same_bits(mine, theirs) == "", sample.reason
+
+
+def test_a_label_out_of_bounds_gives_nan(tmp_path_factory) -> None:
+    namespace = Emulated(tmp_path_factory, Setting())
+    logits = torch.randn(2, 3, 5).unbind()
+    for label in (-1, 5):
+        labels = torch.tensor([0, label, 1])
+        kl, ce, difficulty = namespace.distillation_loss(
+            *logits, labels, temperature=2.0, alpha=1.0, difficulty_threshold=2.0
+        )
+        assert kl.isfinite() and ce.isnan()
+        assert difficulty.isnan().tolist() == [False, True, False]
+
+
+def test_a_token_of_zeros(tmp_path_factory) -> None:
+    tokens = torch.randn(1, 7, 4)
+    tokens[0, 3], tokens[0, 5] = 0, 1e-10
+    tokens.requires_grad_()
+    entropy = Emulated(tmp_path_factory, Setting()).patch_similarity_entropy(tokens, bandwidth=0.2)
+    (gradient,) = torch.autograd.grad(entropy.sum(), tokens)
+    assert entropy.isfinite().all()
+    assert gradient[0, 3].norm() > 1e5
+    along = (gradient * tokens).sum(-1)[0]
+    assert along[[0, 1, 2, 4, 6]].abs().max() < 1e-5
+    assert along[5] != 0
+
+
+@pytest.fixture
+def library(tmp_path_factory) -> ctypes.CDLL:
+    return build("low_pass", tmp_path_factory)
+
+
+def test_tf32_is_a_choice(library) -> None:
+    x, filters = torch.randn(4, 16, 16), Filters(Launcher(library, Setting()))
+    expected = CASES["low_pass"].oracle(x.double(), cutoff=4.0)
+    error = (filters.filtered(x, 4.0, tf32=True) - expected).abs().max()
+    assert CASES["low_pass"].values[0].atol < error < 5e-3
+
+
+def test_too_long_a_side_is_refused(library) -> None:
+    with pytest.raises(AssertionError):
+        Filters(Launcher(library, Setting())).filtered(torch.randn(1, 1, 449), 2.0)
+
+
+def test_emulated_tensor_cores(library) -> None:
+    """Operands are laid out as the PTX manual says; on its own against a matrix product."""
+    a, b = torch.randint(-8, 9, (16, 8)).float(), torch.randint(-8, 9, (8, 8)).float()
+    c = torch.full((16, 8), float("nan"))
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, b, c)]
+    assert library.multiply(*pointers) == 0
+    assert torch.equal(c, a @ b)
+    parts = torch.zeros(2)
+    for value in (1.0, 3.14159274, -1e-3, 1 + 2**-11):
+        library.split(ctypes.c_float(value), ctypes.c_void_p(parts.data_ptr()))
+        assert abs(parts.double().sum().item() - torch.tensor(value).item()) <= abs(value) * 2**-21
+        assert (parts.view(torch.int32) & 0x1FFF == 0).all()

@@ -1,0 +1,111 @@
+"""What the interpreted Triton kernels are asked beyond the conformance suite."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from synq_fast import ops
+from synq_fast.testing import CASES
+from synq_fast.testing.cases.search_range import EXCESS, distribution, excess
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    from synq_fast import kernels
+
+    return kernels
+
+
+def test_a_dense_layout_is_read_where_it_lies(kernels) -> None:
+    from synq_fast.kernels._layout import dense
+
+    x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    assert dense(x, 1)[0].data_ptr() == x.data_ptr()
+
+
+def test_gradients_that_are_not_asked_for(kernels) -> None:
+    """The backward launchers leave out what nobody wants."""
+    x, gradient = torch.randn(2, 4, 5, 6).unbind()
+    factors, bounds = torch.randn(2, 5).unbind(), (torch.tensor(0.0), torch.tensor(2.0))
+    arguments = gradient, x, *factors, None, *bounds, 4, None, True
+    everything = kernels.affine_relu_fake_quantize_backward(*arguments, True, False)
+    alone = kernels.affine_relu_fake_quantize_backward(*arguments, False, False)
+    assert torch.equal(everything[0], alone[0])
+    assert [part.shape for part in alone[1:]] == [(0,), (0,), (0,)]
+
+
+def test_filters_by_matrices(kernels) -> None:
+    from synq_fast.kernels.low_pass import _stored_matrix
+
+    x = torch.randn(1, 6, 7)
+    with pytest.raises(ValueError, match="method matrix is for the kind gaussian"):
+        kernels.low_pass(x, 2.0, "ideal", 3, "matrix")
+    _stored_matrix.cache_clear()
+    for _ in range(3):
+        y = kernels.low_pass(x, 2.0, "gaussian", 2, "matrix")
+    assert _stored_matrix.cache_info().misses == 2
+    assert _stored_matrix.cache_info().maxsize is not None
+    assert (y - CASES["low_pass"].oracle(x.double(), cutoff=2.0)).abs().max() < 5e-6
+
+
+def test_a_search_returns_to_its_sums(kernels, monkeypatch) -> None:
+    module = sys.modules[kernels.search_range.__module__]
+    monkeypatch.setattr(module, "MAXIMUM_PROGRAMS", 2)
+    x = distribution("cubed", 4 * 2048 + 5)
+    assert excess(x, kernels.search_range(x, 4, 9, 2.4), 4, 9)[1] <= EXCESS
+
+
+def test_an_update_is_seen_by_autograd(kernels) -> None:
+    state = torch.zeros(()), torch.zeros(1), torch.zeros((), dtype=torch.int64)
+    kernels.update_range(torch.ones(3, requires_grad=True), *state, 0.9)
+    assert [value._version for value in state] == [1, 1, 1]
+    assert not state[0].requires_grad
+    with pytest.raises(ValueError, match="x is empty"):
+        torch.ops.synq_fast.update_range.triton(torch.empty(0), *state, 0.9)
+
+
+def test_a_label_out_of_bounds_gives_nan() -> None:
+    with ops.backend("triton"):
+        kl, ce, difficulty = ops.distillation_loss(
+            *torch.randn(2, 3, 5).unbind(), torch.tensor([0, 5, -1])
+        )
+    assert kl.isfinite() and ce.isnan()
+    assert difficulty.isnan().tolist() == [False, True, True]
+
+
+def test_a_network_reads_no_layer_of_weight_zero() -> None:
+    x, y = torch.randn(4, 3, 5, requires_grad=True), torch.randn(4, 8, requires_grad=True)
+    stored = [torch.zeros(3), torch.zeros(8)], [torch.ones(3), torch.ones(8)]
+    with ops.backend("triton"):
+        ops.bn_statistics_losses([x, y], *stored, [1.0, 0.0]).backward()
+    assert x.grad.any() and y.grad is None
+
+
+def test_the_identity_saves_nothing() -> None:
+    saved = []
+    x, bounds = torch.randn(3, 4, requires_grad=True), (torch.zeros(4), torch.ones(4))
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda value: value):
+        torch.ops.synq_fast.fake_quantize.triton(x, *bounds, 4, 1, None, False)
+    assert saved == []
+
+
+def test_without_triton_the_package_imports_and_kernels_explain_themselves() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+import synq_fast
+assert synq_fast.ops.fake_quantize(torch.zeros(3), -1.0, 1.0, 4).shape == (3,)
+try:
+    import synq_fast.kernels
+except ImportError as error:
+    assert "needs Triton" in str(error) and "pip install triton" in str(error), error
+else:
+    raise AssertionError("synq_fast.kernels imported without Triton")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
