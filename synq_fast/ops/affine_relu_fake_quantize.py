@@ -192,7 +192,7 @@ def affine_relu_fake_quantize(
     low, high = to_ranges(x, range_min, range_max, None)
     arguments = (x, weight, bias, residual, low, high, bits, upper, clip)
     op = _op.on(x)
-    if op is None or type(upper) is bool:
+    if op is None or type(bits) is not int or type(upper) is bool:
         _op.check(*arguments)
         return _plain(x, weight, bias, low, high, bits, residual=residual, upper=upper, ste=ste)
     try:

@@ -157,7 +157,7 @@ def fake_quantize(
     low, high = to_ranges(x, range_min, range_max, axis, groups)
     arguments = (x, low, high, bits, axis, groups, clip)
     op = _op.on(x)
-    if op is None:
+    if op is None or type(bits) is not int:
         _op.check(*arguments)
         return _plain(x, low, high, bits, axis=axis, groups=groups, ste=ste)
     try:

@@ -101,7 +101,7 @@ def fake_quantize_dynamic(
         check_input(x, axis, groups)
     arguments = (x, bits, axis, groups, symmetric, is_clipped(ste))
     op = _op.on(x)
-    if op is None:
+    if op is None or type(bits) is not int:
         _op.check(*arguments)
         return _plain(x, bits, axis=axis, groups=groups, symmetric=symmetric, ste=ste)
     try:

@@ -159,7 +159,7 @@ def fake_quantize_learned(
     zero_point = to_range("zero_point", zero_point, x, axis)
     arguments = (x, scale, zero_point, bits, axis, gradient_scale)
     op = _op.on(x)
-    if op is None:
+    if op is None or type(bits) is not int:
         _op.check(*arguments)
         return _plain(x, scale, zero_point, bits, axis=axis, gradient_scale=gradient_scale)
     try:

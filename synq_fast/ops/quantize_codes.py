@@ -97,7 +97,7 @@ def quantize_codes(
     low, high = to_ranges(x, range_min, range_max, axis, groups)
     arguments = (x, low, high, bits, axis, groups)
     op = _op.on(x)
-    if op is None:
+    if op is None or type(bits) is not int:
         _op.check(*arguments)
         return _plain(x, low, high, bits, axis=axis, groups=groups)
     try:

@@ -165,7 +165,7 @@ def relu_fake_quantize(
     low, high = to_ranges(x, range_min, range_max, axis)
     arguments = (x, low, high, bits, axis, upper, clip)
     op = _op.on(x)
-    if op is None or type(upper) is bool:
+    if op is None or type(bits) is not int or type(upper) is bool:
         _op.check(*arguments)
         return _plain(x, low, high, bits, axis=axis, upper=upper, ste=ste)
     try:

@@ -1,5 +1,6 @@
 """What the quantization ops refuse, and what they say."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,7 +31,7 @@ def test_bits_out_of_range(call, bits):
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("bits", [True, "4", 4.0, None])
+@pytest.mark.parametrize("bits", [True, "4", 4.0, None, np.int64(4)])
 def test_bits_of_another_type(call, bits):
     with pytest.raises(TypeError, match="bits must be an int from 2 to 16, got"):
         call(bits)
