@@ -103,12 +103,8 @@ def test_an_op_that_fails_is_named(monkeypatch):
 
 
 def test_every_public_op_and_kernel_is_covered():
-<<<<<<< HEAD
     assert set(reference.__all__) - {"read_range"} <= set(every_op.OPS)
     assert set(info.report().kernels) <= set(every_op.OPS)
-=======
-    assert set(reference.__all__) <= every_op.COVERED
->>>>>>> ops
 
 
 needs_native = pytest.mark.skipif(
