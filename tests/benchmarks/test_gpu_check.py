@@ -9,6 +9,7 @@ import pytest
 from benchmarks import every_op, results_file, targets
 from benchmarks.rows import Comparison, Timing
 from synq_fast import ops, reference
+from synq_fast.ops import _installation as info
 
 OPS = [op for op in every_op.CASES if hasattr(ops, op)]
 
