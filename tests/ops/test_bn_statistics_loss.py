@@ -127,3 +127,11 @@ def test_bad_layers(change, error, message):
     }
     with pytest.raises(error, match=message):
         ops.bn_statistics_losses(**(arguments | change))
+
+
+def test_constant_channel_has_no_variance_gradient():
+    x = torch.full((4, 2, 3, 3), 1.5, requires_grad=True)
+    _, var_loss = ops.bn_statistics_loss(x, torch.zeros(2), torch.ones(2))
+    var_loss.backward()
+    assert var_loss == 1
+    assert not x.grad.any()

@@ -128,3 +128,10 @@ def test_gradients(kind):
 def test_bad_arguments(arguments, keywords, error, message):
     with pytest.raises(error, match=message):
         ops.low_pass(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_alone_is_filtered_as_among_others(kind):
+    x = torch.randn(5, 120, 130)
+    together, alone = (ops.low_pass(y, 30.0, kind=kind) for y in (x, x[:1]))
+    assert torch.equal(together[:1], alone)

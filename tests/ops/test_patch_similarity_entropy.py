@@ -218,3 +218,11 @@ def test_bad_arguments_of_a_direct_call():
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             torch.ops.synq_fast.patch_similarity_entropy(*arguments)
+
+
+@on_every_backend
+def test_equal_similarities_have_no_entropy_and_no_gradient(device):
+    for tokens in (torch.zeros(2, 5, 3), torch.tensor([[[2.0, 0.0]] * 6]), torch.ones(3, 1, 1)):
+        entropy, gradient = evaluate(ops.patch_similarity_entropy, tokens.to(device))
+        assert torch.equal(entropy.cpu(), torch.zeros(len(tokens)))
+        assert torch.equal(gradient.cpu(), torch.zeros_like(tokens))

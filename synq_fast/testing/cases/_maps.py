@@ -25,6 +25,8 @@ LARGE = {
     ((2, 3, 24, 25), (50, 40)): "positions beyond a block",
     ((1, 6, 3, 2), (2, 700)): "rows longer than a block",
     ((5, 40, 14, 14), (60, 61)): "more images than threads",
+}
+TILED = {
     ((1, 260, 8, 8), (20, 24)): "1024 threads, several packs of channels a warp",
     ((2, 3, 17, 16), (36, 17)): "more positions than a warp takes at once, rows beyond a tile",
     ((1, 4, 2, 3), (3, 521)): "pixel columns beyond a tile",
@@ -91,6 +93,9 @@ def kinds(*, score: bool = False, target: bool = False, clamped: bool = True) ->
                 options = {"clamp": None}
                 yield sample(f"no clamp: {reason}", a, signs(g), size, options=options,
                              every_layout=not large, large=large)  # fmt: skip
+    for (shape, size), reason in TILED.items():
+        a, g = uniform(*shape, low=0.2, high=1.2), gradients(*shape, mean=0.0)
+        yield sample(reason, a, g, size, every_layout=True)
     if not score:
         # The weights of Grad-CAM++ are not exact, so sums with them are no exact ties.
         for reason, (values, size) in TIES.items():
@@ -136,6 +141,8 @@ def map_case(name: str, call: Any, samples: Any, **fields: Any) -> OpCase:
             "bytes_moved": lambda sample: 2 * nbytes(sample.tensors[0]),
             "cast": (0, 1),
             "laid_out": (0, 1),
+            # The coarse map and the weights of the channels.
+            "saves": 2 * 16 + 2 * 3,
             **fields,
         },
     )

@@ -28,6 +28,8 @@ LONG = {
     (40001,): "many blocks of Triton and CUDA, odd",
     (700, 48): "more rows than a device of one multiprocessor holds, channels that divide its grid",
     (2, 3, 5501): "channels in two long odd pieces",
+    (2, 3, 8000): "the same, aligned: several parts",
+    (3, 11000): "rows too long for shared memory, aligned",
 }
 # Axes with more channels are left out: a channel is a program of its own in some kernels.
 MOST_CHANNELS = 100

@@ -25,6 +25,7 @@ LONG = {
     (3, 5, 4000): "rows of several blocks",
     (2100, 33): "channels innermost, several parts",
     (1, 3, 70000): "one row a channel",
+    (16, 24, 20, 20): "images shared between threads",
 }
 
 
@@ -75,8 +76,9 @@ def inputs() -> Iterator[Sample]:
     yield Sample("a residual that lies otherwise", tensors, options)
     for shape, reason in LONG.items():
         tensors = noise(*shape), *factors(shape[1])
-        yield Sample(reason, tensors, large=True)
-        yield Sample(reason, (*tensors, noise(*shape, seed=1)), {"ste": "clip"}, large=True)
+        yield Sample(reason, tensors, large=True, every_layout=True)
+        tensors = *tensors, noise(*shape, seed=1)
+        yield Sample(reason, tensors, {"ste": "clip"}, large=True, every_layout=True)
     x = special_values()[:95].reshape(1, 5, -1)
     weight = torch.tensor([1.0, -2.0, float("nan"), 0.0, float("inf")], device="cpu")
     bias = torch.tensor([0.0, 1.0, 0.0, -0.0, 1.0], device="cpu")

@@ -34,11 +34,11 @@ def inputs() -> Iterator[Sample]:
     other = noise(4, 8, seed=5), stored(8)
     for sample in layers():
         x, *statistics = sample.tensors
-        tensors = x, other[0], *statistics, *other[1]
-        yield sample._replace(tensors=tensors, every_layout=x.ndim == 4 and sample.every_layout)
+        pair = x, other[0], *statistics, *other[1]
+        yield sample._replace(tensors=pair, every_layout=x.ndim == 4 and sample.every_layout)
     x, *statistics = next(iter(layers())).tensors
-    tensors = x, other[0], *statistics, *other[1]
-    yield Sample("no weights", tensors, {"weights": None})
+    pair = x, other[0], *statistics, *other[1]
+    yield Sample("no weights", pair, {"weights": None})
     broken = torch.full_like(other[0], float("nan"))
     tensors = noise(4, 3, 5, 5), broken, *stored(3), *stored(8)
     yield Sample("a layer of weight 0 is not read", tensors, {"weights": (1.5, 0.0)})

@@ -20,4 +20,4 @@ def call(
     return cam
 
 
-CASE = map_case("hires_cam", call, lambda: kinds(clamped=False))
+CASE = map_case("hires_cam", call, lambda: kinds(clamped=False), saves=2 * 16 + 2 * 3 * 16)

@@ -20,4 +20,10 @@ def call(
     return cam
 
 
-CASE = map_case("layer_cam", call, lambda: kinds(clamped=True), variants=({"clamp": None},))
+CASE = map_case(
+    "layer_cam",
+    call,
+    lambda: kinds(clamped=True),
+    variants=({"clamp": None},),
+    saves=2 * 16 + 2 * 3 * 16,
+)
