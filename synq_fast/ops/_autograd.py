@@ -2,7 +2,8 @@
 
 import ast
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -204,3 +205,14 @@ def make_recorded(rule: Rule, suffix: str) -> Callable[..., Any]:
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *given)
 
     return call
+
+
+@contextmanager
+def recording_again() -> Iterator[None]:
+    """Lets a reference below autograd differentiate something for itself."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA):
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield

@@ -3,6 +3,7 @@
 import torch
 from torch.overrides import has_torch_function_unary
 
+from synq_fast.ops._autograd import recording_again
 from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import register
 from synq_fast.ops._tensor_checks import (
@@ -46,7 +47,7 @@ def _reference(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Ten
 
 
 def _reference_with_gradient(tokens: Tensor, points: int, bandwidth: float, eps: float) -> Pair:
-    with torch.enable_grad():
+    with torch.enable_grad(), recording_again():
         leaf = tokens.detach().float().contiguous().requires_grad_()
         entropy = _reference(leaf, points, bandwidth, eps)
         (gradient,) = torch.autograd.grad(entropy.sum(), leaf)

@@ -52,7 +52,9 @@ class Target(NamedTuple):
         if self.backend == "triton" and dtype == torch.bfloat16 and _has_subnormals(sample):
             return False  # the interpreter takes those of bfloat16 for zeros
         # Half types differ in loads and stores alone.
-        return dtype == torch.float32 or (turn % 5 == 0 and sample.tensors[0].numel() <= 4096)
+        one_in = max(1, 6 // self.every)
+        chosen = turn // self.every % one_in == 0 and sample.tensors[0].numel() <= 4096
+        return dtype == torch.float32 or chosen
 
 
 def _has_subnormals(sample: Sample) -> bool:
