@@ -14,8 +14,6 @@ from tests.conformance.targets import INTERPRETED, native
 from tests.ops.processes import NOT_BUILT, ROOT, run
 
 VALUES = "tests/conformance/test_values.py"
-# What knows Triton's kernels beside the suite itself.
-OTHERS = ["tests/conformance/test_registration.py", "tests/kernels"]
 # A few parts can run beside each other; one for each op would spend its time on imports.
 PARTS = 3
 
@@ -48,17 +46,23 @@ def test_every_instruction_set(isa: str) -> None:
     run_tests(VALUES, SYNQ_FAST_CPU_ISA=isa, SYNQ_FAST_TEST_TARGET="cpu")
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_triton_interpreter(part: int) -> None:
+def interpret(*arguments: str) -> None:
     """Triton reads TRITON_INTERPRET when it is imported."""
     pytest.importorskip("triton", reason="Triton is not installed")
     if INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set, so the kernels are interpreted in this process")
-    names = sorted(CASES)[part::PARTS]
-    chosen = [f"{VALUES}::test_values_and_gradients", "-k", " or ".join(f"{n}-" for n in names)]
-    run_tests(*chosen, TRITON_INTERPRET="1")
-    if part == 0:
-        run_tests(*OTHERS, TRITON_INTERPRET="1")
+    run_tests(*arguments, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_triton_interpreter(part: int) -> None:
+    chosen = " or ".join(f"{name}-" for name in sorted(CASES)[part::PARTS])
+    interpret(f"{VALUES}::test_values_and_gradients", "-k", chosen)
+
+
+@pytest.mark.parametrize("tests", ["registration", "golden", "kernels"])
+def test_triton_interpreter_beyond_values(tests: str) -> None:
+    interpret("tests/kernels" if tests == "kernels" else f"tests/conformance/test_{tests}.py")
 
 
 REPLAY = """
