@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from synq_fast.testing import CASES
+from synq_fast.testing.cases._statistics import loss_terms
 from synq_fast.testing.conformance import run, same_bits
 from tests.emulation.build import build
 from tests.emulation.filters import Filters
@@ -79,6 +80,19 @@ def test_a_token_of_zeros(tmp_path_factory) -> None:
     along = (gradient * tokens).sum(-1)[0]
     assert along[[0, 1, 2, 4, 6]].abs().max() < 1e-5
     assert along[5] != 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_variance_does_not_cancel(layout, tmp_path_factory) -> None:
+    x = (torch.randn(8, 4, 8, 8) + 1e4).to(memory_format=layout).requires_grad_()
+    mean, var = torch.zeros(4), torch.rand(4) + 1
+    wide = x.detach().double().requires_grad_()
+    expected = loss_terms(wide, mean.double(), var.double())[1]
+    namespace = Emulated(tmp_path_factory, Setting())
+    loss = namespace.bn_statistics_loss(x, mean, var)[1]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    (gradient,), (slope,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, wide)
+    assert (gradient - slope).abs().max() < 2e-3 * slope.abs().max()
 
 
 @pytest.fixture

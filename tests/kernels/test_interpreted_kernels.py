@@ -8,6 +8,7 @@ import torch
 
 from synq_fast import ops
 from synq_fast.testing import CASES
+from synq_fast.testing.cases._statistics import loss_terms
 from synq_fast.testing.cases.search_range import EXCESS, distribution, excess
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -109,3 +110,16 @@ else:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_variance_does_not_cancel(layout) -> None:
+    x = (torch.randn(8, 4, 8, 8) + 1e4).to(memory_format=layout).requires_grad_()
+    mean, var = torch.zeros(4), torch.rand(4) + 1
+    wide = x.detach().double().requires_grad_()
+    expected = loss_terms(wide, mean.double(), var.double())[1]
+    with ops.backend("triton"):
+        loss = ops.bn_statistics_loss(x, mean, var)[1]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    (gradient,), (slope,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, wide)
+    assert (gradient - slope).abs().max() < 2e-3 * slope.abs().max()

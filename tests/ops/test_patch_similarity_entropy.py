@@ -209,15 +209,14 @@ def test_bad_arguments(arguments, error, message):
 
 def test_bad_arguments_of_a_direct_call():
     tokens, numbers = torch.ones(2, 3, 4), (10, 0.1, 1e-4)
-    for arguments, message in (
-        ((tokens.double(), *numbers), "must be float32, float16 or bfloat16"),
-        ((tokens[0], *numbers), r"must be \(B, N, C\)"),
-        ((tokens, 1, 0.1, 1e-4), "points must be from 2 to 256, got 1"),
-        ((tokens, 10, 0.0, 1e-4), "bandwidth must be above 0"),
-        ((tokens, 10, 0.1, 0.0), "eps must be above 0"),
+    for arguments, name in (
+        ((tokens.double(), *numbers), "tokens"),
+        ((tokens[0], *numbers), "tokens"),
+        ((tokens, 1, 0.1, 1e-4), "points"),
+        ((tokens, 10, 0.0, 1e-4), "bandwidth"),
+        ((tokens, 10, 0.1, 0.0), "eps"),
     ):
-        short = "patch_similarity_entropy: .* is not what the op takes"
-        with pytest.raises((TypeError, ValueError), match=f"{short}|{message}"):
+        with pytest.raises((TypeError, ValueError), match=rf"\b{name} (is|must)"):
             torch.ops.synq_fast.patch_similarity_entropy(*arguments)
 
 

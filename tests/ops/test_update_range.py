@@ -209,41 +209,39 @@ def test_ranges_are_constants_to_autograd_and_changes_are_seen():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "error", "message"),
+    ("name", "arguments", "error", "argument"),
     [
         (
             "update_range",
             (torch.ones(2).double(), *one_element(), 0.9),
             TypeError,
-            "x must be float32",
+            "x",
         ),
-        ("update_range", (torch.ones(0), *one_element(), 0.9), ValueError, "x is empty"),
+        ("update_range", (torch.ones(0), *one_element(), 0.9), ValueError, "x"),
         (
             "update_range",
             (torch.ones(2), torch.zeros(2), *one_element()[1:], 0.9),
             ValueError,
-            "state_min must have one element",
+            "state_min",
         ),
         (
             "update_range",
             (torch.ones(2), *one_element()[:2], torch.zeros(()), 0.9),
             TypeError,
-            "step must be",
+            "step",
         ),
-        ("update_range", (torch.ones(2), *one_element(), 1.0), ValueError, "beta must be"),
-        ("search_range", (torch.ones(2).int(), 4, 5, 2.4), TypeError, "x must be float32"),
-        ("search_range", (torch.ones(0), 4, 5, 2.4), ValueError, "x is empty"),
-        ("search_range", (torch.ones(2), 1, 5, 2.4), ValueError, "bits must be from 2 to 16"),
-        ("search_range", (torch.ones(2), 4, 101, 2.4), ValueError, "candidates must be from 1"),
-        ("search_range", (torch.ones(2), 4, 5, 0.0), ValueError, "norm must be"),
-        ("search_range", (torch.ones(2), 4, 5, 16.5), ValueError, "norm must be"),
+        ("update_range", (torch.ones(2), *one_element(), 1.0), ValueError, "beta"),
+        ("search_range", (torch.ones(2).int(), 4, 5, 2.4), TypeError, "x"),
+        ("search_range", (torch.ones(0), 4, 5, 2.4), ValueError, "x"),
+        ("search_range", (torch.ones(2), 1, 5, 2.4), ValueError, "bits"),
+        ("search_range", (torch.ones(2), 4, 101, 2.4), ValueError, "candidates"),
+        ("search_range", (torch.ones(2), 4, 5, 0.0), ValueError, "norm"),
+        ("search_range", (torch.ones(2), 4, 5, 16.5), ValueError, "norm"),
     ],
 )
-def test_the_registered_ops_check_for_themselves(name, arguments, error, message):
+def test_the_registered_ops_check_for_themselves(name, arguments, error, argument):
     before = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
-    # Kernels say in short what the function explains, and what the reference says itself.
-    short = f"{name}: {message.split()[0]} is not what the op takes"
-    with pytest.raises(error, match=f"{short}|{message}"):
+    with pytest.raises(error, match=rf"\b{argument} (is|must)"):
         getattr(torch.ops.synq_fast, name)(*arguments)
     for value, kept in zip(arguments, before, strict=True):
         assert torch.equal(value, kept) if isinstance(value, torch.Tensor) else value == kept
