@@ -117,17 +117,17 @@ def step_scopes(loop: Loop) -> Iterator[None]:
     """Inside the block the profile of training tells networks, losses and data from each other."""
     training: Any = loop.iteration
     step: Any = training.step
-    kept = (training.batches, step.teacher, step.student, step.losses_of)
+    kept = (training.batches, step.teacher, step.student, step.taps_of)
     training.batches = _Scoped(training.batches, DATA, "inputs", "made")
     step.teacher, step.student = _Scoped(step.teacher, TEACHER), _Scoped(step.student, STUDENT)
-    step.losses_of = {
+    step.taps_of = {
         _Scoped(loss, CAM if any(tap.kind == "map" for tap in taps) else LOSSES): taps
-        for loss, taps in step.losses_of.items()
+        for loss, taps in step.taps_of.items()
     }
     try:
         yield
     finally:
-        training.batches, step.teacher, step.student, step.losses_of = kept
+        training.batches, step.teacher, step.student, step.taps_of = kept
 
 
 @contextmanager

@@ -13,9 +13,11 @@ _LARGEST_FACTOR = 1e9
 _SMALLEST_FACTOR = 1e-9
 
 
-def number(default: float, meaning: str, low: float, high: float, unit: str = "") -> Any:
-    """A number from ``low`` to ``high``; whole where the field is annotated ``int``."""
-    metadata = {"meaning": meaning, "unit": unit, "low": low, "high": high}
+def number(
+    default: float, meaning: str, low: float, high: float, unit: str = "", *, or_zero: bool = False
+) -> Any:
+    """A number from ``low`` to ``high``, or 0; whole where the field is annotated ``int``."""
+    metadata = {"meaning": meaning, "unit": unit, "low": low, "high": high, "or_zero": or_zero}
     return field(default=default, metadata=metadata)
 
 
@@ -31,8 +33,7 @@ def batch(default: int, meaning: str, low: int = 1) -> Any:
 
 def factor(default: float, meaning: str) -> Any:
     """A factor, or the 0 that leaves its part out."""
-    metadata = {"low": _SMALLEST_FACTOR, "high": _LARGEST_FACTOR, "or_zero": True}
-    return field(default=default, metadata={"meaning": meaning, **metadata})
+    return number(default, meaning, _SMALLEST_FACTOR, _LARGEST_FACTOR, or_zero=True)
 
 
 def rate(default: float, meaning: str) -> Any:

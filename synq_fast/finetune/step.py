@@ -39,11 +39,11 @@ class Step:
             ModelError: a loss reads what the model does not have.
         """
         self.recipe = recipe
-        self.losses_of: dict[Loss, tuple[Tap, ...]] = {
+        self.taps_of: dict[Loss, tuple[Tap, ...]] = {
             loss: loss.taps(structure) for loss in recipe.losses if loss.active
         }
         self.parameters = [p for p in student.parameters() if p.requires_grad]
-        taps = [tap for taps in self.losses_of.values() for tap in taps]
+        taps = [tap for taps in self.taps_of.values() for tap in taps]
         values = list(dict.fromkeys(tap for tap in taps if tap.kind != "map"))
         self._place = {tap: place for place, tap in enumerate(values)}
         maps = list(dict.fromkeys(tap.node for tap in taps if tap.kind == "map"))
@@ -61,7 +61,7 @@ class Step:
     @property
     def losses(self) -> Sequence[Loss]:
         """Those that leave anything."""
-        return tuple(self.losses_of)
+        return tuple(self.taps_of)
 
     @property
     def per_image(self) -> bool:
@@ -107,7 +107,7 @@ class Step:
         for loss, ours, theirs in self._views(student, teacher):
             values = loss(ours, theirs, batch)
             terms.update(zip(loss.names, values, strict=True))
-            if not any(tap.kind == "map" for tap in self.losses_of[loss]):
+            if not any(tap.kind == "map" for tap in self.taps_of[loss]):
                 direction.extend(values)
         if perturbation.weight:
             slope = torch.autograd.grad(torch.stack(direction).sum(), images, retain_graph=True)[0]
@@ -142,7 +142,7 @@ class Step:
         self, student: tuple[Tensor, dict[Tap, Tensor]], teacher: tuple[Tensor, dict[Tap, Tensor]]
     ) -> Iterator[tuple[Loss, View, View]]:
         """Each loss with what it sees of both networks."""
-        for loss, taps in self.losses_of.items():
+        for loss, taps in self.taps_of.items():
             ours, theirs = (
                 View(logits, tuple(values[tap] for tap in taps))
                 for logits, values in (student, teacher)

@@ -1,1 +1,1 @@
-"""What iterative work shares: schedules and the optimizer's state."""
+"""The loop that everything iterative runs in; schedules and the optimizer's state."""

@@ -102,10 +102,6 @@ class BitPolicy:
         Raises:
             RecipeError: a text has another form, or a width is not between 2 and 8.
         """
-        if ends == 1:
-            raise RecipeError(
-                f"quantization.end_bits must be 0 or {LOWEST} to {HIGHEST}, got {ends}"
-            )
         named = {}
         for text in layers:
             name, equals, bits = text.partition("=")

@@ -38,10 +38,11 @@ class Quantization:
     )
     end_bits: int = number(
         0,
-        "width of the first and of the last layer and its input; 0: that of the others",
-        0,
+        "width of the first layer, the last one and its input; 0: that of the rest",
+        2,
         8,
         "bits",
+        or_zero=True,
     )
     layer_bits: tuple[str, ...] = items(
         (), 'widths of single layers and their inputs, such as "fc=w8a8"'

@@ -21,7 +21,7 @@ from synq_fast.synthesis.parametrization import Parametrization
 LOOK_EVERY = 10
 Terms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 """Named scalar losses of images (B, C, H, W) and labels (B,)."""
-_ADVICE = Advice(
+SYNTHESIS = Advice(
     "synthesis",
     memory="free memory or lower synthesis.batch_size",
     finite="Lower synthesis.learning_rate, or check the teacher for NaN weights",
@@ -103,8 +103,8 @@ class ImageOptimization(Plain):
         lot = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
         if lot >= chance.probability:
             return drawn
-        count = len(self.parametrization.images(*drawn)[0])
-        return *drawn, send(random_crops(count, chance.scale, generator), self.device)
+        maps = random_crops(self.parametrization.batch_size, chance.scale, generator)
+        return *drawn, send(maps, self.device)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """One update; returns the terms before it."""
@@ -147,17 +147,18 @@ class ImageOptimization(Plain):
 
 def image_loop(
     optimization: ImageOptimization,
+    advice: Advice = SYNTHESIS,
     *,
     record: bool = True,
     checkpoint: CheckpointFile | None = None,
     fingerprint: str = "",
     keeps_end: bool = False,
 ) -> Loop:
-    """The optimization up to its schedule's last step; its result is kept elsewhere."""
+    """The optimization up to its schedule's last step, with the advice of the stage it is of."""
     return Loop(
         optimization,
         optimization.schedule.steps,
-        _ADVICE,
+        advice,
         optimization.device,
         every=LOOK_EVERY,
         record=record,

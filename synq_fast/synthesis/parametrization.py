@@ -14,6 +14,8 @@ class Parametrization(Protocol):
 
     drawn: ClassVar[int]
     """How many tensors ``draw`` gives."""
+    batch_size: int
+    """How many images there are of what it gives."""
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """What an optimizer takes."""
@@ -44,7 +46,7 @@ class Pixels:
     def __init__(self, start: Tensor, labels: Tensor) -> None:
         """Begin at images (B, C, H, W), normalised space, which are not changed."""
         self.pixels = start.clone(memory_format=torch.channels_last).requires_grad_()
-        self.labels = labels
+        self.labels, self.batch_size = labels, len(labels)
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """The pixels."""

@@ -58,4 +58,5 @@ def lay_out(
     laid = {i: LAYOUTS[layout](tensors[i]) for i in which if i < len(tensors)}
     if layout != "given" and not any(x is not None for x in laid.values()):
         return None
+    # mypy does not see that what is left is no None.
     return tuple(x if laid.get(i) is None else laid[i] for i, x in enumerate(tensors))  # type: ignore[misc]

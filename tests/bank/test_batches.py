@@ -7,11 +7,12 @@ import time
 import pytest
 import torch
 
-from synq_fast.bank.batches import BatchSource, Filter
+from synq_fast.bank.batches import BatchSource, Filter, filtered
 from synq_fast.bank.images import BankFolder, ImageBank
 from synq_fast.bank.prefetch import Prefetcher
 from synq_fast.bank.streamed import StreamedBank
 from synq_fast.errors import DataError
+from synq_fast.reference import low_pass
 from synq_fast.runtime.seeding import generator_for
 from tests.tiny import tiny_images, tiny_labels
 
@@ -27,6 +28,10 @@ def banks(folder, device=CPU):
         torch.cat([s.labels for s in shards]).to(device),
     )
     return joined, StreamedBank(shards, device)
+
+
+def ten_images(count=10):
+    return ImageBank(tiny_images(count), tiny_labels(count))
 
 
 def source(bank, size=4, **options):
@@ -165,3 +170,44 @@ def test_on_a_gpu_the_batches_are_the_same_and_nobody_waits(tmp_path):
     for step, batch in zip(range(20, 40), kept, strict=True):
         assert torch.equal(batch[0], expected(step)[0])
     read.close()
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (7, 7), (3, 8)])
+def test_every_image_comes_once_per_epoch(count, size):
+    images = torch.arange(count).float()[:, None, None, None].expand(count, 1, 4, 4)
+    data = ImageBank(images.clone(), torch.arange(count))
+    source = BatchSource(data, size, (1.0, 1.0), Filter(kind="none"), 3)
+    steps = 3 * count
+    drawn = torch.cat([source(step)[1] for step in range(steps)])
+    assert len(drawn) == steps * size
+    epochs = drawn[: len(drawn) // count * count].view(-1, count)
+    assert all(sorted(epoch.tolist()) == list(range(count)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1
+    shown, labels = source(0)
+    assert torch.allclose(shown[:, 0, 0, 0], labels.float(), atol=1e-5)
+
+
+def test_batch_depends_only_on_seed_and_step():
+    def source(seed: int) -> BatchSource:
+        return BatchSource(ten_images(), 4, (0.5, 1.0), Filter(), seed)
+
+    first = source(0)
+    late = [first(step) for step in (0, 1, 2)][2]
+    torch.manual_seed(5)
+    for images, labels in (source(0)(2), first(2)):
+        assert torch.equal(images, late[0]) and torch.equal(labels, late[1])
+    assert not torch.equal(source(1)(2)[0], late[0])
+
+
+def test_every_step_crops_anew():
+    source = BatchSource(ten_images(1), 1, (0.3, 0.6), Filter(kind="none"), 0)
+    assert len({tuple(source(step)[0].flatten().tolist()) for step in range(6)}) == 6
+
+
+def test_filter_follows_the_crop():
+    source = BatchSource(ten_images(), 4, (0.5, 1.0), Filter(kind="none"), 0)
+    soft = BatchSource(ten_images(), 4, (0.5, 1.0), Filter("butterworth", 2.0, 3), 0)
+    expected = low_pass(source(0)[0], 2.0, kind="butterworth", order=3)
+    torch.testing.assert_close(soft(0)[0], expected, rtol=0, atol=5e-6)
+    images = tiny_images(2)
+    assert filtered(images, Filter(kind="none")) is images

@@ -149,7 +149,7 @@ def test_a_step_has_every_part_and_nothing_else():
 
     def scoped():
         step = training.step
-        return training.batches, step.teacher, step.student, step.losses_of
+        return training.batches, step.teacher, step.student, step.taps_of
 
     before = scoped()
     with breakdown.step_scopes(trainer):

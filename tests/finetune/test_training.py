@@ -5,14 +5,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from synq_fast.bank.batches import BatchSource, Filter, filtered
 from synq_fast.bank.images import ImageBank
 from synq_fast.errors import CheckpointError, NonFiniteLossError, StorageError, SynqFastWarning
 from synq_fast.finetune import training as training_module
 from synq_fast.finetune.settings import Finetune
 from synq_fast.finetune.training import build_optimizer, rate_factor
 from synq_fast.optimize.loop import Loop
-from synq_fast.reference import low_pass
 from synq_fast.storage.checkpoint_file import CheckpointFile
 from tests.faults.disk import full_disk
 from tests.tiny import (
@@ -109,47 +107,6 @@ def test_momentum_zero_is_allowed(tmp_path):
     make_loop(path, finetune__momentum=0.0).run()
     run = make_loop(path, finetune__momentum=0.0)
     assert run.resume() and run.done == 6
-
-
-@pytest.mark.parametrize(("count", "size"), [(10, 4), (7, 7), (3, 8)])
-def test_every_image_comes_once_per_epoch(count, size):
-    images = torch.arange(count).float()[:, None, None, None].expand(count, 1, 4, 4)
-    data = ImageBank(images.clone(), torch.arange(count))
-    source = BatchSource(data, size, (1.0, 1.0), Filter(kind="none"), 3)
-    steps = 3 * count
-    drawn = torch.cat([source(step)[1] for step in range(steps)])
-    assert len(drawn) == steps * size
-    epochs = drawn[: len(drawn) // count * count].view(-1, count)
-    assert all(sorted(epoch.tolist()) == list(range(count)) for epoch in epochs)
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1
-    shown, labels = source(0)
-    assert torch.allclose(shown[:, 0, 0, 0], labels.float(), atol=1e-5)
-
-
-def test_batch_depends_only_on_seed_and_step():
-    def source(seed: int) -> BatchSource:
-        return BatchSource(bank(), 4, (0.5, 1.0), Filter(), seed)
-
-    first = source(0)
-    late = [first(step) for step in (0, 1, 2)][2]
-    torch.manual_seed(5)
-    for images, labels in (source(0)(2), first(2)):
-        assert torch.equal(images, late[0]) and torch.equal(labels, late[1])
-    assert not torch.equal(source(1)(2)[0], late[0])
-
-
-def test_every_step_crops_anew():
-    source = BatchSource(bank(1), 1, (0.3, 0.6), Filter(kind="none"), 0)
-    assert len({tuple(source(step)[0].flatten().tolist()) for step in range(6)}) == 6
-
-
-def test_filter_follows_the_crop():
-    source = BatchSource(bank(), 4, (0.5, 1.0), Filter(kind="none"), 0)
-    soft = BatchSource(bank(), 4, (0.5, 1.0), Filter("butterworth", 2.0, 3), 0)
-    expected = low_pass(source(0)[0], 2.0, kind="butterworth", order=3)
-    torch.testing.assert_close(soft(0)[0], expected, rtol=0, atol=5e-6)
-    images = tiny_images(2)
-    assert filtered(images, Filter(kind="none")) is images
 
 
 def test_history_holds_window_means():

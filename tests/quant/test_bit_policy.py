@@ -10,6 +10,7 @@ from synq_fast.errors import RecipeError
 from synq_fast.quant import ActivationQuantizer, BitWidths, trace
 from synq_fast.quant.layers import WeightQuantized, quantize_layers
 from synq_fast.quant.settings import Quantization
+from synq_fast.recipes import load_recipe
 from tests.tiny import equal_states, run, tiny_images, tiny_net
 
 
@@ -54,12 +55,16 @@ def test_policy(recipe, expected):
         ({"layer_bits": ("conv3=w8a8",)}, r'no quantized layer is named "conv3"; did you mean'),
         ({"layer_bits": ("fc",)}, "takes .LAYER=wXaY."),
         ({"layer_bits": ("fc=8",)}, "bits must look like"),
-        ({"end_bits": 1}, "0 or 2 to 8"),
     ],
 )
 def test_policies_that_cannot_be_meant(recipe, message):
     with pytest.raises(RecipeError, match=message):
         widths(**recipe)
+
+
+def test_ends_have_the_bounds_of_widths():
+    with pytest.raises(RecipeError, match=r"quantization\.end_bits must be 0 or 2 to 8, got 1"):
+        load_recipe("synq-digits", {"quantization.end_bits": 1})
 
 
 def test_a_run_with_other_ends_is_saved_and_loaded(tmp_path):

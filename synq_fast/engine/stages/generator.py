@@ -11,6 +11,7 @@ from torch import Tensor
 from synq_fast.bank.batches import Batches, Filter
 from synq_fast.bank.source import WHOLE
 from synq_fast.engine.stages.stage import Made
+from synq_fast.optimize.loop import Advice
 from synq_fast.runtime.seeding import generator_for
 from synq_fast.synthesis.generator import ConditionalGenerator, Generated, OnlineBatches
 from synq_fast.synthesis.losses import focal_class_loss
@@ -18,6 +19,13 @@ from synq_fast.synthesis.optimization import ImageOptimization, Schedule, image_
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
+
+
+_ADVICE = Advice(
+    "generator training",
+    memory="free memory or lower generator.batch_size",
+    finite="Lower generator.learning_rate, or check the teacher for NaN weights",
+)
 
 
 def generator(run: Run, made: Made) -> Made:
@@ -53,6 +61,7 @@ def generator(run: Run, made: Made) -> Made:
     )
     loop = image_loop(
         optimization,
+        _ADVICE,
         record=recipe.cuda_graph,
         checkpoint=run.checkpoint("generator"),
         fingerprint=run.fingerprint(run.recipe),

@@ -128,6 +128,22 @@ def units(sample: Sample) -> tuple[Any, ...]:
     return max(1.0, channels / 256), height * width
 
 
+def call_of(name: str) -> Any:
+    """Returns how a map without a score is called."""
+
+    def call(
+        namespace: Any,
+        activations: torch.Tensor,
+        gradients: torch.Tensor,
+        *,
+        size: tuple[int, int],
+        **options: Any,
+    ) -> Any:
+        return getattr(namespace, name)(activations, gradients, size, **options)
+
+    return call
+
+
 def map_case(name: str, call: Any, samples: Any, **fields: Any) -> OpCase:
     """Returns the case of a map, whose weights are constants to autograd."""
     return OpCase(

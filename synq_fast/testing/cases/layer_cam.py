@@ -1,28 +1,10 @@
 """Layer-CAM: clamped weights of elements."""
 
-from typing import Any
-
-import torch
-
-from synq_fast.testing.cases._maps import kinds, map_case
-
-
-def call(
-    namespace: Any,
-    activations: torch.Tensor,
-    gradients: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    **options: Any,
-) -> torch.Tensor:
-    """Calls the op."""
-    cam: torch.Tensor = namespace.layer_cam(activations, gradients, size, **options)
-    return cam
-
+from synq_fast.testing.cases._maps import call_of, kinds, map_case
 
 CASE = map_case(
     "layer_cam",
-    call,
+    call_of("layer_cam"),
     lambda: kinds(clamped=True),
     variants=({"clamp": None},),
     saves=2 * 16 + 2 * 3 * 16,
