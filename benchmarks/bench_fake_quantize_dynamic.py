@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +60,6 @@ def bench_fake_quantize_dynamic(
         rows,
         ours=next(iter(ours), None),
         copy="clone",
-        bytes_moved=2 * 4 * math.prod(shape),
+        bytes_moved=columns.bytes_of("fake_quantize_dynamic", x),
         omitted=omitted,
     )

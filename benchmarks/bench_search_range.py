@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import pytest
@@ -56,7 +55,7 @@ def bench_search_range(shape: tuple[int, ...], compare: Callable[..., harness.Co
         rows,
         ours=next(iter(ours), None),
         copy="clone",
-        bytes_moved=4 * math.prod(shape),
+        bytes_moved=columns.bytes_of("search_range", x),
         omitted=omitted,
         rounds=ROUNDS,
         warmup=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -77,7 +76,7 @@ def bench_update_range(shape: tuple[int, ...], compare: Callable[..., harness.Co
         rows,
         ours=next(iter(rows)),
         copy="clone",
-        bytes_moved=4 * math.prod(shape),
+        bytes_moved=columns.bytes_of("update_range", x),
         omitted=omitted,
         calls=CALLS.get(shape, 1),
     )

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from synq_fast import ops
+from synq_fast.testing import CASES, Sample
 
 from . import cuda_timing, harness
 
@@ -71,6 +73,11 @@ def compiled_column(
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return column, ""
+
+
+def bytes_of(op: str, *tensors: Tensor) -> int:
+    """What a call of an op must read and write at least, as its case says."""
+    return CASES[op].bytes_moved(Sample("measured", tensors))
 
 
 def copy_column(bytes_moved: int) -> Callable[[], Any]:
