@@ -49,7 +49,7 @@ def _check(
     eps: float,
 ) -> None:
     check_cam_tensors(activations, gradients, None)
-    if kind not in KINDS.values():
+    if not 0 <= kind < len(KINDS):
         raise ValueError(f"kind must be one of {KINDS}, got {kind}")
     if (score is not None) != (kind == PLUS_PLUS):
         raise ValueError("score belongs to Grad-CAM++, and only there")
