@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.compile.ptx_checks import entries, widest_access
-from tests.compile.sass_checks import disassemble, find_disassembler
+from tests.compile.sass_checks import disassemble, disassembler
 from tests.compile.test_cuda_compile import ARCHITECTURES, FLAGS, ptx_of
 
 pytestmark = pytest.mark.compile
@@ -28,10 +28,7 @@ def test_ptx(tmp_path: Path) -> None:
 
 
 def test_machine_code(cuda_object) -> None:
-    disassembler = find_disassembler()
-    if disassembler is None:
-        pytest.skip("cuobjdump not found")
-    functions = disassemble(disassembler, cuda_object(SOURCE).path)
+    functions = disassemble(disassembler(), cuda_object(SOURCE).path)
     assert len(functions) == 10 * len(ARCHITECTURES)
     for arch, name, code in functions:
         assert code.count("HMMA.1688.F32.TF32") >= 8 * 3, (arch, name)

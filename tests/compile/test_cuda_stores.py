@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.compile.sass_checks import disassemble, find_disassembler, global_stores
+from tests.compile.sass_checks import disassemble, disassembler, global_stores
 from tests.compile.test_cuda_compile import ARCHITECTURES, FLAGS, SOURCES, compile_cuda
 
 pytestmark = pytest.mark.compile
@@ -90,13 +90,6 @@ __global__ void whole(const float* x, float* y, float by, int64_t packs) {{
   }}
 }}
 """
-
-
-def disassembler() -> str:
-    found = find_disassembler()
-    if found is None:
-        pytest.skip("cuobjdump not found")
-    return found
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
