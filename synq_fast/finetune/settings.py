@@ -41,7 +41,10 @@ class Finetune:
     steps: int = count(2000, "0 leaves the model as calibration found it", 0)
     batch_size: int = batch(64, "images in each step, of all processes together")
     learning_rate: float = rate(1e-5, "of the weights")
-    range_learning_rate: float = rate(1e-5, "of the activation ranges, where they are learned")
+    range_learning_rate: float = rate(1e-5, "of the ranges, where they are learned")
+    optimizer: str = choice(
+        "sgd", "of weights and ranges; the rates of Adam's ranges are relative", "sgd", "adam"
+    )
     momentum: float = number(0.9, "of SGD", 0, 0.9999)
     nesterov: bool = flag(True, "Nesterov's form of the momentum")
     weight_decay: float = number(1e-4, "of the weights", 0, 1e3)

@@ -17,6 +17,7 @@ from synq_fast.optimize.loop import Advice, Loop, Record
 from synq_fast.optimize.named import named, part_of
 from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
 from synq_fast.quant import ActivationQuantizer
+from synq_fast.quant.layers import WeightQuantized
 from synq_fast.storage.checkpoint_file import CheckpointFile
 
 LOG_EVERY = 20
@@ -31,16 +32,15 @@ _ADVICE = Advice(
 )
 
 
-def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
-    """SGD over all parameters; activation ranges have their own rate and no decay.
+def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.Optimizer:
+    """SGD or Adam over all parameters; learned ranges have their own rate and no decay.
 
     On a GPU the rates are tensors, which a recorded step reads anew each time.
     """
     ranges = [
-        p
+        module.gain
         for module in student.modules()
-        if isinstance(module, ActivationQuantizer)
-        for p in module.parameters(recurse=False)
+        if isinstance(module, ActivationQuantizer | WeightQuantized) and module.gain is not None
     ]
     known = {id(p) for p in ranges}
     weights = [p for p in student.parameters() if id(p) not in known]
@@ -57,6 +57,8 @@ def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.SGD:
     groups = [group(weights, recipe.learning_rate, recipe.weight_decay)]
     if ranges:
         groups.append(group(ranges, recipe.range_learning_rate, 0.0))
+    if recipe.optimizer == "adam":
+        return torch.optim.AdamW(groups, fused=True)
     return torch.optim.SGD(
         groups,
         momentum=recipe.momentum,

@@ -1,4 +1,4 @@
-"""The structure of a traced network: its norms, residual bodies and class activation maps."""
+"""The structure of a traced network: norms, residual bodies, class activation maps, blocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
+from synq_fast.graph.blocks import Block, find_blocks
 from synq_fast.graph.nodes import called_module, shape_of
 from synq_fast.graph.taps import Tapped
 
@@ -27,6 +28,8 @@ class Structure:
     maps: tuple[str, ...]
     """Where class activation maps are read: the last convolution whose output is larger than 1 x 1
     and decides the logits; empty where there is none."""
+    blocks: tuple[Block, ...] = ()
+    """The parts between which one value alone is alive, in order."""
 
 
 def is_addition(node: fx.Node) -> bool:
@@ -69,7 +72,8 @@ def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
     features = tuple(dict.fromkeys(bodies or norms))
     # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
     last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
-    return Structure(tuple(norms), features, () if last is None else (last,))
+    maps = () if last is None else (last,)
+    return Structure(tuple(norms), features, maps, find_blocks(graph_module))
 
 
 @torch.enable_grad()

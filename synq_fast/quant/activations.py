@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from synq_fast import ops
 from synq_fast.quant.full_precision import FullPrecision
-from synq_fast.quant.layers import WeightQuantized
+from synq_fast.quant.layers import WeightQuantized, lsq_scale
 from synq_fast.quant.observers import RangeObserver, build_observer
 from synq_fast.quant.quantizer import Grid, grid_of
 
@@ -32,6 +32,10 @@ class ActivationQuantizer(FullPrecision):
     range_max: Tensor
     bypass = False
     """Let activations through as they are; see ``bypassing``."""
+    keep = 1.0
+    """Share of the elements that is quantized, the others pass (QDrop); needs a learned range."""
+    seed: Tensor | None = None
+    """0-d int64: decides which, where ``keep`` is below 1."""
 
     def __init__(
         self,
@@ -81,14 +85,28 @@ class ActivationQuantizer(FullPrecision):
             self.range_min.copy_(low * self.shrink)
             self.range_max.copy_(high * self.shrink)
         if self.gain is not None:
-            y: Tensor = _GainedRange.apply(x, self.range_min, self.range_max, self.gain, self.bits)
-            return y
+            return self._on_learned_grid(x)
         return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
+
+    def _on_learned_grid(self, x: Tensor) -> Tensor:
+        """LSQ's (arXiv 1902.08153, eq. 3), whatever part of a batch is seen at once."""
+        assert self.gain is not None
+        grid = grid_of(self.range_min, self.range_max, self.bits)
+        elements = max(1, math.prod(x.shape[1:]))
+        return ops.fake_quantize_learned(
+            x,
+            grid.scale / self.gain,
+            grid.zero_point,
+            self.bits,
+            gradient_scale=lsq_scale(elements, self.bits),
+            keep=self.keep,
+            seed=self.seed,
+        )
 
     def grid(self) -> Grid:
         """Scale and zero point of the frozen range."""
-        gain = 1.0 if self.gain is None else self.gain.detach()
-        return grid_of(self.range_min * gain, self.range_max * gain, self.bits)
+        grid = grid_of(self.range_min, self.range_max, self.bits)
+        return grid if self.gain is None else grid._replace(scale=grid.scale / self.gain.detach())
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -125,32 +143,3 @@ def bypassing(module: nn.Module) -> Iterator[None]:
             quantizer.bypass = False
         for layer in layers:
             layer.hold(None)
-
-
-class _GainedRange(torch.autograd.Function):
-    """Fake quantization whose range is ``gain * (low, high)``, differentiable in the gain.
-
-    With LSQ's straight-through estimate (arXiv 1902.08153, eq. 3), gain times the derivative is
-    ``y - x`` inside the range and ``y`` outside; it is scaled by
-    ``1 / sqrt(n * (2^bits - 1))`` for n elements per image, so that a step moves gains and weights
-    alike (its section 2.2), whatever part of a batch is seen at once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, gain: Tensor, bits: int) -> Tensor:
-        low, high = low * gain, high * gain
-        y = ops.fake_quantize(x, low, high, bits)
-        ctx.save_for_backward(x, y, low, high, gain)
-        ctx.bits = bits
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, low, high, gain = ctx.saved_tensors
-        inside = (x >= low) & (x <= high)
-        slope = None
-        if ctx.needs_input_grad[3]:
-            features = math.prod(x.shape[1:])
-            moved = (grad * torch.where(inside, y - x, y)).sum(dtype=torch.float32)
-            slope = moved / (gain * math.sqrt(max(1, features) * (2**ctx.bits - 1)))
-        return grad * inside, None, None, slope, None

@@ -121,6 +121,55 @@ def fused(
     return _compiled(result, student)
 
 
+def joined(student: fx.GraphModule) -> fx.GraphModule:
+    """A quantized network whose frozen BatchNorms are part of the convolutions before them.
+
+    For training in which the BatchNorms do not change; the quantized weight is scaled after it is
+    rounded, so codes and grids stay those of the plain convolution.
+
+    Args:
+        student: part of a result of ``quantized_copy`` in evaluation mode; stays as it is.
+    """
+    result = _copy(student)
+    for node in list(result.graph.nodes):
+        norm = called_module(result, node)
+        if not _is_frozen_norm(norm):
+            continue
+        (source,) = node.all_input_nodes
+        convolution = called_module(result, source)
+        if isinstance(convolution, QuantizedConv2d) and _only_reader(source, ()):
+            name = f"joined_{node.name}"
+            result.add_submodule(name, NormedConv(convolution, norm))
+            node.target, node.args, node.kwargs = name, source.args, source.kwargs
+            result.graph.erase_node(source)
+    return _compiled(result, student)
+
+
+class NormedConv(Held, nn.Module):
+    """A quantized convolution and the frozen BatchNorm behind it."""
+
+    def __init__(self, convolution: QuantizedConv2d, norm: nn.BatchNorm2d) -> None:
+        """Share the convolution's weight and what rounds it; the BatchNorm is as it is now."""
+        super().__init__()
+        # Hidden, so that its weight is derived here alone.
+        self._convolution = (convolution,)
+        factor, shift = (value.detach() for value in FrozenNorm(norm).derive())
+        if convolution.bias is not None:
+            shift = torch.addcmul(shift, convolution.bias.detach(), factor)
+        self._factor, self._shift = factor[:, None, None, None], shift
+
+    def derive(self) -> Tensor:
+        """The quantized weight times the BatchNorm's factor."""
+        (convolution,) = self._convolution
+        return convolution.quantized_weight() * self._factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C_in, H, W)."""
+        (convolution,) = self._convolution
+        y: Tensor = convolution._conv_forward(x, self.value(), self._shift)
+        return y
+
+
 class FrozenNorm(Held, nn.Module):
     """An evaluation BatchNorm as the affine map of each channel that it is."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,47 +13,94 @@ from synq_fast.quant.held import Held
 from synq_fast.quant.quantizer import Grid, grid_of
 
 
+def lsq_scale(elements: int, bits: int) -> float:
+    """LSQ's factor on the gradient of a step that ``elements`` share (its section 2.2)."""
+    return 1 / math.sqrt(elements * (2**bits - 1))
+
+
 class WeightQuantized(Held):
     """Mixin: the layer's ``weight`` seen through its own asymmetric per-channel quantizer.
 
     The range of output channel c follows the exact minimum and maximum of the current
     ``weight[c]`` (GDFQ's quantizer, arXiv 2003.03603), times the channel's share in ``clip``
-    where there is one; the gradient passes straight through.
+    where there is one; the gradient passes straight through. Where there is a ``gain``, each
+    channel has the fixed range ``ends`` times its gain, which is trained (LSQ, arXiv 1902.08153).
     """
 
     weight: Tensor
     weight_bits: int
     clip: Tensor | None
     """(2, C) float32: shares of the minimum and of the maximum; None: all of them."""
+    ends: Tensor | None
+    """(2, C) float32: minimum and maximum of each channel's range where it is learned."""
+    gain: nn.Parameter | None
+    """(C,) float32: factor on both ends."""
+    rounding: Callable[[], Tensor] | None = None
+    """Makes the quantized weight instead, while something else than ``weight`` is trained."""
 
     def derive(self) -> Tensor:
         """The fake-quantized weight, same shape and type as ``weight`` (float64: in float32)."""
         double = self.weight.dtype == torch.float64
         given = self.weight.float() if double else self.weight
-        if self.clip is None:
+        if self.rounding is not None:
+            weight = self.rounding()
+        elif self.gain is not None:
+            weight = self._on_learned_grid(given)
+        elif self.clip is None:
             weight, _, _ = ops.fake_quantize_dynamic(given, self.weight_bits, axis=0)
         else:
             weight = ops.fake_quantize(given, *self.ranges(), self.weight_bits, axis=0)
         return weight.double() if double else weight
 
+    def _on_learned_grid(self, weight: Tensor) -> Tensor:
+        assert self.gain is not None and self.ends is not None
+        grid = grid_of(self.ends[0], self.ends[1], self.weight_bits)
+        elements = max(1, weight[0].numel())
+        return ops.fake_quantize_learned(
+            weight,
+            grid.scale / self.gain,
+            grid.zero_point,
+            self.weight_bits,
+            axis=0,
+            gradient_scale=lsq_scale(elements, self.weight_bits),
+        )
+
     @torch.no_grad()
     def ranges(self) -> tuple[Tensor, Tensor]:
         """Ends of the range of each output channel (C,), float32."""
+        if self.gain is not None:
+            assert self.ends is not None
+            return self.ends[0] * self.gain, self.ends[1] * self.gain
         low, high = self.weight.float().flatten(1).aminmax(dim=1)
         return (low, high) if self.clip is None else (low * self.clip[0], high * self.clip[1])
 
     def grid(self) -> Grid:
         """Scale and zero point of each output channel of the current weights."""
-        return grid_of(*self.ranges(), self.weight_bits)
+        if self.gain is None:
+            return grid_of(*self.ranges(), self.weight_bits)
+        assert self.ends is not None
+        fixed = grid_of(self.ends[0], self.ends[1], self.weight_bits)
+        return fixed._replace(scale=fixed.scale / self.gain.detach())
 
     @torch.no_grad()
     def clip_ranges(self) -> None:
         """Take the shares of the extremes with which the weights have the least error."""
-        found = [ops.search_range(channel.float(), self.weight_bits) for channel in self.weight]
-        ends = [torch.stack(each) for each in zip(*found, strict=True)]
         self.clip = None
-        shares = (found / whole for found, whole in zip(ends, self.ranges(), strict=True))
+        shares = (
+            found / whole for found, whole in zip(self._searched(), self.ranges(), strict=True)
+        )
         self.clip = torch.stack(list(shares)).nan_to_num(1.0, 1.0, 1.0)
+
+    @torch.no_grad()
+    def learn_ranges(self) -> None:
+        """Train the ranges, from those with which the weights have the least error."""
+        self.ends = torch.stack(self._searched())
+        self.gain = nn.Parameter(torch.ones_like(self.ends[0]))
+
+    def _searched(self) -> tuple[Tensor, Tensor]:
+        found = [ops.search_range(channel.float(), self.weight_bits) for channel in self.weight]
+        low, high = (torch.stack(each) for each in zip(*found, strict=True))
+        return low, high
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with."""
@@ -96,7 +144,8 @@ def quantize_layers(bits: Mapping[nn.Module, int], range: str = "minmax") -> int
 
     Args:
         bits: the modules, with the width of their weights.
-        range: of each output channel, ``minmax``, or ``mse`` for the one with the least error.
+        range: of each output channel, ``minmax``, ``mse`` for the one with the least error, or
+            ``learned`` for one that is trained from there on.
 
     Returns:
         How many layers were turned.
@@ -109,7 +158,11 @@ def quantize_layers(bits: Mapping[nn.Module, int], range: str = "minmax") -> int
             assert isinstance(layer, WeightQuantized)
             layer.weight_bits = width
             layer.register_buffer("clip", None)
+            layer.register_buffer("ends", None)
+            layer.register_parameter("gain", None)
             if range == "mse":
                 layer.clip_ranges()
+            elif range == "learned":
+                layer.learn_ranges()
             count += 1
     return count

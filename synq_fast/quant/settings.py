@@ -32,9 +32,11 @@ class Quantization:
     )
     weight_range: str = choice(
         "minmax",
-        "range of each output channel: its extremes, or the one with the least error",
+        "range of each output channel: its extremes, the one with the least error, or one that is "
+        "trained from there on",
         "minmax",
         "mse",
+        "learned",
     )
     end_bits: int = number(
         0,

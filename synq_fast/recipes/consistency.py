@@ -58,6 +58,12 @@ def _problems(recipe: Recipe) -> list[str]:
             'finetune.schedule = "step" lowers the rate at finetune.milestones, and there are '
             "none; give shares of the steps such as [0.5, 0.75]"
         )
+    learned = recipe.quantization.weight_range == "learned" and recipe.quantization.learn_ranges
+    if "blocks" in recipe.stages and not learned:
+        problems.append(
+            'the stage blocks trains ranges: set quantization.weight_range = "learned" and '
+            "quantization.learn_ranges = true"
+        )
     return problems
 
 

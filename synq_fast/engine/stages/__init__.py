@@ -1,5 +1,6 @@
 """What a run does, one after the other: a file for each stage that a recipe can name."""
 
+from synq_fast.engine.stages.blocks import blocks
 from synq_fast.engine.stages.calibration import calibration
 from synq_fast.engine.stages.finetune import finetune
 from synq_fast.engine.stages.generator import generator
@@ -10,6 +11,7 @@ STAGES: dict[str, Stage] = {
     "synthesis": synthesis,
     "generator": generator,
     "calibration": calibration,
+    "blocks": blocks,
     "finetune": finetune,
 }
 """By the name that recipes use, each of ``recipes.schema.STAGES``."""

@@ -1,0 +1,90 @@
+"""One block of a quantized network in the form in which it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+
+from synq_fast.finetune.reconstruction.rounding import SoftRounding
+from synq_fast.quant import ActivationQuantizer, held_weights
+from synq_fast.quant.fusion import joined
+from synq_fast.quant.layers import WeightQuantized
+
+
+class TrainedBlock:
+    """A block whose layers round softly or straight through, and whose ranges are trained."""
+
+    def __init__(self, part: fx.GraphModule, rounding: str) -> None:
+        """Prepare.
+
+        Args:
+            part: the block of the student; its modules are the student's own.
+            rounding: as the recipe says, ``soft`` or ``straight``.
+        """
+        modules = list(part.modules())
+        self.layers = [m for m in modules if isinstance(m, WeightQuantized)]
+        self.quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
+        device = next((p.device for p in part.parameters()), torch.device("cpu"))
+        self.exponent = torch.ones((), dtype=torch.float32, device=device)
+        self.roundings: list[SoftRounding] = []
+        if rounding == "soft":
+            self.roundings = [SoftRounding(layer, self.exponent) for layer in self.layers]
+        self.network = joined(part)
+
+    @property
+    def choices(self) -> list[nn.Parameter]:
+        """Of the soft rounding."""
+        return [rounding.v for rounding in self.roundings]
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Those that are trained themselves."""
+        return [] if self.roundings else [p for m in self.layers if (p := m.weight) is not None]
+
+    @property
+    def weight_gains(self) -> list[nn.Parameter]:
+        """Of the layers' ranges."""
+        return [layer.gain for layer in self.layers if layer.gain is not None]
+
+    @property
+    def gains(self) -> list[nn.Parameter]:
+        """Of the activation ranges."""
+        return [q.gain for q in self.quantizers if q.gain is not None]
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Round softly inside the block, where that is how it rounds."""
+        for layer, rounding in zip(self.layers, self.roundings, strict=False):
+            layer.rounding = rounding
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.rounding = None
+
+    def __call__(self, x: Tensor, keep: float, seeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The block's value, and how undecided its roundings are (0-d).
+
+        Args:
+            x: its input (B, ...).
+            keep: share of the elements that each activation quantizer quantizes.
+            seeds: 0-d int64 each, one for each quantizer.
+        """
+        for quantizer, seed in zip(self.quantizers, seeds, strict=True):
+            quantizer.keep, quantizer.seed = keep, seed
+        try:
+            with held_weights(self.network):
+                y: Tensor = self.network(x)
+                penalties = [rounding.penalty for rounding in self.roundings]
+        finally:
+            for quantizer in self.quantizers:
+                quantizer.keep, quantizer.seed = 1.0, None
+        return y, torch.stack(penalties).sum() if penalties else y.new_zeros(())
+
+    def harden(self) -> None:
+        """Make the soft choices final."""
+        for rounding in self.roundings:
+            rounding.harden()

@@ -1,0 +1,206 @@
+"""The training of one block: an iteration of a ``Loop``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from synq_fast import ops
+from synq_fast.finetune.reconstruction.activations import BlockValues
+from synq_fast.finetune.reconstruction.block import TrainedBlock
+from synq_fast.finetune.reconstruction.settings import Blocks
+from synq_fast.optimize.loop import Advice, Loop, Record
+from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.runtime.memory import send
+from synq_fast.runtime.seeding import generator_for
+from synq_fast.storage.checkpoint_file import CheckpointFile
+
+LOG_EVERY = 50
+_ADVICE = Advice(
+    "reconstruction",
+    memory="free memory or lower blocks.batch_size",
+    finite="Lower the learning rates of blocks",
+)
+Reduction = Callable[[Tensor], Tensor]
+
+
+class Reconstruction:
+    """Trains a block to give the float block's values from the quantized network's.
+
+    The local loss sums squared distances over channels and means them over the rest, as Genie
+    does, so that it stands beside a penalty that sums over weights.
+    """
+
+    names = ("local", "global", "rounding")
+
+    def __init__(
+        self,
+        block: TrainedBlock,
+        values: BlockValues,
+        recipe: Blocks,
+        *,
+        seed: int,
+        index: int,
+        device: torch.device,
+        rest: Callable[[Tensor], Tensor] | None = None,
+        part: slice = slice(None),
+        reduce: Reduction | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            block: what is trained.
+            values: what it reads and should give.
+            recipe: how.
+            seed: decides the order and what is dropped.
+            index: the block's number, so that blocks draw differently.
+            device: where the work is done.
+            rest: the float blocks between this one and the last; None: no global loss.
+            part: which images of each batch.
+            reduce: sees the terms of each step, may change the gradients, and returns the terms
+                to record: several processes average both.
+        """
+        self.block, self.values, self.recipe = block, values, recipe
+        self.seed, self.index, self.device = seed, index, device
+        self.rest, self.part, self.reduce = rest, part, reduce
+        self.penalized = torch.zeros((), dtype=torch.float32, device=device)
+        self.optimizer = _optimizer(block, recipe)
+        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def prepare(self, step: int) -> tuple[Tensor, ...]:
+        """Set rates and exponent; draw the images of a step and the seeds of what is dropped."""
+        recipe = self.recipe
+        share = step / max(1, recipe.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            falls = 0.5 * (1 + math.cos(math.pi * share)) if group["falls"] else 1.0
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * falls)
+            else:
+                group["lr"] = rate * falls
+        late = (share - recipe.rounding_start) / max(1e-9, 1 - recipe.rounding_start)
+        first, last = recipe.rounding_exponents
+        self.block.exponent.fill_(first + (last - first) * max(0.0, late))
+        self.penalized.fill_(recipe.rounding_weight if late >= 0 else 0.0)
+        chosen, seeds = self._draw(step)
+        return *self.values.take(chosen, self.device), send(seeds, self.device)
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B,) and seeds (quantizers + 1,) of a step, both int64."""
+        count, size = len(self.values), self.recipe.batch_size
+        start = step * size
+        epochs = range(start // count, (start + size - 1) // count + 1)
+        order = torch.cat(
+            [
+                torch.randperm(
+                    count, generator=generator_for(self.seed, "block", self.index, epoch), device="cpu"
+                )
+                for epoch in epochs
+            ]
+        )
+        first = start - epochs[0] * count
+        generator = generator_for(self.seed, "drop", self.index, step, self.part.start or 0)
+        seeds = torch.randint(
+            2**62, (len(self.block.quantizers) + 1,), generator=generator, device="cpu"
+        )
+        return order[first : first + size][self.part], seeds
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """One batch; several processes average their gradients before the update."""
+        self.optimizer.zero_grad()
+        quantized, given, target, *ends, seeds = inputs
+        own, *others = seeds.unbind()
+        x = quantized
+        if self.recipe.mix < 1:
+            x = ops.random_mix(quantized, given, self.recipe.mix, own)
+        with self.block.training():
+            y, undecided = self.block(x, self.recipe.keep, others)
+        local = _distance(y, target)
+        total = local
+        far = torch.zeros_like(local)
+        if self.rest is not None:
+            far = self.recipe.global_weight * _distance(self.rest(y), ends[0])
+            total = total + far
+        rounding = self.penalized * undecided
+        total = total + rounding
+        total.backward(inputs=self.parameters)
+        if self.reduce is None:
+            self.optimizer.step()
+        return torch.stack([local.detach(), far.detach(), rounding.detach()])
+
+    def finish(self, terms: Tensor) -> Tensor:
+        """Average over the processes, where there are several, and update."""
+        if self.reduce is not None:
+            terms = self.reduce(terms)
+            self.optimizer.step()
+        return terms
+
+    def figures(self) -> Record:
+        """None."""
+        return {}
+
+    def trained(self) -> Sequence[Tensor]:
+        """Everything that is trained."""
+        return self.parameters
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What is trained, and the optimizer; random states follow from the step's number."""
+        kept = {f"trained.{i}": p.detach() for i, p in enumerate(self.parameters)}
+        return {**kept, **optimizer_tensors(self.optimizer)}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back a state."""
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"trained.{i}"])
+        restore_optimizer(self.optimizer, tensors)
+
+
+def _distance(y: Tensor, target: Tensor) -> Tensor:
+    """Squared distance, summed over channels (dimension 1) and meant over the rest."""
+    return functional.mse_loss(y, target) * y.shape[1]
+
+
+def _optimizer(block: TrainedBlock, recipe: Blocks) -> torch.optim.Adam:
+    groups: list[dict[str, Any]] = []
+    for parameters, rate, falls in (
+        (block.choices, recipe.rounding_learning_rate, False),
+        (block.weights, recipe.weight_learning_rate, True),
+        (block.weight_gains, recipe.weight_range_learning_rate, True),
+        (block.gains, recipe.range_learning_rate, True),
+    ):
+        if parameters:
+            device = parameters[0].device
+            lr = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+            groups.append({"params": parameters, "lr": lr, "falls": falls})
+    return torch.optim.Adam(groups, fused=True)
+
+
+def reconstruction_loop(
+    reconstruction: Reconstruction,
+    *,
+    checkpoint: CheckpointFile | None = None,
+    fingerprint: str = "",
+) -> Loop:
+    """The training of one block to the recipe's last step."""
+    return Loop(
+        reconstruction,
+        reconstruction.recipe.steps,
+        _ADVICE,
+        reconstruction.device,
+        every=LOG_EVERY,
+        checkpoint=checkpoint,
+        fingerprint=fingerprint,
+    )
