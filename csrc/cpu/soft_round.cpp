@@ -9,24 +9,38 @@
 #include "cpu/exp.h"
 #include "cpu/fake_quantize_loops.h"
 #include "cpu/lanes.h"
-#include "cpu/log.h"
 
 namespace synq::cpu {
 namespace {
 
-typedef int8_t Codes __attribute__((vector_size(SYNQ_VECTOR_BYTES / 4)));
-
-inline Vector load_codes(const int8_t* source, Whole) {
-  Codes codes;
-  memcpy(&codes, source, sizeof codes);
-  return __builtin_convertvector(codes, Vector);
+// u^exponent for 0 <= u <= 1 and an exponent above 0, exact at 1, relative error below 1e-7 (3 + |log2 of it|). Below
+// 2^-126 it is that; of NaN some number.
+inline Vector power_of(Vector u, Vector exponent) {
+  // u = 2^n (1 + t) with 1 + t between sqrt(1/2) and sqrt(2).
+  const Lanes bits = (Lanes)(u < FLT_MIN ? Vector{} + FLT_MIN : u);
+  const Lanes n = (bits - 0x3f3504f3) >> 23;
+  const Vector t = (Vector)(bits - (n << 23)) - 1.0f;
+  const Vector t2 = t * t;
+  // Minimax polynomial of log2(1 + t) / t, in pairs (Estrin): a chain would leave the arithmetic units waiting.
+  const Vector a = multiply_add(Vector{} - 0.72135712f, t, Vector{} + 1.44269477f);
+  const Vector b = multiply_add(Vector{} - 0.36008810f, t, Vector{} + 0.48093939f);
+  const Vector c = multiply_add(Vector{} - 0.25006144f, t, Vector{} + 0.28670862f);
+  const Vector d = multiply_add(Vector{} - 0.14575610f, t, Vector{} + 0.23688193f);
+  const Vector quotient = multiply_add(multiply_add(d, t2, c), t2 * t2, multiply_add(b, t2, a));
+  const Vector power = exponent * multiply_add(quotient, t, __builtin_convertvector(n, Vector));
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from where it becomes an exponent.
+  const Vector bounded = power < -126.0f ? Vector{} - 126.0f : power;
+  const Vector shifted = bounded + 12582912.0f;
+  const Vector f = bounded - (shifted - 12582912.0f);
+  const Vector f2 = f * f;
+  const Vector low = multiply_add(Vector{} + 6.931472028550421e-1f, f, Vector{} + 1.0f);
+  const Vector middle = multiply_add(Vector{} + 5.550332471162809e-2f, f, Vector{} + 2.402264791363012e-1f);
+  const Vector high = multiply_add(Vector{} + 1.339887440266574e-3f, f, Vector{} + 9.618437357674640e-3f);
+  const Vector result = multiply_add(multiply_add(high, f2, middle), f2, low);
+  return result * (Vector)(((Lanes)shifted << 23) + 0x3f800000);
 }
 
-inline Vector load_codes(const int8_t* source, Part part) {
-  Codes codes = {};
-  memcpy(&codes, source, static_cast<size_t>(part.count));
-  return __builtin_convertvector(codes, Vector);
-}
+inline Vector magnitude(Vector value) { return (Vector)((Lanes)value & 0x7fffffff); }
 
 struct Share {
   Vector sigmoid;
@@ -36,116 +50,166 @@ struct Share {
     h = h < 0.0f ? Vector{} : h;
     h = h > 1.0f ? Vector{} + 1.0f : h;
   }
-
-  Vector signed_distance() const { return h * 2.0f - 1.0f; }
 };
 
-inline Vector magnitude(Vector value) { return (Vector)((Lanes)value & 0x7fffffff); }
-
-// u^exponent for u from 0 to 1; of NaN some number.
-inline Vector power_of(Vector u, Vector exponent) { return exp(exponent * log(u < FLT_MIN ? Vector{} + FLT_MIN : u)); }
-
-// The parameters of a run's channels, one for all or, with channels innermost, one for each element.
+// The grids of a block, one for all or, with channels innermost, one for each element.
 struct SharedGrid {
-  Affine affine;
-  template <typename Lanes>
-  Vector scale(int64_t, Lanes) const {
-    return broadcast(affine.scale);
+  Vector scales;
+  Vector offsets;
+  Vector inverses;
+
+  explicit SharedGrid(Affine affine)
+      : scales(broadcast(affine.scale)),
+        offsets(broadcast(affine.zero_point)),
+        inverses(broadcast(1.0f / affine.scale)) {}
+  template <typename Some>
+  Vector scale(int64_t, Some) const {
+    return scales;
   }
-  template <typename Lanes>
-  Vector zero_point(int64_t, Lanes) const {
-    return broadcast(affine.zero_point);
+  template <typename Some>
+  Vector offset(int64_t, Some) const {
+    return offsets;
+  }
+  template <typename Some>
+  Vector inverse(int64_t, Some) const {
+    return inverses;
   }
 };
 
 struct GridPerElement {
   const float* scales;
-  const float* zero_points;
-  template <typename Lanes>
-  Vector scale(int64_t i, Lanes lanes) const {
+  const float* offsets;
+
+  template <typename Some>
+  Vector scale(int64_t i, Some lanes) const {
     return lanes.load(scales + i, 1.0f);
   }
-  template <typename Lanes>
-  Vector zero_point(int64_t i, Lanes lanes) const {
-    return lanes.load(zero_points + i, 0.0f);
+  template <typename Some>
+  Vector offset(int64_t i, Some lanes) const {
+    return lanes.load(offsets + i, 0.0f);
+  }
+  template <typename Some>
+  Vector inverse(int64_t i, Some lanes) const {
+    return 1.0f / scale(i, lanes);
   }
 };
 
-// Calls body(start, size, first channel, the grids from there) for every block of every run.
+// Calls body(start, size, first channel, the grids from there, the codes as floats) for every block of every run.
 template <typename Body>
 void for_each_piece(const SoftRoundParams& params, int64_t begin, int64_t end, Body body) {
   const bool innermost = channels_innermost(params);
   for_each_run(params, begin, end, [&](int64_t start, int64_t count, int64_t channel) {
     for (int64_t i = 0; i < count; i += kBlock) {
       const int64_t size = count - i < kBlock ? count - i : kBlock;
+      float codes[kBlock];
+      for (int64_t k = 0; k < size; ++k) codes[k] = static_cast<float>(params.base[start + i + k]);
       if (innermost) {
         const int64_t first = channel + i;
-        body(start + i, size, first, GridPerElement{params.scale + first, params.zero_point + first});
+        body(start + i, size, first, GridPerElement{params.scale + first, params.zero_point + first}, codes);
       } else {
-        body(start + i, size, channel, SharedGrid{{params.scale[channel], params.zero_point[channel]}});
+        body(start + i, size, channel, SharedGrid({params.scale[channel], params.zero_point[channel]}), codes);
       }
     }
   });
 }
 
-template <typename V>
-inline V clamp_codes(V codes, Grid grid) {
-  codes = codes < grid.low ? V{} + grid.low : codes;
-  return codes > grid.high ? V{} + grid.high : codes;
+struct Codes {
+  Vector low;
+  Vector high;
+
+  explicit Codes(int bits) : low(broadcast(lowest_code(bits))), high(broadcast(highest_code(bits))) {}
+  Vector clamp(Vector codes) const {
+    codes = codes < low ? low : codes;
+    return codes > high ? high : codes;
+  }
+};
+
+// The sum of a block, in float32 as far as kSumRows terms go.
+inline double sum_of_block(const float* terms, int64_t count) {
+  constexpr int kWidth = kBlock / kSumRows;
+  Vector sums[kWidth / kLanes] = {};
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    for (int k = 0; k < kWidth / kLanes; ++k) sums[k] += load_vector(terms + i + k * kLanes);
+  }
+  double total = 0.0;
+  for (const Vector& sum : sums) {
+    for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sum[lane]);
+  }
+  for (; i < count; ++i) total += static_cast<double>(terms[i]);
+  return total;
 }
 
+// Sigmoids and powers have loops of their own: one loop would leave most of the processor waiting for a long chain.
 void forward(const SoftRoundParams& params, int64_t begin, int64_t end, double* penalty) {
-  const Grid grid = grid_of(params.bits);
+  const Codes grid(params.bits);
   const Vector exponent = broadcast(*params.exponent);
-  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, int64_t, auto grids) {
-    const float* v = params.v + start;
-    const int8_t* base = params.base + start;
-    float* w = params.y + start;
+  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, int64_t, auto grids, const float* codes) {
+    float shares[kBlock];
+    for_each_vector(0, size, [&](int64_t i, auto lanes) {
+      const Share share(lanes.load(params.v + start + i, 0.0f));
+      lanes.store(shares + i, share.h);
+      const Vector code = grid.clamp(lanes.load(codes + i, 0.0f) + share.h);
+      lanes.store(params.y + start + i, (code + grids.offset(i, lanes)) / grids.scale(i, lanes));
+    });
     float terms[kBlock];
     for_each_vector(0, size, [&](int64_t i, auto lanes) {
-      const Share share(lanes.load(v + i, 0.0f));
-      const Vector codes = clamp_codes(load_codes(base + i, lanes) + share.h, grid);
-      lanes.store(w + i, (codes + grids.zero_point(i, lanes)) / grids.scale(i, lanes));
-      const Vector power = power_of(magnitude(share.signed_distance()), exponent);
-      // NaN is lost in the power.
-      lanes.store(terms + i, share.h == share.h ? 1.0f - power : share.h);
+      const Vector h = lanes.load(shares + i, 0.0f);
+      const Vector term = 1.0f - power_of(magnitude(h * 2.0f - 1.0f), exponent);
+      lanes.store(terms + i, h == h ? term : h);
     });
-    add_run(terms, size, penalty);
+    *penalty += sum_of_block(terms, size);
   });
 }
 
 template <bool kOfWeights, bool kOfPenalty>
 void backward_from(const SoftRoundParams& params, int64_t begin, int64_t end, double* of_scale) {
-  const Grid grid = grid_of(params.bits);
+  const Codes grid(params.bits);
   const bool innermost = channels_innermost(params);
   const Vector exponent = broadcast(*params.exponent - 1.0f);
   float factor = 0.0f;
   if constexpr (kOfPenalty) factor = 2.0f * *params.exponent * *params.grad_penalty;
-  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, int64_t channel, auto grids) {
-    const float* v = params.v + start;
-    const int8_t* base = params.base + start;
+  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, int64_t channel, auto grids, const float* codes) {
+    float shares[kBlock];
+    float slopes[kBlock];
     float* of_v = params.y + start;
+    for_each_vector(0, size, [&](int64_t i, auto lanes) {
+      const Share share(lanes.load(params.v + start + i, 0.0f));
+      lanes.store(shares + i, share.h);
+      const Vector slope = share.sigmoid * (1.0f - share.sigmoid) * 1.2f;
+      lanes.store(slopes + i, (share.h <= 0.0f) | (share.h >= 1.0f) ? Vector{} : slope);
+    });
+    float penalties[kBlock];
+    if constexpr (kOfPenalty) {
+      for_each_vector(0, size, [&](int64_t i, auto lanes) {
+        const Vector distance = lanes.load(shares + i, 0.0f) * 2.0f - 1.0f;
+        const Vector slope = power_of(magnitude(distance), exponent) * factor;
+        lanes.store(penalties + i, distance > 0.0f ? slope : distance < 0.0f ? -slope : Vector{});
+      });
+    }
     float terms[kBlock];
     for_each_vector(0, size, [&](int64_t i, auto lanes) {
-      const Share share(lanes.load(v + i, 0.0f));
       Vector of_h = {};
       if constexpr (kOfWeights) {
         const Vector gradient = lanes.load(params.gradient + start + i, 0.0f);
-        const Vector lower = load_codes(base + i, lanes);
+        const Vector lower = lanes.load(codes + i, 0.0f);
         // Between two levels of the grid, which 0 < h < 1 leaves to the base alone.
-        of_h = (lower >= grid.low) & (lower < grid.high) ? gradient / grids.scale(i, lanes) : Vector{};
-        const Vector codes = clamp_codes(lower + share.h, grid);
-        lanes.store(terms + i, gradient * (codes + grids.zero_point(i, lanes)));
+        of_h = (lower >= grid.low) & (lower < grid.high) ? gradient * grids.inverse(i, lanes) : Vector{};
+        const Vector code = grid.clamp(lower + lanes.load(shares + i, 0.0f));
+        lanes.store(terms + i, gradient * (code + grids.offset(i, lanes)));
       }
-      if constexpr (kOfPenalty) {
-        const Vector distance = share.signed_distance();
-        const Vector slope = power_of(magnitude(distance), exponent) * factor;
-        of_h = of_h - (distance > 0.0f ? slope : distance < 0.0f ? -slope : Vector{});
-      }
-      const Vector slope = share.sigmoid * (1.0f - share.sigmoid) * 1.2f;
-      lanes.store(of_v + i, (share.h <= 0.0f) | (share.h >= 1.0f) ? Vector{} : of_h * slope);
+      if constexpr (kOfPenalty) of_h = of_h - lanes.load(penalties + i, 0.0f);
+      const Vector slope = lanes.load(slopes + i, 0.0f);
+      // NaN stays in both; elsewhere a slope of zero is a clamp.
+      lanes.store(of_v + i, slope == 0.0f ? Vector{} : of_h * slope);
     });
-    if constexpr (kOfWeights) add_terms(terms, size, innermost, of_scale + channel);
+    if constexpr (kOfWeights) {
+      if (innermost) {
+        add_row(terms, size, of_scale + channel);
+      } else {
+        of_scale[channel] += sum_of_block(terms, size);
+      }
+    }
   });
 }
 
