@@ -36,7 +36,8 @@ inline Vector power_of(Vector u, Vector exponent) {
   const Vector low = multiply_add(Vector{} + 6.931472028550421e-1f, f, Vector{} + 1.0f);
   const Vector middle = multiply_add(Vector{} + 5.550332471162809e-2f, f, Vector{} + 2.402264791363012e-1f);
   const Vector high = multiply_add(Vector{} + 1.339887440266574e-3f, f, Vector{} + 9.618437357674640e-3f);
-  const Vector result = multiply_add(multiply_add(high, f2, middle), f2, low);
+  const Vector highest = multiply_add(Vector{} + 1.535336188319500e-4f, f2, high);
+  const Vector result = multiply_add(multiply_add(highest, f2, middle), f2, low);
   return result * (Vector)(((Lanes)shifted << 23) + 0x3f800000);
 }
 

@@ -186,7 +186,7 @@ def soft_round(
     stays NaN, in both results and in its gradient.
 
     Backends round sigmoids and powers differently: a value is within 1e-6 of its step and of
-    itself, a share's part of the penalty within 1e-6 times the exponent.
+    itself, a share's part of the penalty within 5e-7 times the exponent.
 
     Args:
         v: The trained variable, any shape; float32, or float64, which runs on the reference. Dense
