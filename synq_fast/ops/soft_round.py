@@ -6,7 +6,12 @@ from torch.overrides import has_torch_function_variadic
 from synq_fast.ops._checks import check_bits, check_gradient, check_range, check_scale, widened
 from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import like, register
-from synq_fast.ops._tensor_checks import check_number, check_same_device, check_shape
+from synq_fast.ops._tensor_checks import (
+    check_axis,
+    check_number,
+    check_same_device,
+    check_shape,
+)
 from synq_fast.reference._affine import range_shape
 from synq_fast.reference.soft_round import soft_round as _plain
 from synq_fast.reference.soft_round import soft_round_gradients
@@ -21,12 +26,7 @@ def _check_weight(v: object, axis: object) -> None:
         raise TypeError(f"v must be a torch.Tensor, got {type(v).__name__}")
     if v.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"v must be float32 or float64, got {v.dtype}; convert it with v.float()")
-    if axis is None:
-        return
-    if type(axis) is not int:
-        raise TypeError(f"axis must be an int or None, got {axis!r} ({type(axis).__name__})")
-    if not -v.ndim <= axis < v.ndim:
-        raise IndexError(f"axis {axis} is out of range for a tensor with {v.ndim} dimensions")
+    check_axis(axis, "v", v)
 
 
 def _check(

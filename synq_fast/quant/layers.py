@@ -48,8 +48,7 @@ class WeightQuantized(Held):
     @torch.no_grad()
     def clip_ranges(self) -> None:
         """Take the shares of the extremes with which the weights have the least error."""
-        found = [ops.search_range(channel.float(), self.weight_bits) for channel in self.weight]
-        ends = [torch.stack(each) for each in zip(*found, strict=True)]
+        ends = ops.search_range(self.weight.float(), self.weight_bits, axis=0)
         self.clip = None
         shares = (found / whole for found, whole in zip(ends, self.ranges(), strict=True))
         self.clip = torch.stack(list(shares)).nan_to_num(1.0, 1.0, 1.0)
