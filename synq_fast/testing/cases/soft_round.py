@@ -46,26 +46,27 @@ def codes_like(v: torch.Tensor, bits: int, seed: int = 0) -> torch.Tensor:
 def inputs() -> Iterator[Sample]:
     """Yields variables on both sides of the edges, with parameters for the tensor or a channel."""
     v = decided(noise(4, 6, seed=1))
-    typical = v, uniform(6, low=1.0, high=4.0), noise(6, scale=2.0), constant(3.0)
-    yield Sample("typical", (*typical, codes_like(v, 3)), {"bits": 3, "axis": 1})
+    grid = uniform(6, low=1.0, high=4.0), noise(6, scale=2.0)
+    yield Sample("typical", (v, *grid, constant(3.0), codes_like(v, 3)), {"bits": 3, "axis": 1})
     for part in parts():
-        bits, power = part.choose(4, 2, 8, 3), part.choose(20.0, 2.0, 8.5)
+        bits, power = part.choose(4, 2, 8, 3), constant(part.choose(20.0, 2.0, 8.5))
         v = decided(part.x)
         count = 1 if part.axis is None else v.shape[part.axis]
         scale, zero = uniform(count, low=0.5, high=9.0), noise(count, seed=3, scale=20.0)
-        tensors = v, scale, zero, constant(power), codes_like(v, bits)
+        tensors = v, scale, zero, power, codes_like(v, bits)
         yield Sample(part.reason, tensors, {"bits": bits, "axis": part.axis}, **part.flags)
     v = decided(noise(5, 8, 3, 3, scale=3.0)).to(memory_format=torch.channels_last)
-    tensors = v, uniform(5, low=1.0, high=3.0), noise(5), constant(4.0)
-    yield Sample("codes laid out otherwise", (*tensors, codes_like(v, 4).contiguous()), {"axis": 0})
-    for power in (1.0, 1.5, 2.0, 20.0, 100.0):
+    grid = uniform(5, low=1.0, high=3.0), noise(5)
+    codes = codes_like(v, 4).contiguous()
+    yield Sample("codes laid out otherwise", (v, *grid, constant(4.0), codes), {"axis": 0})
+    for exponent in (1.0, 1.5, 2.0, 20.0, 100.0):
         v = torch.linspace(-3, 3, 1000, dtype=torch.float32, device="cpu")
-        tensors = v, constant(7.5), constant(-0.5), constant(power), codes_like(v, 4)
-        yield Sample(f"exponent {power}", tensors)
-    for zero in (-2.5, -0.3, 0.5, 1.5, 1e4):
+        tensors = v, constant(7.5), constant(-0.5), constant(exponent), codes_like(v, 4)
+        yield Sample(f"exponent {exponent}", tensors)
+    for offset in (-2.5, -0.3, 0.5, 1.5, 1e4):
         v = decided(noise(50))
-        yield Sample(f"zero point {zero}", (v, constant(3.0), constant(zero), constant(2.0),
-                                            codes_like(v, 4)))  # fmt: skip
+        tensors = v, constant(3.0), constant(offset), constant(2.0), codes_like(v, 4)
+        yield Sample(f"zero point {offset}", tensors)
     extremes = (0.0, 20.0, 89.0, 200.0, 3e38, 1e-30, 1e-40, math.inf)
     values = [sign * value for value in extremes for sign in (1, -1)]
     for more in ([], [math.nan]):
@@ -74,8 +75,9 @@ def inputs() -> Iterator[Sample]:
         yield Sample(f"extremes {more}", tensors, special=bool(more))
     for numbers in ((math.nan, 0.0, 3.0), (1.0, math.nan, 3.0), (1.0, 0.0, math.nan)):
         v = decided(noise(20))
-        tensors = v, *(constant(number) for number in numbers), codes_like(v, 4)
-        yield Sample(f"scale, zero point, exponent {numbers}", tensors, special=True)
+        scale, zero, power = (constant(number) for number in numbers)
+        reason = f"scale, zero point, exponent {numbers}"
+        yield Sample(reason, (v, scale, zero, power, codes_like(v, 4)), special=True)
 
 
 def oracle(
