@@ -95,20 +95,41 @@ struct GridPerElement {
   }
 };
 
-// Calls body(start, size, first channel, the grids from there, the codes as floats) for every block of every run.
+// Runs below this go together, each element with a copy of its channel's grid.
+constexpr int64_t kShortRun = 32;
+
+// Calls body(start, size, the grids of the elements from there, their codes as floats) for every block.
 template <typename Body>
 void for_each_piece(const SoftRoundParams& params, int64_t begin, int64_t end, Body body) {
+  const auto with_codes = [&](int64_t start, int64_t size, auto grids) {
+    float codes[kBlock];
+    for (int64_t i = 0; i < size; ++i) codes[i] = static_cast<float>(params.base[start + i]);
+    body(start, size, grids, codes);
+  };
   const bool innermost = channels_innermost(params);
+  if (params.channels > 1 && (innermost ? params.channels : params.inner) < kShortRun) {
+    for (int64_t start = begin; start < end; start += kBlock) {
+      const int64_t size = end - start < kBlock ? end - start : kBlock;
+      float scales[kBlock];
+      float offsets[kBlock];
+      for_each_run(params, start, start + size, [&](int64_t first, int64_t count, int64_t channel) {
+        for (int64_t i = 0; i < count; ++i) {
+          scales[first - start + i] = params.scale[innermost ? channel + i : channel];
+          offsets[first - start + i] = params.zero_point[innermost ? channel + i : channel];
+        }
+      });
+      with_codes(start, size, GridPerElement{scales, offsets});
+    }
+    return;
+  }
   for_each_run(params, begin, end, [&](int64_t start, int64_t count, int64_t channel) {
+    const SharedGrid shared({params.scale[channel], params.zero_point[channel]});
     for (int64_t i = 0; i < count; i += kBlock) {
       const int64_t size = count - i < kBlock ? count - i : kBlock;
-      float codes[kBlock];
-      for (int64_t k = 0; k < size; ++k) codes[k] = static_cast<float>(params.base[start + i + k]);
       if (innermost) {
-        const int64_t first = channel + i;
-        body(start + i, size, first, GridPerElement{params.scale + first, params.zero_point + first}, codes);
+        with_codes(start + i, size, GridPerElement{params.scale + channel + i, params.zero_point + channel + i});
       } else {
-        body(start + i, size, channel, SharedGrid({params.scale[channel], params.zero_point[channel]}), codes);
+        with_codes(start + i, size, shared);
       }
     }
   });
@@ -128,24 +149,39 @@ struct Codes {
 // The sum of a block, in float32 as far as kSumRows terms go.
 inline double sum_of_block(const float* terms, int64_t count) {
   constexpr int kWidth = kBlock / kSumRows;
-  Vector sums[kWidth / kLanes] = {};
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    for (int k = 0; k < kWidth / kLanes; ++k) sums[k] += load_vector(terms + i + k * kLanes);
-  }
   double total = 0.0;
-  for (const Vector& sum : sums) {
-    for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sum[lane]);
+  int64_t i = 0;
+  if (count >= kWidth) {
+    Vector sums[kWidth / kLanes] = {};
+    for (; i + kWidth <= count; i += kWidth) {
+      for (int k = 0; k < kWidth / kLanes; ++k) sums[k] += load_vector(terms + i + k * kLanes);
+    }
+    for (const Vector& sum : sums) {
+      for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sum[lane]);
+    }
   }
   for (; i < count; ++i) total += static_cast<double>(terms[i]);
   return total;
+}
+
+// Adds a block's terms to the sums of their channels.
+inline void add_to_channels(const SoftRoundParams& params, int64_t start, int64_t size, const float* terms,
+                            double* sums) {
+  const bool innermost = channels_innermost(params);
+  for_each_run(params, start, start + size, [&](int64_t first, int64_t count, int64_t channel) {
+    if (innermost) {
+      add_row(terms + (first - start), count, sums + channel);
+    } else {
+      sums[channel] += sum_of_block(terms + (first - start), count);
+    }
+  });
 }
 
 // Sigmoids and powers have loops of their own: one loop would leave most of the processor waiting for a long chain.
 void forward(const SoftRoundParams& params, int64_t begin, int64_t end, double* penalty) {
   const Codes grid(params.bits);
   const Vector exponent = broadcast(*params.exponent);
-  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, int64_t, auto grids, const float* codes) {
+  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, auto grids, const float* codes) {
     float shares[kBlock];
     for_each_vector(0, size, [&](int64_t i, auto lanes) {
       const Share share(lanes.load(params.v + start + i, 0.0f));
@@ -166,11 +202,10 @@ void forward(const SoftRoundParams& params, int64_t begin, int64_t end, double* 
 template <bool kOfWeights, bool kOfPenalty>
 void backward_from(const SoftRoundParams& params, int64_t begin, int64_t end, double* of_scale) {
   const Codes grid(params.bits);
-  const bool innermost = channels_innermost(params);
   const Vector exponent = broadcast(*params.exponent - 1.0f);
   float factor = 0.0f;
   if constexpr (kOfPenalty) factor = 2.0f * *params.exponent * *params.grad_penalty;
-  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, int64_t channel, auto grids, const float* codes) {
+  for_each_piece(params, begin, end, [&](int64_t start, int64_t size, auto grids, const float* codes) {
     float shares[kBlock];
     float slopes[kBlock];
     float* of_v = params.y + start;
@@ -204,13 +239,7 @@ void backward_from(const SoftRoundParams& params, int64_t begin, int64_t end, do
       // NaN stays in both; elsewhere a slope of zero is a clamp.
       lanes.store(of_v + i, slope == 0.0f ? Vector{} : of_h * slope);
     });
-    if constexpr (kOfWeights) {
-      if (innermost) {
-        add_row(terms, size, of_scale + channel);
-      } else {
-        of_scale[channel] += sum_of_block(terms, size);
-      }
-    }
+    if constexpr (kOfWeights) add_to_channels(params, start, size, terms, of_scale);
   });
 }
 

@@ -21,8 +21,8 @@ struct Shape {
 
 constexpr int kBits = 4;
 constexpr float kGradPenalty = 0.75f;
-constexpr Shape kShapes[] = {{1, 1, 1},  {1, 1, 7},   {1, 1, 1999}, {3, 5, 401},
-                             {40, 5, 1}, {2, 515, 1}, {9, 4, 3},    {1, 3, 512}};
+constexpr Shape kShapes[] = {{1, 1, 1},   {1, 1, 7}, {1, 1, 1999}, {3, 5, 401}, {40, 5, 1},
+                             {2, 515, 1}, {9, 4, 3}, {1, 3, 512},  {70, 5, 3},  {150, 9, 1}};
 
 struct Inputs {
   Shape shape;
