@@ -152,6 +152,14 @@ def others(batch: int) -> Iterator[Work]:
     )
     sample = _noise(65_536)
     yield Work("search_range, 65,536 values", sample.nbytes, lambda: ops.search_range(sample, 4))
+    v = _noise(4 * batch, 4608).requires_grad_()
+    codes = torch.zeros(v.shape, dtype=torch.int8, device=harness.DEVICE)
+    scale = torch.ones(len(v), device=harness.DEVICE).requires_grad_()
+    yield Work(
+        "soft_round with gradients",
+        22 * v.numel(),
+        _with_gradient(lambda: ops.soft_round(v, codes, scale, 0.0, 4, 3.0), [v, scale]),
+    )
     small = _noise(batch, 16, 32, 32, last=True)
     mean, variance = torch.zeros(16, device=harness.DEVICE), torch.ones(16, device=harness.DEVICE)
     yield Work(

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "dtype.h"
+#include "layout.h"
 
 namespace synq {
 
@@ -11,12 +12,11 @@ constexpr int kMaximumCandidates = 100;
 // Beyond, float32 cannot hold the powers of a tensor's small and large errors.
 constexpr double kMaximumNorm = 16.0;
 
-struct SearchRangeParams {
-  const void* x;       // dtype, `elements` of them
-  float* range_min;    // one element
-  float* range_max;    // one element
+struct SearchRangeParams : Layout {
+  const void* x;       // dtype; elements() is positive
+  float* range_min;    // (channels,)
+  float* range_max;    // (channels,)
   double* workspace;   // search_range_workspace_cuda(params) doubles
-  int64_t elements;    // positive
   int32_t candidates;  // 1..kMaximumCandidates
   int32_t bits;        // 2..16
   float norm;          // above 0, at most kMaximumNorm

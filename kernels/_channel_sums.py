@@ -4,6 +4,8 @@ Each program sums a part of a channel, or of neighbouring channels, in float32; 
 the parts in float64. Parts have fixed places, so every run gives the same bits.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -137,6 +139,33 @@ def finish_sums_kernel(
     tl.store(other_ptr + channel, other.to(tl.float32))
 
 
+class Division(NamedTuple):
+    """Tiles of `rows` by `columns`, for programs of `groups` channels or of columns by `splits`."""
+
+    rows: int
+    columns: int
+    groups: int
+    splits: int
+
+
+def divide(layout: Layout) -> Division:
+    """Returns how the memory of a reduction over channels is divided among programs."""
+    outer, channels, inner = layout
+    if layout.by_column:
+        columns = min(power_of_two(channels), 64)
+        groups = triton.cdiv(channels, columns)
+        rows = min(power_of_two(outer), TILE // columns)
+        tiles = triton.cdiv(outer, rows)
+    else:
+        columns = min(power_of_two(inner), TILE)
+        groups = channels
+        rows = min(power_of_two(outer), TILE // columns)
+        tiles = triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
+    wanted = triton.cdiv(TARGET_PROGRAMS, groups)
+    splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
+    return Division(rows, columns, groups, splits)
+
+
 def launch_sums(
     x: torch.Tensor,
     gradient: torch.Tensor,
@@ -158,18 +187,7 @@ def launch_sums(
     A residual after the map is laid out as `x`; its gradient is written to `of_residual` if given.
     """
     outer, channels, inner = layout
-    if layout.by_column:
-        columns = min(power_of_two(channels), 64)
-        groups = triton.cdiv(channels, columns)
-        rows = min(power_of_two(outer), TILE // columns)
-        tiles = triton.cdiv(outer, rows)
-    else:
-        columns = min(power_of_two(inner), TILE)
-        groups = channels
-        rows = min(power_of_two(outer), TILE // columns)
-        tiles = triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
-    wanted = triton.cdiv(TARGET_PROGRAMS, groups)
-    splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
+    rows, columns, groups, splits = divide(layout)
     first, second = results[0].new_empty(2, channels * splits)
     factor, offset = (value.contiguous() for value in factors)
     low, high = (factor, offset) if grid is None else (bound.contiguous() for bound in grid)

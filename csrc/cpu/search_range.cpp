@@ -83,8 +83,10 @@ double sum_tile(const float* x, int64_t count, Candidate candidate, Power power,
     add_errors(x + i, kLanes, candidate, power, low, high, weights.from(i), lanes);
   }
   add_errors(x + i, count - i, candidate, power, low, high, weights.from(i), lanes);
+  // The other lanes hold zero.
+  const int64_t used = count < kLanes ? count : kLanes;
   double sum = 0.0;
-  for (int64_t j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
+  for (int64_t j = 0; j < used; ++j) sum += static_cast<double>(lanes[j]);
   return sum;
 }
 

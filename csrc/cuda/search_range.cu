@@ -1,7 +1,8 @@
 // The range search: every candidate's errors in one pass over x.
 //
-// A block holds a tile of x in registers while the candidates go over it, so x is read once for its extrema and once
-// for its errors, four bytes or two a thread at a time: the arithmetic of all candidates takes far longer than memory.
+// A block holds a tile of a channel in registers while the candidates go over it, so x is read once for its extrema and
+// once for its errors, four bytes or two a thread at a time: the arithmetic of all candidates takes far longer than
+// memory.
 // Sums are float32 within a warp's tile and double beyond, each at a place of its own: every run on a device gives the
 // same bits.
 #include "../search_range.h"
@@ -38,21 +39,31 @@ __device__ __forceinline__ float power_of(float error, float norm, float offset)
 }
 
 struct Search {
-  const float* low;   // (splits,) partial ranges
-  const float* high;  // (splits,)
-  double* sums;       // (candidates, blocks)
+  const float* low;   // (channels, splits) partial ranges
+  const float* high;  // (channels, splits)
+  double* sums;       // (channels, candidates, parts)
+  Layout layout;
   int64_t splits;
-  int64_t elements;
+  int64_t parts;
   int candidates;
   int bits;
   float norm;
+
+  __device__ __forceinline__ Range range(int64_t channel) const {
+    return merge_partials(low + channel * splits, high + channel * splits, splits);
+  }
 };
+
+// Block (channel, part) handles every `parts`-th tile of the channel.
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const T* x, const Search search) {
   __shared__ Candidate candidates[kMaximumCandidates];
   __shared__ double sums[kWarps][kMaximumCandidates];
-  const Range range = merge_partials(search.low, search.high, search.splits);
+  const int64_t channel = blockIdx.x / search.parts;
+  const int64_t part = blockIdx.x - channel * search.parts;
+  const int64_t elements = search.layout.outer * search.layout.inner;
+  const Range range = search.range(channel);
   const int warp = threadIdx.x / kWarp;
   const bool first_lane = threadIdx.x % kWarp == 0;
   for (int c = threadIdx.x; c < search.candidates; c += kThreads) {
@@ -64,13 +75,15 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
   const float low = lowest_code(search.bits);
   const float high = highest_code(search.bits);
 
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kTile;
-  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kTile; tile < search.elements; tile += step) {
-    const int64_t left = search.elements - tile - threadIdx.x;
+  for (int64_t tile = part * kTile; tile < elements; tile += search.parts * kTile) {
+    // A warp without elements would add zeros.
+    if (tile + warp * kWarp >= elements) continue;
+    const int64_t left = elements - tile - threadIdx.x;
     float values[kItems];
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      values[i] = i * kThreads < left ? to_float(x[tile + threadIdx.x + i * kThreads]) : 0.0f;
+      const int64_t element = tile + threadIdx.x + i * kThreads;
+      values[i] = i * kThreads < left ? to_float(x[search.layout.offset(channel, element)]) : 0.0f;
     }
     for (int c = 0; c < search.candidates; ++c) {
       const Candidate candidate = candidates[c];
@@ -88,18 +101,19 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
   for (int c = threadIdx.x; c < search.candidates; c += kThreads) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += sums[w][c];
-    search.sums[static_cast<int64_t>(c) * gridDim.x + blockIdx.x] = sum;
+    search.sums[(channel * search.candidates + c) * search.parts + part] = sum;
   }
 }
 
-// One block adds up the sums of all blocks and writes the range of the first candidate with the least.
-__global__ void __launch_bounds__(kThreads)
-    choose_kernel(const Search search, int64_t blocks, float* range_min, float* range_max) {
+// A block adds up the sums of a channel and writes the range of the first candidate with the least.
+__global__ void __launch_bounds__(kThreads) choose_kernel(const Search search, float* range_min, float* range_max) {
   __shared__ double totals[kMaximumCandidates];
-  const Range range = merge_partials(search.low, search.high, search.splits);
+  const int64_t channel = blockIdx.x;
+  const double* sums = search.sums + channel * search.candidates * search.parts;
+  const Range range = search.range(channel);
   for (int c = threadIdx.x / kWarp; c < search.candidates; c += kWarps) {
     double sum = 0.0;
-    for (int64_t i = threadIdx.x % kWarp; i < blocks; i += kWarp) sum += search.sums[c * blocks + i];
+    for (int64_t i = threadIdx.x % kWarp; i < search.parts; i += kWarp) sum += sums[c * search.parts + i];
     sum = sum_warp(sum);
     if (threadIdx.x % kWarp == 0) totals[c] = sum;
   }
@@ -111,36 +125,37 @@ __global__ void __launch_bounds__(kThreads)
       if (totals[c] < totals[best]) best = c;
     }
   }
-  *range_min = mul(range.low, shrink_of(best));
-  *range_max = mul(range.high, shrink_of(best));
+  range_min[channel] = mul(range.low, shrink_of(best));
+  range_max[channel] = mul(range.high, shrink_of(best));
 }
 
-int64_t blocks_for(const SearchRangeParams& params) {
-  return std::min(ceil_divide(params.elements, kTile), kReductionParts);
-}
+// Of the tiles of each channel: as many as of a whole tensor of its size, so that it has the same sums alone.
+int64_t parts_for(const Layout& layout) { return std::min(ceil_divide(layout.length(), kTile), kReductionParts); }
 
 }  // namespace
 
 int64_t search_range_workspace_cuda(const SearchRangeParams& params) {
+  const Layout layout = layout_of(params);
   // Two float32 partials take the place of a double.
-  return params.candidates * blocks_for(params) + range_splits(params.elements, params.dtype);
+  return layout.channels * (params.candidates * parts_for(layout) + range_splits(layout.length(), params.dtype));
 }
 
 int search_range_cuda(const SearchRangeParams& params, void* stream) {
-  const int64_t blocks = blocks_for(params);
-  const int64_t splits = range_splits(params.elements, params.dtype);
-  float* low = reinterpret_cast<float*>(params.workspace + params.candidates * blocks);
-  float* high = low + splits;
-  const Search search = {low,         high,       params.workspace, splits, params.elements, params.candidates,
+  const Layout layout = layout_of(params);
+  const int64_t parts = parts_for(layout);
+  const int64_t splits = range_splits(layout.length(), params.dtype);
+  float* low = reinterpret_cast<float*>(params.workspace + layout.channels * params.candidates * parts);
+  float* high = low + layout.channels * splits;
+  const Search search = {low,         high,       params.workspace, layout, splits, parts, params.candidates,
                          params.bits, params.norm};
   return with_element_type(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     const T* x = static_cast<const T*>(params.x);
-    int error = launch_channel_partials(x, low, high, Layout{1, 1, params.elements}, splits, false, stream);
+    int error = launch_channel_partials(x, low, high, layout, splits, false, stream);
     if (error != cudaSuccess) return error;
-    error = launch(errors_kernel<T>, blocks, kThreads, 0, stream, x, search);
+    error = launch(errors_kernel<T>, layout.channels * parts, kThreads, 0, stream, x, search);
     if (error != cudaSuccess) return error;
-    return launch(choose_kernel, 1, kThreads, 0, stream, search, blocks, params.range_min, params.range_max);
+    return launch(choose_kernel, layout.channels, kThreads, 0, stream, search, params.range_min, params.range_max);
   });
 }
 

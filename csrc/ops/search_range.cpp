@@ -3,14 +3,18 @@
 // On the CPU most candidates are ruled out on a histogram of x: the error is the distance to the nearest level, so
 // moving an element to the centre of its bin moves its error by at most half a bin, and the loss within known bounds.
 // The candidates that could still win are then evaluated exactly, all of them in one pass over x. Sums are taken over
-// parts that depend on the number of elements alone, so the number of threads cannot be seen in the result.
+// parts that depend on the number of elements alone, so the number of threads cannot be seen in the result. Channels
+// are searched one by one, several at a time where there are enough of them: what runs inside a thread of torch's pool
+// stays in it.
 #include "search_range.h"
 
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -19,7 +23,7 @@
 #include "ops/device.h"
 #include "ops/find_ranges.h"
 #include "ops/parallel.h"
-#include "ops/tensors.h"
+#include "ops/quantized.h"
 
 namespace synq {
 namespace {
@@ -37,15 +41,18 @@ const cpu::SearchRangeKernels& kernels() {
   return SYNQ_SELECT(search_range_kernels);
 }
 
+// Of one channel.
 struct Search {
   SearchRangeParams params;
+  const void* x;
+  int64_t elements;
   float low;
   float high;
   float offset;
 
   cpu::SearchRangeJob job(const std::vector<int32_t>& candidates) const {
     cpu::SearchRangeJob job{};
-    job.x = params.x;
+    job.x = x;
     job.candidates = candidates.data();
     job.count = static_cast<int32_t>(candidates.size());
     job.bits = params.bits;
@@ -60,7 +67,7 @@ struct Search {
 
 std::vector<double> sum_errors(const Search& search, const std::vector<int32_t>& candidates) {
   const cpu::SearchRangeJob job = search.job(candidates);
-  const int64_t elements = search.params.elements;
+  const int64_t elements = search.elements;
   const int64_t wanted = std::min((elements + kPart - 1) / kPart, kMaximumParts);
   const int64_t size = ((elements + wanted - 1) / wanted + kPart - 1) / kPart * kPart;
   const int64_t parts = (elements + size - 1) / size;
@@ -87,21 +94,22 @@ struct Histogram {
 int64_t bins_for(const Search& search) {
   const int64_t resolving = int64_t{1} << std::min(search.params.bits + 10, 16);
   int64_t bins = kMinimumBins;
-  while (bins < resolving && 2 * bins * kElementsPerBin <= search.params.elements) bins *= 2;
+  while (bins < resolving && 2 * bins * kElementsPerBin <= search.elements) bins *= 2;
   return bins;
 }
 
 Histogram make_histogram(const Search& search, int64_t bins) {
-  const int64_t elements = search.params.elements;
+  const int64_t elements = search.elements;
   cpu::HistogramJob job{};
-  job.x = search.params.x;
+  job.x = search.x;
   job.range_min = search.low;
   job.bins_per_unit = static_cast<float>(static_cast<double>(bins) / (static_cast<double>(search.high) - search.low));
   job.bins = static_cast<int32_t>(bins);
   job.dtype = search.params.dtype;
 
   // Counts are exact in any order, so here the parts may follow the threads.
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (elements + kGrain - 1) / kGrain);
+  const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = std::min<int64_t>(available, (elements + kGrain - 1) / kGrain);
   const int64_t parts = std::max(threads, elements >> 31);
   const int64_t size = (elements + parts - 1) / parts;
   std::vector<uint32_t> counts(parts * bins);
@@ -144,7 +152,7 @@ std::vector<int32_t> possible_winners(const Search& search, const Histogram& his
   const double root = norm >= 1 ? 1 / norm : 1;
   const double step = std::exp2(search.offset / norm);
   const double reach = std::pow(histogram.half_bin * step, norm * root);
-  for (double& loss : losses) loss = std::pow(loss / search.params.elements, root);
+  for (double& loss : losses) loss = std::pow(loss / search.elements, root);
   constexpr double kRounding = 1.0001;  // of powers and counts
   const double limit = (*std::min_element(losses.begin(), losses.end()) * kRounding + 2 * reach) * kRounding;
   std::vector<int32_t> winners;
@@ -164,7 +172,7 @@ int32_t best_candidate(Search search) {
   const int64_t bins = bins_for(search);
   // Bins are found in float32, where a wider range overflows.
   const bool countable = search.low < search.high && std::isfinite(search.high - search.low);
-  if (params.elements >= bins * kElementsPerBin && countable) {
+  if (search.elements >= bins * kElementsPerBin && countable) {
     candidates = possible_winners(search, make_histogram(search, bins), candidates);
   }
   if (candidates.size() == 1) return candidates[0];
@@ -172,37 +180,69 @@ int32_t best_candidate(Search search) {
   return candidates[std::min_element(sums.begin(), sums.end()) - sums.begin()];
 }
 
+// Searches one channel, whose elements lie together.
+void search_channel(const SearchRangeParams& params, const void* x, int64_t channel) {
+  Search search{};
+  search.params = params;
+  search.x = x;
+  search.elements = params.length();
+  find_range(x, search.elements, params.dtype, &search.low, &search.high);
+  const float shrink = shrink_of(best_candidate(search));
+  params.range_min[channel] = mul(search.low, shrink);
+  params.range_max[channel] = mul(search.high, shrink);
+}
+
+// Copies `count` channels from `first` on, one after the other, side by side so that what lies together is read once.
+void gather(const SearchRangeParams& params, int64_t size, int64_t first, int64_t count, char* target) {
+  const int64_t piece = params.inner * size;
+  const char* source = static_cast<const char*>(params.x) + first * piece;
+  for (int64_t o = 0; o < params.outer; ++o, source += params.channels * piece) {
+    for (int64_t c = 0; c < count; ++c) std::memcpy(target + (c * params.outer + o) * piece, source + c * piece, piece);
+  }
+}
+
+void search_channels(const SearchRangeParams& params, int64_t size, int64_t begin, int64_t end) {
+  constexpr int64_t kTogether = 16;
+  const int64_t bytes = params.length() * size;
+  if (params.outer == 1) {
+    for (int64_t c = begin; c < end; ++c) search_channel(params, static_cast<const char*>(params.x) + c * bytes, c);
+    return;
+  }
+  std::vector<char> gathered(std::min(end - begin, kTogether) * bytes);
+  for (int64_t first = begin; first < end; first += kTogether) {
+    const int64_t count = std::min(end - first, kTogether);
+    gather(params, size, first, count, gathered.data());
+    for (int64_t c = 0; c < count; ++c) search_channel(params, gathered.data() + c * bytes, first + c);
+  }
+}
+
+void search_all(const SearchRangeParams& params, int64_t size) {
+  // With fewer channels than threads each channel takes all of them.
+  if (params.channels < at::get_num_threads()) return search_channels(params, size, 0, params.channels);
+  for_each_part(params.channels, params.length() * params.candidates,
+                [&](int64_t begin, int64_t end) { search_channels(params, size, begin, end); });
+}
+
 template <Device device>
-std::tuple<Tensor, Tensor> forward(const Tensor& given, int64_t bits, int64_t candidates, double norm) {
+std::tuple<Tensor, Tensor> forward(const Tensor& given, int64_t bits, int64_t candidates, double norm,
+                                   std::optional<int64_t> axis) {
   const char* op = "search_range";
   const Guard<device> guard(given);
-  SearchRangeParams params{};
-  params.dtype = check_dtype(op, "x", given);
   require(given.numel() > 0, op, "x");
-  require(bits >= 2 && bits <= 16, op, "bits");
+  const Input input = check_input(op, given, bits, axis);
   require(candidates >= 1 && candidates <= kMaximumCandidates, op, "candidates");
   require(norm > 0 && norm <= kMaximumNorm, op, "norm");
-  const Tensor x = make_dense(given);
-  params.x = x.const_data_ptr();
-  params.elements = x.numel();
+  auto params = make_params<SearchRangeParams>(input, bits);
   params.candidates = static_cast<int32_t>(candidates);
-  params.bits = static_cast<int32_t>(bits);
   params.norm = static_cast<float>(norm);
-  Tensor range_min = at::empty({}, floats_like(x));
-  Tensor range_max = at::empty({}, floats_like(x));
-  float* low = range_min.mutable_data_ptr<float>();
-  float* high = range_max.mutable_data_ptr<float>();
+  Tensor range_min = at::empty(input.range_shape, floats_like(given));
+  Tensor range_max = at::empty(input.range_shape, floats_like(given));
+  params.range_min = range_min.mutable_data_ptr<float>();
+  params.range_max = range_max.mutable_data_ptr<float>();
   if constexpr (device == Device::kCPU) {
-    Search search{};
-    search.params = params;
-    find_range(params.x, params.elements, params.dtype, &search.low, &search.high);
-    const float shrink = shrink_of(best_candidate(search));
-    *low = mul(search.low, shrink);
-    *high = mul(search.high, shrink);
+    search_all(params, static_cast<int64_t>(input.x.element_size()));
   } else {
-    const Tensor workspace = at::empty({search_range_workspace_cuda(params)}, floats_like(x).dtype(at::kDouble));
-    params.range_min = low;
-    params.range_max = high;
+    const Tensor workspace = at::empty({search_range_workspace_cuda(params)}, floats_like(given).dtype(at::kDouble));
     params.workspace = workspace.mutable_data_ptr<double>();
     launch(search_range_cuda, params);
   }

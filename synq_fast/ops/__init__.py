@@ -31,6 +31,7 @@ from synq_fast.ops.patch_similarity_entropy import (
 from synq_fast.ops.quantize_codes import quantize_codes as quantize_codes
 from synq_fast.ops.relu_fake_quantize import relu_fake_quantize as relu_fake_quantize
 from synq_fast.ops.search_range import search_range as search_range
+from synq_fast.ops.soft_round import soft_round as soft_round
 from synq_fast.ops.total_variation import total_variation as total_variation
 from synq_fast.ops.update_range import read_range as read_range
 from synq_fast.ops.update_range import update_range as update_range

@@ -78,6 +78,18 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
         raise ValueError(f"{name} must be {bound}, got {value}")
 
 
+def check_axis(axis: object, name: str, value: torch.Tensor) -> None:
+    """Raises TypeError or IndexError unless `axis` is None or a dimension of the tensor."""
+    if axis is None:
+        return
+    if type(axis) is not int:
+        raise TypeError(f"axis must be an int or None, got {axis!r} ({type(axis).__name__})")
+    if not -value.ndim <= axis < value.ndim:
+        raise IndexError(
+            f"axis {axis} is out of range for {name}, a tensor with {value.ndim} dimensions"
+        )
+
+
 def check_size(size: object) -> tuple[int, int]:
     """Returns `size` as `(height, width)`; raises TypeError or ValueError if it is not a pair."""
     if type(size) is tuple and len(size) == 2 and type(size[0]) is type(size[1]) is int:

@@ -7,11 +7,13 @@ from synq_fast.ops._checks import check_bits
 from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import register
 from synq_fast.ops._tensor_checks import (
+    check_axis,
     check_float_tensor,
     check_integer,
     check_not_empty,
     check_number,
 )
+from synq_fast.reference._affine import range_shape
 from synq_fast.reference.search_range import search_range as _plain
 
 Tensor = torch.Tensor
@@ -22,36 +24,44 @@ MAX_CANDIDATES = 100
 MAX_KERNEL_NORM = 16
 
 
-def _check(x: Tensor, bits: int, candidates: int, norm: float) -> None:
+def _check(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None) -> None:
     check_float_tensor("x", x)
+    check_axis(axis, "x", x)
     check_not_empty("x", x, "it has no range")
     check_bits(bits)
     check_integer("candidates", candidates, 1, MAX_CANDIDATES)
     check_number("norm", norm, above=0)
 
 
-def _fake(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
-    _check(x, bits, candidates, norm)
+def _fake(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None) -> Pair:
+    _check(x, bits, candidates, norm, axis)
     if norm > MAX_KERNEL_NORM:
         raise ValueError(f"norm must be at most {MAX_KERNEL_NORM}, got {norm}")
-    low, high = (x.new_empty((), dtype=torch.float32) for _ in range(2))
+    shape = range_shape(x, axis, None)
+    low, high = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
     return low, high
 
 
-def _reference(x: Tensor, bits: int, candidates: int, norm: float) -> Pair:
-    return _plain(x, bits, candidates=candidates, norm=norm)
+def _reference(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None) -> Pair:
+    return _plain(x, bits, candidates=candidates, norm=norm, axis=axis)
 
 
 _op = register(
     "search_range",
-    "(Tensor x, int bits, int candidates, float norm) -> (Tensor range_min, Tensor range_max)",
+    "(Tensor x, int bits, int candidates, float norm, int? axis)"
+    " -> (Tensor range_min, Tensor range_max)",
     fake=_fake,
     reference=_reference,
 )
 
 
 def search_range(
-    x: torch.Tensor, bits: int, *, candidates: int = 80, norm: float = 2.4
+    x: torch.Tensor,
+    bits: int,
+    *,
+    candidates: int = 80,
+    norm: float = 2.4,
+    axis: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds how far the range of a tensor can shrink before clipping costs more than it gains.
 
@@ -67,7 +77,8 @@ def search_range(
     and reads `x` once more for the few candidates that can still win.
 
     A constant `x` keeps its range. If `x` holds NaN the range is NaN; if it holds an infinity the
-    unshrunk range is returned. There is no gradient.
+    unshrunk range is returned. With `axis` every channel has a search and such rules of its own,
+    and finds what it would find alone. There is no gradient.
 
     Args:
         x: Values to quantize, any shape with at least one element; float16, bfloat16, float32, or
@@ -75,13 +86,16 @@ def search_range(
         bits: Bit width, from 2 to 16.
         candidates: Number of candidates, from 1 to 100.
         norm: Exponent of the error, above 0; above 16 it always runs on the reference.
+        axis: The dimension that has one range per index; None for one range in all.
 
     Returns:
-        `(range_min, range_max)`, 0-d float32 tensors on the device of `x`.
+        `(range_min, range_max)`, float32 tensors on the device of `x`: 0-d, or `(C,)` with `axis`,
+        where C is the size of that dimension.
 
     Raises:
         TypeError: An argument has another type than said above.
         ValueError: `x` is empty, or `bits`, `candidates` or `norm` is outside its interval.
+        IndexError: `axis` is not a dimension of `x`.
         BackendUnavailableError: The backend asked for cannot run here.
 
     Source: the range search of BRECQ (Li et al., ICLR 2021), with the error norm 2.4 of its code.
@@ -89,9 +103,9 @@ def search_range(
     if has_torch_function_unary(x):
         overriding: Pair = overridden(search_range, locals())
         return overriding
-    _check(x, bits, candidates, norm)
+    _check(x, bits, candidates, norm, axis)
     op = _op.on(x)
     if op is None or norm > MAX_KERNEL_NORM:
-        return _plain(x.detach(), bits, candidates=candidates, norm=norm)
-    range_min, range_max = op(x, bits, candidates, norm)
+        return _plain(x.detach(), bits, candidates=candidates, norm=norm, axis=axis)
+    range_min, range_max = op(x, bits, candidates, norm, axis)
     return range_min, range_max

@@ -98,9 +98,7 @@ class WeightQuantized(Held):
         self.gain = nn.Parameter(torch.ones_like(self.ends[0]))
 
     def _searched(self) -> tuple[Tensor, Tensor]:
-        found = [ops.search_range(channel.float(), self.weight_bits) for channel in self.weight]
-        low, high = (torch.stack(each) for each in zip(*found, strict=True))
-        return low, high
+        return ops.search_range(self.weight.float(), self.weight_bits, axis=0)
 
     def quantized_weight(self) -> Tensor:
         """The weight that the layer computes with."""

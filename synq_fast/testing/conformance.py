@@ -246,7 +246,9 @@ class Check:
         is_value: bool,
     ) -> str:
         if mine is None or theirs is None or wide is None:
-            return "" if mine is wide else f"{mine} instead of {wide}"
+            # No gradient is as good as one of zeros.
+            given = [x for x in (mine, wide) if x is not None]
+            return f"{mine} instead of {wide}" if any(bool(x.any()) for x in given) else ""
         if tolerance is EXACT:
             if not self.definition or self.sample.special:
                 return same_bits(mine, theirs)

@@ -16,6 +16,7 @@ CASE = CASES["fake_quantize"]
 # Nothing in ATen takes such arguments or gives such results, or they call an op of the table.
 ALONE = {
     "search_range",
+    "soft_round",
     "patch_similarity_entropy",
     "grad_cam_plus_plus",
     "layer_cam",

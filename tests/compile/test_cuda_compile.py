@@ -30,6 +30,11 @@ TOLERANT = {
     "search_range.cu": {
         "errors_kernel": {"fma.rn.f32", "lg2.approx.ftz.f32", "ex2.approx.ftz.f32"},
     },
+    # Sigmoids, and powers as exponentials of logarithms, right to a few units; the rest is exact.
+    "soft_round.cu": {
+        "channel_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
+        "column_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
+    },
     # Exponentials, right to two units in the last place, and a logarithm in float64.
     "distillation_loss.cu": {
         "logits_kernel": {"ex2.approx.ftz.f32", "fma.rm.f32", "fma.rn.f32", "rcp.approx.ftz.f64"},

@@ -66,6 +66,8 @@ RULES = (
     Rule(r"10map_kernelILb1E", 0, bits=32, count=4),
     Rule(r"13spread_kernelIfLb[01]ELb1E", 0, bits=32, count=4),
     Rule(r"13spread_kernelI\w+?Lb[01]ELb1E", 0, bits=16, count=8),
+    # The tail, and a sum.
+    Rule(r"14channel_kernelI\w*?Li4E", 2, bits=32, count=4),
     # One loop over packs, one over elements.
     Rule(rf"15low_pass_kernelI(?:{TYPE}){ELEMENT}Li\d+E", None, count=4),
 )

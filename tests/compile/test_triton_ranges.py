@@ -30,6 +30,9 @@ def launch_all(dtype: torch.dtype) -> None:
     for x in (torch.zeros(64, 64, dtype=dtype), torch.zeros(64, 64, 56, 56, dtype=dtype)):
         kernels.update_range(x, *state, 0.9)
         kernels.search_range(x, 4, 80, 2.4)
+    weights = torch.zeros(64, 64, 48, dtype=dtype)
+    for axis in (0, 1, 2):
+        kernels.search_range(weights, 4, 80, 2.4, axis)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -38,6 +41,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     assert {name for name, _ in compiler.ptx} == {
         "choose_kernel",
         "errors_kernel",
+        "finish_kernel",
         "partials_kernel",
         "total_kernel",
         "update_kernel",
@@ -47,6 +51,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     assert kernels
     assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
     assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+    wide = 0
     for name, ptx in compiler.ptx:
         for instructions in entries(ptx).values():
             allowed = POWERS if name == "errors_kernel" else set()
@@ -55,6 +60,8 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
                 # Errors are the quantizer's own; sums beyond a block are double.
                 assert divisions(instructions) > 0
                 assert any(SUMS.fullmatch(instruction) for instruction in instructions)
-                assert widest_access(instructions, "ld") >= 128
+                wide += widest_access(instructions, "ld") >= 128
             if name == "partials_kernel":
                 assert widest_access(instructions, "ld") >= 128
+    # All but channels in pieces.
+    assert wide >= 3

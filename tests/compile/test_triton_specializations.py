@@ -62,6 +62,14 @@ def launch_quantizers(x: torch.Tensor) -> None:
         for clip in (False, True):
             kernels.relu_fake_quantize_backward(x, x, bound, bound, 4, axis, 6.0, clip)
     launch_affine(x)
+    for axis in range(4):
+        kernels.search_range(x, 4, 80, 2.4, axis)
+    if x.dtype == torch.float32:
+        for grid, axis in (((one[:1], one[:1]), None), ((one, one), 1)):
+            arguments = x, x.to(torch.int8), *grid, one[0], 4, axis
+            kernels.soft_round(*arguments)
+            for gradients in ((x, one[0]), (None, one[0]), (x, None)):
+                kernels.soft_round_backward(*gradients, *arguments)
 
 
 def launch_losses(x: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """The ops on a GPU beyond the conformance suite: sizes that fill it, and what only a GPU has."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from synq_fast.testing.cases.affine_relu_fake_quantize import factors
 from synq_fast.testing.cases.distillation_loss import logits
 from synq_fast.testing.cases.patch_similarity_entropy import make_tokens
 from synq_fast.testing.cases.search_range import DISTRIBUTIONS, distribution
+from synq_fast.testing.cases.soft_round import codes_like, decided
 from synq_fast.testing.cases.update_range import state
 from synq_fast.testing.conformance import HALF_TYPES, converted
 
@@ -83,6 +86,14 @@ def samples(name: str):
         case "search_range":
             for kind in DISTRIBUTIONS:
                 yield (distribution(kind, 1_000_003),), {}
+            for shape, axis in (((300, 64, 3, 3), 0), ((2, 40, 9001), 1), ((3000, 40), 1)):
+                yield (distribution("cubed", math.prod(shape)).view(shape),), {"axis": axis}
+        case "soft_round":
+            for shape, axis in (((512, 512, 3, 3), 0), ((70_001, 33), 1), ((3_000_001,), None)):
+                v = decided(noise(*shape, scale=2.0))
+                count = 1 if axis is None else shape[axis]
+                grid = uniform(count, low=1.0, high=4.0), noise(count, scale=2.0)
+                yield (v, *grid, constant(3.0), codes_like(v, 4)), {"axis": axis}
         case "grad_cam" | "layer_cam" | "hires_cam" | "grad_cam_plus_plus" | "cam_alignment_loss":
             for shape, size in MAPS:
                 a, g = uniform(*shape), noise(*shape)

@@ -12,6 +12,7 @@ from tests.emulation.losses import Distillation, Moments, Statistics
 from tests.emulation.maps import Maps
 from tests.emulation.quantization import Quantization
 from tests.emulation.ranges import Ranges
+from tests.emulation.rounding import Rounding
 from tests.emulation.similarity import Similarity
 from tests.emulation.variation import Variation
 
@@ -24,6 +25,7 @@ FAMILIES = {
     "grad_cam": Maps,
     "low_pass": Filters,
     "patch_similarity_entropy": Similarity,
+    "soft_round": Rounding,
     "total_variation": Variation,
 }
 

@@ -13,6 +13,7 @@ from tests.emulation.launching import (
     LONG,
     POINTER,
     Launcher,
+    arrange,
     dense,
     fields,
 )
@@ -33,8 +34,8 @@ class SearchParams(ctypes.Structure):
     """SearchRangeParams of csrc/search_range.h."""
 
     _fields_ = fields(
+        (LONG, "outer channels inner"),
         (POINTER, "x range_min range_max workspace"),
-        (LONG, "elements"),
         (INT, "candidates bits"),
         (FLOAT, "norm"),
         (INT, "dtype"),
@@ -61,11 +62,15 @@ class Ranges:
             beta=beta, gain=1 - beta, workspace=("update_workspace", torch.float32),
         )  # fmt: skip
 
-    def search_range(self, x: Any, bits: int, *, candidates: int = 80, norm: float = 2.4) -> Any:
-        found = torch.full((2,), float("nan"))
+    def search_range(
+        self, x: Any, bits: int, *, candidates: int = 80, norm: float = 2.4, axis: Any = None
+    ) -> Any:
+        place = arrange(x, axis)
+        found = torch.full((2, place.channels), float("nan"))
         self.launch(
-            "search", SearchParams, **self._input(x), range_min=found[0], range_max=found[1],
-            candidates=candidates, bits=bits, norm=norm,
-            workspace=("search_workspace", torch.float64),
+            "search", SearchParams, **place.sizes, x=self.launch.input(place.memory),
+            range_min=found[0], range_max=found[1], candidates=candidates, bits=bits, norm=norm,
+            dtype=DTYPES.index(x.dtype), workspace=("search_workspace", torch.float64),
         )  # fmt: skip
-        return found[0], found[1]
+        shape = () if axis is None else (place.channels,)
+        return found[0].reshape(shape), found[1].reshape(shape)

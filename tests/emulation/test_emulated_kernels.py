@@ -23,6 +23,10 @@ LONG = {
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
     ),
+    "soft_round": (
+        "channels in two long odd pieces, axis 1",
+        "a matrix, unaligned in half precision, axis 1",
+    ),
     "affine_relu_fake_quantize": ("channels in two long odd pieces, axis 1, residual",),
     "bn_statistics_loss": (
         "pieces longer than a block",
@@ -55,6 +59,16 @@ def test_the_device_changes_no_bit(name: str, tmp_path_factory) -> None:
         for other in found[1:]:
             for mine, theirs in zip(found[0], other, strict=True):
                 assert same_bits(mine, theirs) == "", sample.reason
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 2049), 0), ((2, 3, 700), 1), ((60, 4), 1)])
+def test_a_channel_is_searched_as_if_alone(shape, axis: int, tmp_path_factory) -> None:
+    namespace = Emulated(tmp_path_factory, Setting())
+    x = torch.randn(shape).pow(3)
+    ends = namespace.search_range(x, 3, candidates=9, axis=axis)
+    for index, channel in enumerate(x.unbind(axis)):
+        alone = namespace.search_range(channel, 3, candidates=9)
+        assert [end[index] for end in ends] == list(alone)
 
 
 def test_a_label_out_of_bounds_gives_nan(tmp_path_factory) -> None:

@@ -1,5 +1,6 @@
 """What the interpreted Triton kernels are asked beyond the conformance suite."""
 
+import math
 import subprocess
 import sys
 
@@ -58,6 +59,14 @@ def test_a_search_returns_to_its_sums(kernels, monkeypatch) -> None:
     monkeypatch.setattr(module, "MAXIMUM_PROGRAMS", 2)
     x = distribution("cubed", 4 * 2048 + 5)
     assert excess(x, kernels.search_range(x, 4, 9, 2.4), 4, 9)[1] <= EXCESS
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 2049), 0), ((2, 3, 70), 1), ((60, 4), -1)])
+def test_a_channel_is_searched_as_if_alone(kernels, shape, axis: int) -> None:
+    x = distribution("cubed", math.prod(shape)).view(shape)
+    ends = kernels.search_range(x, 3, 9, 2.4, axis)
+    for index, channel in enumerate(x.unbind(axis)):
+        assert [end[index] for end in ends] == list(kernels.search_range(channel, 3, 9, 2.4))
 
 
 def test_an_update_is_seen_by_autograd(kernels) -> None:

@@ -102,6 +102,54 @@ def test_other_types_are_searched_in_float32(dtype):
     assert ops.search_range(channels_last, 4) == ops.search_range(x, 4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((64, 8, 3, 3), 0), ((96, 1, 3, 3), 0), ((5, 4608), 0), ((4, 6, 9, 7), 1), ((300, 40), -1)],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_channel_finds_what_it_finds_alone(search, shape, axis, layout):
+    """The same bits on each backend, whatever lies beside it."""
+    x = distribution("cubed", int(np.prod(shape))).view(shape)
+    if x.ndim == 4:
+        x = x.to(memory_format=layout)
+    elif layout == torch.channels_last:
+        x = x.T.contiguous().T
+    low, high = search(x, 3, axis=axis)
+    assert low.shape == high.shape == (shape[axis],)
+    for index, channel in enumerate(x.unbind(axis)):
+        assert search(channel, 3) == (low[index], high[index])
+
+
+def test_channels_keep_to_themselves(search):
+    """NaN, an infinity and a constant each follow the rule of a whole tensor."""
+    x = distribution("normal", 5 * 70).view(5, 70)
+    x[0, 3], x[1, 4], x[2] = float("nan"), float("inf"), 0.25
+    low, high = search(x, 4, axis=0)
+    assert low[0].isnan() and high[0].isnan()
+    assert (low[1], high[1]) == tuple(torch.aminmax(x[1]))
+    assert (low[2], high[2]) == (0.25, 0.25)
+    assert (low[3], high[3]) == search(x[3], 4)
+
+
+def test_one_channel_is_the_whole_tensor(search):
+    x = distribution("cubed", 9000).view(1, -1)
+    low, high = search(x, 4, axis=0)
+    assert (low[0], high[0]) == search(x, 4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(threads):
+    x = distribution("cubed", 6 * 9000).view(6, 9000)
+    expected = ops.search_range(x, 4, axis=0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert all(map(torch.equal, ops.search_range(x, 4, axis=0), expected))
+        assert ops.search_range(x, 4) == ops.search_range(x.view(-1), 4)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("count", [3, 9000])
 def test_not_finite(search, count):
     x = torch.linspace(-1, 2, count)
@@ -162,6 +210,9 @@ def test_no_intermediate_of_the_reference_is_larger_than_the_input():
         ((torch.ones(3), 4), {"candidates": 0}, ValueError, "candidates must be from 1 to 100"),
         ((torch.ones(3), 4), {"candidates": 101}, ValueError, "candidates must be from 1 to 100"),
         ((torch.ones(3), 4), {"norm": 0}, ValueError, "norm must be above 0, got 0"),
+        ((torch.ones(3), 4), {"axis": 1}, IndexError, "axis 1 is out of range for x"),
+        ((torch.ones(3), 4), {"axis": True}, TypeError, "axis must be an int or None"),
+        ((torch.ones(3, 0), 4), {"axis": 0}, ValueError, "x is empty"),
     ],
 )
 def test_bad_arguments(arguments, keywords, error, message):

@@ -1,5 +1,6 @@
 """The search for the range with the least quantization error."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,23 @@ SIZES = {
     2048: "one block of CUDA's and Triton's exactly",
     2049: "one element beyond it",
     4097: "one element beyond a tile of the CPU's",
+}
+# Of weights, with an axis.
+CHANNELS = {
+    ((5, 9), 0): "a depthwise filter a channel",
+    ((7, 3, 3, 3), 0): "a convolution, odd",
+    ((2, 4, 3, 5), 1): "channels in two pieces",
+    ((6, 5, 2), -1): "channels innermost",
+    ((1, 40), 0): "one channel",
+    ((3, 1), 0): "one element a channel",
+    ((2, 2049), 0): "channels of one element beyond a block",
+}
+LARGE_CHANNELS = {
+    ((96, 1, 3, 3), 0): "more channels than threads",
+    ((16, 4608), 0): "channels that are worth a histogram",
+    ((2, 3, 40_000), 1): "the same in pieces",
+    ((3, 70_001), 0): "channels of several blocks",
+    ((40, 50, 20), 2): "twenty channels innermost",
 }
 LARGE = {
     9000: "several blocks",
@@ -105,6 +123,23 @@ def inputs() -> Iterator[Sample]:
     for seed in range(100):
         x = distribution("cubed", 4 + seed % 13, seed)
         yield Sample("close decisions", (x,), {"bits": 3}, large=seed > 4)
+    for shapes, large in ((CHANNELS, False), (LARGE_CHANNELS, True)):
+        for (shape, axis), reason in shapes.items():
+            x = distribution("cubed", math.prod(shape), len(shape)).view(shape)
+            options = {"bits": 3, "axis": axis, **({} if large else {"candidates": 5})}
+            yield Sample(reason, (x,), options, large=large, every_layout=not large)
+    for count in (60, 5000):
+        # The last overflows the reference.
+        rows = torch.stack([distribution(name, count) for name in DISTRIBUTIONS])
+        options = {"axis": 0, "candidates": 9 if count == 60 else 80}
+        yield Sample("a channel of each distribution", (rows[:-1],), options, large=count > 60)
+    for axis in (0, 1):
+        x = distribution("normal", 7 * 50).view(7, 50)
+        x[1, 3], x[2, 4], x[3, 5] = float("nan"), float("inf"), -float("inf")
+        x[4], x[5] = 0.7, 0.0
+        x = x if axis == 0 else x.T.contiguous()
+        reason = "NaN, infinities and constants each in a channel"
+        yield Sample(reason, (x,), {**few, "axis": axis}, special=True)
     for value in (float("nan"), float("inf"), -float("inf"), 3e38):
         for count in (40, 9000):
             x = torch.linspace(-1, 2, count, dtype=torch.float32, device="cpu")
@@ -156,12 +191,27 @@ def excess(
 
 
 def judge(sample: Sample, found: tuple[torch.Tensor, ...]) -> str:
-    """Asks for the best candidate, or one that is as good; of infinities, for the whole range."""
-    x = sample.tensors[0].float()
+    """Asks each channel for the best candidate, or one as good; of infinities the whole range."""
+    x, options = sample.tensors[0], dict(sample.options)
+    axis = options.pop("axis", None)
+    shape = () if axis is None else (x.shape[axis],)
+    if [(value.shape, value.dtype) for value in found] != [(shape, torch.float32)] * 2:
+        return f"{[(tuple(value.shape), value.dtype) for value in found]} instead of {shape}"
+    channels = [x] if axis is None else x.unbind(axis)
+    for index, channel in enumerate(channels):
+        fault = _judge_channel(channel, tuple(v.reshape(-1)[index] for v in found), options)
+        if fault:
+            return fault if axis is None else f"channel {index}: {fault}"
+    return ""
+
+
+def _judge_channel(
+    x: torch.Tensor, found: tuple[torch.Tensor, ...], options: dict[str, Any]
+) -> str:
     if not x.isfinite().all():
-        whole = tuple(torch.aminmax(x))
+        whole = tuple(torch.aminmax(x.float()))
         return "" if tuple(v.cpu() for v in found) == whole else f"{found} instead of {whole}"
-    index, worse = excess(sample.tensors[0], found, **sample.options)
+    index, worse = excess(x, found, **options)
     if index < 0:
         return f"{[float(v) for v in found]} is none of the candidates"
     return "" if worse <= EXCESS else f"candidate {index} is worse than the best by {worse:g}"
@@ -174,4 +224,5 @@ CASE = OpCase(
     values=(EXACT, EXACT),
     judge=judge,
     bytes_moved=lambda sample: nbytes(sample.tensors[0]),
+    variants=({"axis": 0}, {"axis": -1}),
 )
