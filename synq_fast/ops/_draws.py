@@ -27,7 +27,7 @@ def to_seed(seed: object, keep: float, device: torch.device) -> torch.Tensor:
     if isinstance(seed, torch.Tensor):
         return seed
     if seed is None:
-        raise ValueError(f"keep={keep} needs seed, an int or an int64 tensor on x's device")
+        raise ValueError(f"keep={keep} needs seed, an int of 64 bits or an int64 tensor")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(
             f"seed must be an int or an int64 tensor, got {seed!r} ({type(seed).__name__})"

@@ -53,4 +53,5 @@ def kept(x: torch.Tensor, seed: torch.Tensor | int, keep: float) -> torch.Tensor
     # Beside `x` itself, whose memory holds a whole batch below `torch.func.vmap`.
     memory = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
     flags = draws(as_seed(seed, x.device), x.numel()) < round(keep * 2**DRAW_BITS)
-    return flags.as_strided(x.shape, torch.empty_like(memory).stride())
+    laid_out: torch.Tensor = flags.as_strided(x.shape, torch.empty_like(memory).stride())
+    return laid_out

@@ -27,6 +27,7 @@ def drawn(x: torch.Tensor, seed: Any, keep: float) -> torch.Tensor:
     flags = torch.tensor(known[: x.numel()], dtype=torch.int64, device="cpu") < round(keep * 2**24)
     memory = torch.empty_like(x, dtype=torch.bool, device="cpu")
     # In the order of its strides the tensor is contiguous.
-    order = sorted(range(x.ndim), key=lambda dim: -memory.stride(dim))
+    strides = memory.stride()
+    order = sorted(range(x.ndim), key=lambda dim: -strides[dim])
     flags = flags.reshape([x.shape[dim] for dim in order])
     return flags.permute(sorted(range(x.ndim), key=order.__getitem__))
