@@ -56,7 +56,18 @@ inline WideWords pair_lanes(WideWords a, WideWords b) {
 
 class Draws {
  public:
-  explicit Draws(Chance chance) : chance_(chance) {}
+  explicit Draws(Chance chance) : threshold_(static_cast<int32_t>(chance.threshold)) {
+    uint32_t low = static_cast<uint32_t>(chance.seed), high = static_cast<uint32_t>(chance.seed >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      keys_[round][0] = low;
+      keys_[round][1] = high;
+      low += kLowKeyStep;
+      high += kHighKeyStep;
+    }
+    // Even lanes hold the first half of the quads and odd lanes the second, so that neighbours come together where two
+    // vectors of pairs of words are merged.
+    for (int i = 0; i < kQuads; ++i) lanes_[i] = static_cast<uint64_t>(i / 2 + i % 2 * (kQuads / 2));
+  }
 
   // For each of at most kBlock elements from any place on: all bits where it is kept, else none.
   const int32_t* flags(int64_t begin, int64_t count) {
@@ -67,23 +78,17 @@ class Draws {
   }
 
  private:
-  // Of the quads from the given one on. Even lanes hold the first half of them and odd lanes the second, so that
-  // neighbours come together where two vectors of pairs of words are merged.
+  // Of the quads from the given one on.
   void draw(int64_t quad, int32_t* target) const {
-    WideWords a;
-    for (int i = 0; i < kQuads; ++i) a[i] = static_cast<uint64_t>(quad + i / 2 + i % 2 * (kQuads / 2));
-    WideWords b = a >> 32, c = {}, d = {};
-    uint32_t low_key = static_cast<uint32_t>(chance_.seed), high_key = static_cast<uint32_t>(chance_.seed >> 32);
+    WideWords a = lanes_ + static_cast<uint64_t>(quad), b = a >> 32, c = {}, d = {};
 #pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round) {
       const WideWords first = product(a, kFirstFactor);
       const WideWords second = product(c, kSecondFactor);
-      a = (second >> 32) ^ b ^ low_key;
+      a = (second >> 32) ^ b ^ keys_[round][0];
       b = second;
-      c = (first >> 32) ^ d ^ high_key;
+      c = (first >> 32) ^ d ^ keys_[round][1];
       d = first;
-      low_key += kLowKeyStep;
-      high_key += kHighKeyStep;
     }
     const WideWords low = WideWords{} + 0xFFFFFFFFu;
     const WideWords front = (a & low) | (b << 32), back = (c & low) | (d << 32);
@@ -91,11 +96,13 @@ class Draws {
     store(pair_lanes<1>(front, back), target + 2 * kQuads);
   }
   void store(WideWords words, int32_t* target) const {
-    const Flags flags = (Flags)((NarrowWords)words >> 8) < static_cast<int32_t>(chance_.threshold);
+    const Flags flags = (Flags)((NarrowWords)words >> 8) < threshold_;
     memcpy(target, &flags, sizeof flags);
   }
 
-  Chance chance_;
+  WideWords lanes_;
+  uint64_t keys_[kPhiloxRounds][2];
+  int32_t threshold_;
   alignas(64) int32_t flags_[kBlock + 4 * kQuads + 4];
 };
 

@@ -8,17 +8,23 @@ namespace {
 
 Chance chance_of(const RandomMixParams& params) { return {static_cast<uint64_t>(*params.seed), params.threshold}; }
 
+// With bits, because a choice between loads is a branch where the instruction set has no masked ones.
 template <typename Word>
 void mix(const Word* __restrict a, const Word* __restrict b, const int32_t* __restrict flags, Word* __restrict y,
          int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = flags[i] != 0 ? a[i] : b[i];
+  for (int64_t i = 0; i < count; ++i) {
+    const Word flag = static_cast<Word>(flags[i]);
+    y[i] = static_cast<Word>((a[i] & flag) | (b[i] & ~flag));
+  }
 }
 
 template <typename Word>
 void part(const Word* __restrict gradient, const int32_t* __restrict flags, bool kept, Word* __restrict y,
           int64_t count) {
-  const int32_t other = kept ? 0 : -1;
-  for (int64_t i = 0; i < count; ++i) y[i] = flags[i] != other ? gradient[i] : Word{0};
+  const Word turn = kept ? Word{0} : static_cast<Word>(-1);
+  for (int64_t i = 0; i < count; ++i) {
+    y[i] = static_cast<Word>(gradient[i] & (static_cast<Word>(flags[i]) ^ turn));
+  }
 }
 
 template <typename Word>
