@@ -17,7 +17,7 @@ Pair = tuple[Tensor, Tensor]
 def _fake(a: Tensor, b: Tensor, seed: Tensor, keep: float) -> Tensor:
     check_float_tensor("a", a)
     check_float_tensor("b", b)
-    check_shape("b", b, a.shape, "that of a")
+    check_shape("b", b, a.shape, "of a")
     if b.dtype != a.dtype:
         raise TypeError(f"b must be of the type of a, {a.dtype}, got {b.dtype}")
     check_same_device("b", b, "a", a)

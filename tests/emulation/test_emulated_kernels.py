@@ -22,6 +22,7 @@ LONG = {
     "fake_quantize_learned": (
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
+        "channels in two long odd pieces, axis 1, dropped",
     ),
     "affine_relu_fake_quantize": ("channels in two long odd pieces, axis 1, residual",),
     "bn_statistics_loss": (
