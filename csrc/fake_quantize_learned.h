@@ -17,8 +17,10 @@ struct FakeQuantizeLearnedParams : Layout {
   float* grad_scale;        // (channels,); backward only
   float* grad_zero_point;   // (channels,); backward only
   double* workspace;        // backward only: fake_quantize_learned_workspace_cuda(params) doubles
+  const int64_t* seed;      // (1,); dropped only
   double gradient_scale;
-  int32_t bits;  // 2..16
+  uint32_t threshold;  // see philox.h; dropped only
+  int32_t bits;        // 2..16
   DType dtype;
 };
 
@@ -26,5 +28,9 @@ struct FakeQuantizeLearnedParams : Layout {
 int fake_quantize_learned_cuda(const FakeQuantizeLearnedParams& params, void* stream);
 int64_t fake_quantize_learned_workspace_cuda(const FakeQuantizeLearnedParams& params);
 int fake_quantize_learned_backward_cuda(const FakeQuantizeLearnedParams& params, void* stream);
+
+// The same where elements are left as they are by chance.
+int fake_quantize_learned_dropped_cuda(const FakeQuantizeLearnedParams& params, void* stream);
+int fake_quantize_learned_dropped_backward_cuda(const FakeQuantizeLearnedParams& params, void* stream);
 
 }  // namespace synq

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from synq_fast.kernels._affine import clipped_gradient, make_affine, quantize, relu, relu_gradient
 from synq_fast.kernels._layout import Layout, on_device_of, power_of_two
+from synq_fast.kernels._philox import Chance, kept_each, kept_quads
 from synq_fast.kernels.fake_quantize import NO_BOUND, load_grid
 
 TILE = 1024
@@ -52,13 +53,16 @@ def affine_terms(
 @triton.jit
 def sums_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, factor_ptr, offset_ptr, min_ptr, max_ptr,
-    residual_ptr, of_residual_ptr, outer, channels, inner, splits, levels, half, upper,
+    residual_ptr, of_residual_ptr, seed_ptr, outer, channels, inner, splits, levels, half, upper,
+    threshold,
     AFFINE: tl.constexpr, CLIP: tl.constexpr, RESIDUAL: tl.constexpr, OF_RESIDUAL: tl.constexpr,
+    DROPPED: tl.constexpr, QUADS: tl.constexpr,
     BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (channels, split) handles every `splits`-th tile; partials are (channels, splits).
 
-    The channels' factor and offset are weight and bias if AFFINE, else scale and zero point.
+    The channels' factor and offset are weight and bias if AFFINE, else scale and zero point. If
+    DROPPED, elements are left out by chance; QUADS: rows of a tile begin with a counter's first.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
@@ -104,6 +108,19 @@ def sums_kernel(
                 tl.store(of_residual_ptr + offsets, before_relu, mask=mask)
         else:
             y, one, other = learned_terms(gradient, x, factor, offset, half)
+            if DROPPED:
+                seed = tl.load(seed_ptr)
+                if QUADS:
+                    first_column = (group if BY_COLUMN else tile % column_tiles) * COLUMNS
+                    first_row = row * channels if BY_COLUMN else (row * channels + group) * inner
+                    quad = (first_row[:, None] + first_column) // 4
+                    quad += tl.arange(0, COLUMNS // 4)[None, :]
+                    kept = kept_quads(quad, seed, threshold)
+                else:
+                    kept = kept_each(offsets, seed, threshold)
+                y = tl.where(kept, y, gradient)
+                one = tl.where(kept, one, 0.0)
+                other = tl.where(kept, other, 0.0)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
         # An infinite factor makes NaN of what the mask left out.
         first += tl.where(mask, one, 0.0)
@@ -181,13 +198,16 @@ def launch_sums(
     gradient_scale: float = 1.0,
     residual: torch.Tensor | None = None,
     of_residual: torch.Tensor | None = None,
+    chance: Chance | None = None,
 ) -> None:
     """Enqueues both kernels for an affine map before `grid`, or for a learned grid without one.
 
     A residual after the map is laid out as `x`; its gradient is written to `of_residual` if given.
+    A learned grid leaves elements out by `chance`.
     """
     outer, channels, inner = layout
     rows, columns, groups, splits = divide(layout)
+    single = outer * channels == 1
     first, second = results[0].new_empty(2, channels * splits)
     factor, offset = (value.contiguous() for value in factors)
     low, high = (factor, offset) if grid is None else (bound.contiguous() for bound in grid)
@@ -195,10 +215,13 @@ def launch_sums(
         sums_kernel[(groups * splits,)](
             x, gradient, y, first, second, factor, offset, low, high,
             x if residual is None else residual, y if of_residual is None else of_residual,
+            x if chance is None else chance.seed,
             outer, channels, inner, splits, float(2**bits - 1), float(2 ** (bits - 1)),
-            NO_BOUND if upper is None else upper,
+            NO_BOUND if upper is None else upper, 0 if chance is None else chance.threshold,
             AFFINE=grid is not None, CLIP=clip,
             RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
+            DROPPED=chance is not None,
+            QUADS=columns >= 4 and (single or (channels if layout.by_column else inner) % 4 == 0),
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../affine.h"
+#include "draws.cuh"
 #include "memory.cuh"
 #include "residual.cuh"
 
@@ -13,7 +14,7 @@ namespace synq {
 // An Operation names the types Input, Output and Factors, tells with kReadsGradient whether it has a gradient, is made
 // from its Arguments, and has
 //   Factors factors(int64_t channel) const;
-//   Output apply(float x, Input gradient, const Factors& factors) const;  // with a residual: see residual.cuh
+//   Output apply(float x, Input gradient, const Factors& factors) const;  // or see residual.cuh and draws.cuh
 //   void prepare(int64_t thread, int64_t threads) const;  // done once by the grid's threads together
 template <typename Operation>
 struct MapArguments {
@@ -76,9 +77,12 @@ template <typename Operation, int kCount>
 __device__ __forceinline__ typename Operation::Output apply(const Operation& operation, float x,
                                                             typename Operation::Input gradient,
                                                             const typename Operation::Factors& factors,
-                                                            ResidualPack<Operation, kCount>& beside, int i) {
+                                                            ResidualPack<Operation, kCount>& beside,
+                                                            const DrawnPack<Operation, kCount>& drawn, int i) {
   if constexpr (kHasResidual<Operation>) {
     return operation.apply(x, gradient, to_float(beside.values.values[i]), factors, beside.gradients.values[i]);
+  } else if constexpr (kHasChance<Operation>) {
+    return operation.apply(x, gradient, factors, drawn.keeps(i));
   } else {
     return operation.apply(x, gradient, factors);
   }
@@ -105,11 +109,12 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
     Pack<Input, kCount> gradient = x;
     if (Operation::kReadsGradient) gradient = load_pack<kCount>(arguments.gradient + first);
     ResidualPack<Operation, kCount> beside(operation, first);
+    const DrawnPack<Operation, kCount> drawn(operation, first);
     Pack<Output, kCount> y;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       y.values[i] =
-          apply(operation, to_float(x.values[i]), gradient.values[i], factors[kPerChannel ? i : 0], beside, i);
+          apply(operation, to_float(x.values[i]), gradient.values[i], factors[kPerChannel ? i : 0], beside, drawn, i);
     }
     store_pack<kCount>(arguments.y + first, y);
     beside.store(operation, first);
@@ -121,8 +126,9 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
     const int64_t channel = kPerChannel ? channel_of(element, arguments.channels, arguments.inner) : 0;
     const Input gradient = Operation::kReadsGradient ? arguments.gradient[element] : arguments.x[element];
     ResidualPack<Operation, 1> beside(operation, element);
+    const DrawnPack<Operation, 1> drawn(operation, element);
     arguments.y[element] =
-        apply(operation, to_float(arguments.x[element]), gradient, operation.factors(channel), beside, 0);
+        apply(operation, to_float(arguments.x[element]), gradient, operation.factors(channel), beside, drawn, 0);
     beside.store(operation, element);
   }
 }

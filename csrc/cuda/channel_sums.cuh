@@ -6,6 +6,7 @@
 
 #include "../affine.h"
 #include "channel_parts.cuh"
+#include "draws.cuh"
 #include "residual.cuh"
 
 namespace synq {
@@ -19,7 +20,7 @@ struct Sums {
 //   Factors factors(int64_t channel) const;
 //   float apply(float x, float gradient, const Factors& factors, float& first, float& second) const;
 //   void finish(int64_t channel, Sums sums) const;
-// apply returns the gradient of x and gives the element's two terms. With a residual, see residual.cuh.
+// apply returns the gradient of x and gives the element's two terms; or see residual.cuh and draws.cuh.
 template <typename Operation>
 struct SumArguments {
   const typename Operation::Input* x;
@@ -58,13 +59,16 @@ struct ThreadSums {
   template <typename Operation, int kCount>
   __device__ __forceinline__ typename Operation::Input include(const Operation& operation, float x, float gradient,
                                                                const typename Operation::Factors& factors,
-                                                               ResidualPack<Operation, kCount>& beside, int i) {
+                                                               ResidualPack<Operation, kCount>& beside,
+                                                               const DrawnPack<Operation, kCount>& drawn, int i) {
     float one;
     float other;
     float result;
     if constexpr (kHasResidual<Operation>) {
       const float residual = to_float(beside.values.values[i]);
       result = operation.apply(x, gradient, residual, factors, one, other, beside.gradients.values[i]);
+    } else if constexpr (kHasChance<Operation>) {
+      result = operation.apply(x, gradient, factors, one, other, drawn.keeps(i));
     } else {
       result = operation.apply(x, gradient, factors, one, other);
     }
@@ -78,8 +82,9 @@ struct ThreadSums {
   __device__ __forceinline__ void include(const SumArguments<Operation>& arguments, const Operation& operation,
                                           const typename Operation::Factors& factors, int64_t place) {
     ResidualPack<Operation, 1> beside(operation, place);
-    arguments.y[place] =
-        include(operation, to_float(arguments.x[place]), to_float(arguments.gradient[place]), factors, beside, 0);
+    const DrawnPack<Operation, 1> drawn(operation, place);
+    arguments.y[place] = include(operation, to_float(arguments.x[place]), to_float(arguments.gradient[place]), factors,
+                                 beside, drawn, 0);
     beside.store(operation, place);
   }
 };
@@ -105,10 +110,12 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
       const Pack<T, kCount> x = load_pack<kCount>(arguments.x + place);
       const Pack<T, kCount> gradient = load_pack<kCount>(arguments.gradient + place);
       ResidualPack<Operation, kCount> beside(operation, place);
+      const DrawnPack<Operation, kCount> drawn(operation, place);
       Pack<T, kCount> y;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        y.values[i] = sums.include(operation, to_float(x.values[i]), to_float(gradient.values[i]), factors, beside, i);
+        y.values[i] =
+            sums.include(operation, to_float(x.values[i]), to_float(gradient.values[i]), factors, beside, drawn, i);
       }
       store_pack<kCount>(arguments.y + place, y);
       beside.store(operation, place);

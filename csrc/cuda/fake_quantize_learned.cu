@@ -15,6 +15,7 @@ struct LearnedArguments {
   float* grad_zero_point;
   double gradient_scale;
   int bits;
+  ChanceArguments chance;
 };
 
 struct LearnedOperation {
@@ -45,6 +46,20 @@ struct FakeQuantizeLearned : LearnedOperation {
 };
 
 template <typename T>
+struct FakeQuantizeDropped : LearnedOperation, WithChance {
+  using Input = T;
+  using Output = T;
+  static constexpr bool kReadsGradient = false;
+
+  __device__ __forceinline__ explicit FakeQuantizeDropped(const Arguments& given)
+      : LearnedOperation(given), WithChance(given.chance) {}
+  __device__ __forceinline__ void prepare(int64_t, int64_t) const {}
+  __device__ __forceinline__ T apply(float x, T, const Affine& affine, bool kept) const {
+    return from_float<T>(kept ? fake_quantize(x, affine, low, high) : x);
+  }
+};
+
+template <typename T>
 struct LearnedGradient : LearnedOperation {
   using Input = T;
   using LearnedOperation::LearnedOperation;
@@ -63,9 +78,27 @@ struct LearnedGradient : LearnedOperation {
   }
 };
 
+template <typename T>
+struct DroppedGradient : LearnedGradient<T>, WithChance {
+  __device__ __forceinline__ explicit DroppedGradient(const LearnedArguments& given)
+      : LearnedGradient<T>(given), WithChance(given.chance) {}
+  __device__ __forceinline__ float apply(float x, float gradient, const Affine& affine, float& first, float& second,
+                                         bool kept) const {
+    const float of_x = LearnedGradient<T>::apply(x, gradient, affine, first, second);
+    if (kept) return of_x;
+    first = second = 0.0f;
+    return gradient;
+  }
+};
+
 LearnedArguments arguments_of(const FakeQuantizeLearnedParams& params) {
-  return {params.scale,           params.zero_point,     params.grad_scale,
-          params.grad_zero_point, params.gradient_scale, params.bits};
+  return {params.scale,
+          params.zero_point,
+          params.grad_scale,
+          params.grad_zero_point,
+          params.gradient_scale,
+          params.bits,
+          {params.seed, params.threshold}};
 }
 
 }  // namespace
@@ -83,6 +116,18 @@ int64_t fake_quantize_learned_workspace_cuda(const FakeQuantizeLearnedParams& pa
 int fake_quantize_learned_backward_cuda(const FakeQuantizeLearnedParams& params, void* stream) {
   return with_element_type(params.dtype, [&](auto tag) {
     return launch_channel_sums<LearnedGradient<typename decltype(tag)::Type>>(params, arguments_of(params), stream);
+  });
+}
+
+int fake_quantize_learned_dropped_cuda(const FakeQuantizeLearnedParams& params, void* stream) {
+  return with_element_type(params.dtype, [&](auto tag) {
+    return launch_affine_map<FakeQuantizeDropped<typename decltype(tag)::Type>>(params, arguments_of(params), stream);
+  });
+}
+
+int fake_quantize_learned_dropped_backward_cuda(const FakeQuantizeLearnedParams& params, void* stream) {
+  return with_element_type(params.dtype, [&](auto tag) {
+    return launch_channel_sums<DroppedGradient<typename decltype(tag)::Type>>(params, arguments_of(params), stream);
   });
 }
 

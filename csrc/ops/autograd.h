@@ -63,6 +63,8 @@ inline at::ScalarType dtype_of(const at::Tensor& x) { return x.scalar_type(); }
 
 inline bool is_channels_last(const at::Tensor& images) { return images.dim() == 4 && images.sym_stride(1) == 1; }
 
+inline std::vector<c10::SymInt> strides_of(const at::Tensor& x) { return x.sym_strides().vec(); }
+
 inline at::Tensor scale_images(const at::Tensor& x, const at::Tensor& factors, at::ScalarType dtype) {
   return at::mul(x, factors.unsqueeze(-1).unsqueeze(-1)).to(dtype);
 }

@@ -13,6 +13,7 @@
 #include "ops/affine_table.h"
 #include "ops/channel_sums.h"
 #include "ops/device.h"
+#include "ops/draws.h"
 #include "ops/parallel.h"
 #include "ops/quantized.h"
 
@@ -21,13 +22,14 @@ namespace {
 
 using at::Tensor;
 using Axis = std::optional<int64_t>;
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
 const cpu::FakeQuantizeKernels& forward_kernels() {
   using namespace cpu;
   return SYNQ_SELECT(fake_quantize_kernels);
 }
 
-const cpu::FakeQuantizeLearnedKernels& backward_kernels() {
+const cpu::FakeQuantizeLearnedKernels& kernels() {
   using namespace cpu;
   return SYNQ_SELECT(fake_quantize_learned_kernels);
 }
@@ -63,20 +65,29 @@ struct LearnedTable {
   }
 };
 
+// Which elements are quantized: all, or some by chance.
+struct Choice {
+  const int64_t* seed = nullptr;
+  uint32_t threshold = 0;
+
+  Chance chance() const { return {static_cast<uint64_t>(*seed), threshold}; }
+};
+
 FakeQuantizeLearnedParams learned_params(const Input& input, const Grid& grid, int64_t bits, double gradient_scale,
-                                         Tensor& y) {
+                                         const Choice& choice, Tensor& y) {
   auto params = make_params<FakeQuantizeLearnedParams>(input, bits);
   params.y = y.mutable_data_ptr();
   params.scale = grid.scale.const_data_ptr<float>();
   params.zero_point = grid.zero_point.const_data_ptr<float>();
   params.gradient_scale = gradient_scale;
+  params.seed = choice.seed;
+  params.threshold = choice.threshold;
   return params;
 }
 
 template <Device device>
-Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t bits, Axis axis,
-               double gradient_scale) {
-  const char* op = "fake_quantize_learned";
+Tensor run_forward(const char* op, const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t bits,
+                   Axis axis, const Choice& choice) {
   const Guard<device> guard(x);
   const Input input = check_input(op, x, bits, axis);
   const Grid grid(op, scale, zero_point, input);
@@ -84,17 +95,24 @@ Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, i
   if constexpr (device == Device::kCPU) {
     const LearnedTable table(op, grid, input);
     const cpu::Job job = table.job(input, bits, y);
-    for_each_part(x.numel(), 1, [&](int64_t begin, int64_t end) { forward_kernels().fake_quantize(job, begin, end); });
+    for_each_part(x.numel(), 1, [&](int64_t begin, int64_t end) {
+      if (choice.seed == nullptr) {
+        forward_kernels().fake_quantize(job, begin, end);
+      } else {
+        kernels().dropped(job, choice.chance(), begin, end);
+      }
+    });
   } else if (x.numel() > 0) {
-    launch(fake_quantize_learned_cuda, learned_params(input, grid, bits, gradient_scale, y));
+    const bool dropped = choice.seed != nullptr;
+    launch(dropped ? fake_quantize_learned_dropped_cuda : fake_quantize_learned_cuda,
+           learned_params(input, grid, bits, 1.0, choice, y));
   }
   return y;
 }
 
 template <Device device>
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& x, const Tensor& scale,
-                                            const Tensor& zero_point, int64_t bits, Axis axis, double gradient_scale) {
-  const char* op = "fake_quantize_learned_backward";
+Triple run_backward(const char* op, const Tensor& gradient, const Tensor& x, const Tensor& scale,
+                    const Tensor& zero_point, int64_t bits, Axis axis, double gradient_scale, const Choice& choice) {
   const Guard<device> guard(x);
   const Input input = check_input(op, x, bits, axis);
   const Grid grid(op, scale, zero_point, input);
@@ -113,29 +131,64 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
     cpu::Job job = table.job(input, bits, grad_x);
     job.gradient = incoming.const_data_ptr();
     const ChannelSums sums = sum_over_parts(input, [&](int64_t begin, int64_t end, double* first, double* second) {
-      backward_kernels().backward(job, begin, end, first, second);
+      if (choice.seed == nullptr) {
+        kernels().backward(job, begin, end, first, second);
+      } else {
+        kernels().dropped_backward(job, choice.chance(), begin, end, first, second);
+      }
     });
     for (int64_t i = 0; i < input.channels; ++i) {
       of_scale[i] = learned_grad_scale(sums.first[i], job.scale[i], gradient_scale);
       of_zero[i] = learned_grad_zero_point(sums.second[i], job.scale[i], gradient_scale);
     }
   } else {
-    auto params = learned_params(input, grid, bits, gradient_scale, grad_x);
+    auto params = learned_params(input, grid, bits, gradient_scale, choice, grad_x);
     params.gradient = incoming.const_data_ptr();
     params.grad_scale = of_scale;
     params.grad_zero_point = of_zero;
     const int64_t size = fake_quantize_learned_workspace_cuda(params);
     const Tensor workspace = at::empty({size}, scale.options().dtype(at::kDouble));
     params.workspace = workspace.mutable_data_ptr<double>();
-    launch(fake_quantize_learned_backward_cuda, params);
+    const bool dropped = choice.seed != nullptr;
+    launch(dropped ? fake_quantize_learned_dropped_backward_cuda : fake_quantize_learned_backward_cuda, params);
   }
   return {grad_x, grad_scale, grad_zero_point};
+}
+
+template <Device device>
+Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t bits, Axis axis, double) {
+  return run_forward<device>("fake_quantize_learned", x, scale, zero_point, bits, axis, {});
+}
+
+template <Device device>
+Triple backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t bits,
+                Axis axis, double gradient_scale) {
+  const char* op = "fake_quantize_learned_backward";
+  return run_backward<device>(op, gradient, x, scale, zero_point, bits, axis, gradient_scale, {});
+}
+
+template <Device device>
+Tensor dropped(const Tensor& x, const Tensor& scale, const Tensor& zero_point, const Tensor& seed, int64_t bits,
+               Axis axis, double keep, double) {
+  const char* op = "fake_quantize_learned_dropped";
+  const Choice choice{check_seed(op, seed, x), check_keep(op, keep)};
+  return run_forward<device>(op, x, scale, zero_point, bits, axis, choice);
+}
+
+template <Device device>
+Triple dropped_backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                        const Tensor& seed, int64_t bits, Axis axis, double keep, double gradient_scale) {
+  const char* op = "fake_quantize_learned_dropped_backward";
+  const Choice choice{check_seed(op, seed, x), check_keep(op, keep)};
+  return run_backward<device>(op, gradient, x, scale, zero_point, bits, axis, gradient_scale, choice);
 }
 
 template <Device device>
 void register_ops(torch::Library& library) {
   library.impl("fake_quantize_learned", &forward<device>);
   library.impl("fake_quantize_learned_backward", &backward<device>);
+  library.impl("fake_quantize_learned_dropped", &dropped<device>);
+  library.impl("fake_quantize_learned_dropped_backward", &dropped_backward<device>);
 }
 
 SYNQ_REGISTER(register_ops)

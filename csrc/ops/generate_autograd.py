@@ -19,6 +19,7 @@ TYPES = {
     "int": ("int64_t", "{}", "toInt()"),
     "int?": ("std::optional<int64_t>", "{}", "toOptional<int64_t>()"),
     "SymInt": ("c10::SymInt", "{}", "toSymInt()"),
+    "SymInt[]": ("c10::SymIntArrayRef", "{}", "toSymIntVector()"),
     "float": ("double", "{}", "toDouble()"),
     "float?": ("std::optional<double>", "{}", "toOptional<double>()"),
     "float[]": ("at::ArrayRef<double>", "{}.vec()", "toDoubleVector()"),

@@ -46,6 +46,32 @@ TEST(gradients_of_x) {
                 });
 }
 
+TEST(dropped) {
+  const Chance chance{0x123456789abcdef0u, 1u << 23};
+  const auto is_kept = [&](int64_t i) { return keeps(chance, draw(chance, i / 4).values[i % 4]); };
+  for_each_case(SYNQ_TABLES(cpu::fake_quantize_learned_kernels), [&](const auto& kernels, const Case& c, const auto& in,
+                                                                     DType dtype) {
+    using T = decltype(element_type(in));
+    check_elements<T>(
+        c,
+        [&](const Model& model, int64_t i) {
+          const float x = to_float(in.x[i]);
+          return is_kept(i) ? from_float<T>(value_of(model, x)) : in.x[i];
+        },
+        [&](T* y, int64_t begin, int64_t end) { kernels.dropped(make_job(c, in, dtype, y), chance, begin, end); });
+    Buffer<double> of_scale(c.shape.channels, c.place), of_zero(c.shape.channels, c.place);
+    check_elements<T>(
+        c,
+        [&](const Model& model, int64_t i) {
+          const bool blocked = is_kept(i) && is_outside(model, to_float(in.x[i]));
+          return blocked ? from_float<T>(0.0f) : in.gradient[i];
+        },
+        [&](T* y, int64_t begin, int64_t end) {
+          kernels.dropped_backward(make_job(c, in, dtype, y), chance, begin, end, of_scale.data(), of_zero.data());
+        });
+  });
+}
+
 TEST(sums_over_channels) {
   for (const auto& set : SYNQ_TABLES(cpu::fake_quantize_learned_kernels)) {
     for (const DType dtype : kDTypes) {
@@ -58,11 +84,18 @@ TEST(sums_over_channels) {
           const Inputs<T> in(c, 0);
           const size_t channels = static_cast<size_t>(shape.channels);
           std::vector<double> scale(channels), zero(channels);
+          const Chance chance{3, 1u << 22};
+          std::vector<double> dropped_scale(channels), dropped_zero(channels);
           for (int64_t i = 0; i < c.count(); ++i) {
             const size_t channel = static_cast<size_t>(i / shape.inner) % channels;
             const double gradient = to_float(in.gradient[i]);
-            scale[channel] += rounded(gradient * distance_of(c.model_of(i), to_float(in.x[i])));
-            zero[channel] += is_outside(c.model_of(i), to_float(in.x[i])) ? gradient : 0.0;
+            const double of_scale = rounded(gradient * distance_of(c.model_of(i), to_float(in.x[i])));
+            const double of_zero = is_outside(c.model_of(i), to_float(in.x[i])) ? gradient : 0.0;
+            scale[channel] += of_scale;
+            zero[channel] += of_zero;
+            if (!keeps(chance, draw(chance, i / 4).values[i % 4])) continue;
+            dropped_scale[channel] += of_scale;
+            dropped_zero[channel] += of_zero;
           }
           Buffer<T> y(c.count(), c.place);
           Buffer<double> of_scale(shape.channels, c.place), of_zero(shape.channels, c.place);
@@ -75,6 +108,16 @@ TEST(sums_over_channels) {
             for (size_t i = 0; i < channels; ++i) {
               CHECK(std::abs(of_scale[static_cast<int64_t>(i)] - scale[i]) < 1e-9);
               CHECK(std::abs(of_zero[static_cast<int64_t>(i)] - zero[i]) < 1e-9);
+            }
+            of_scale.fill(0.0);
+            of_zero.fill(0.0);
+            for (const auto& [begin, end] : split) {
+              set.table.dropped_backward(make_job(c, in, dtype, y.data()), chance, begin, end, of_scale.data(),
+                                         of_zero.data());
+            }
+            for (size_t i = 0; i < channels; ++i) {
+              CHECK(std::abs(of_scale[static_cast<int64_t>(i)] - dropped_scale[i]) < 1e-9);
+              CHECK(std::abs(of_zero[static_cast<int64_t>(i)] - dropped_zero[i]) < 1e-9);
             }
           }
         });

@@ -26,10 +26,16 @@ def scale_images(x: torch.Tensor, factors: torch.Tensor, dtype: torch.dtype) -> 
     return (x * factors[:, None, None]).to(dtype)
 
 
+def strides_of(x: torch.Tensor) -> tuple[int, ...]:
+    """Returns how a tensor lies in memory."""
+    return x.stride()
+
+
 _HELPERS: dict[str, Callable[..., Any]] = {
     "dtype_of": dtype_of,
     "is_channels_last": is_channels_last,
     "scale_images": scale_images,
+    "strides_of": strides_of,
 }
 
 

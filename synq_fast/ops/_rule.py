@@ -19,7 +19,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 # What a rule may call beside ops, and the type of its value; `_autograd` and autograd.h define it.
-HELPERS = {"dtype_of": "ScalarType", "is_channels_last": "bool", "scale_images": "Tensor"}
+HELPERS = {
+    "dtype_of": "ScalarType",
+    "is_channels_last": "bool",
+    "scale_images": "Tensor",
+    "strides_of": "SymInt[]",
+}
 
 
 class Argument(NamedTuple):

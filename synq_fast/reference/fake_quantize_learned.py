@@ -6,6 +6,7 @@ import torch
 
 from synq_fast.reference._affine import along_axis, as_range, clamp_codes, outside, unclamped_codes
 from synq_fast.reference._forward_mode import in_forward_mode
+from synq_fast.reference._philox import as_seed, kept
 
 
 def whole(zero_point: torch.Tensor) -> torch.Tensor:
@@ -20,8 +21,12 @@ def learned_gradients(
     zero_point: torch.Tensor,
     bits: int,
     gradient_scale: float,
+    chosen: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the gradients of `x` and of a scale and a zero point that broadcast over it."""
+    """Returns the gradients of `x` and of a scale and a zero point that broadcast over it.
+
+    Where `chosen` is false, nothing was quantized.
+    """
     gradient = gradient.float()
     offset = whole(zero_point)
     codes = unclamped_codes(x, scale, offset)
@@ -29,6 +34,9 @@ def learned_gradients(
     y = (clamped + offset) / scale
     clipped = outside(codes, clamped)
     of_scale = gradient * torch.where(clipped, -y, x.float() - y) / scale
+    if chosen is not None:
+        clipped = clipped & chosen
+        of_scale = torch.where(chosen, of_scale, 0.0)
     of_zero = torch.where(clipped, gradient, 0.0)
     return (
         gradient.masked_fill(clipped, 0.0).to(x.dtype),
@@ -47,30 +55,32 @@ class LearnedGrid(torch.autograd.Function):
         x: torch.Tensor,
         scale: torch.Tensor,
         zero_point: torch.Tensor,
+        seed: torch.Tensor | None,
         bits: int,
         gradient_scale: float,
+        keep: float,
     ) -> torch.Tensor:
-        """Returns the quantized values in float32."""
+        """Returns the quantized values in float32, and with a seed some of `x` as they are."""
         offset = whole(zero_point)
         codes = clamp_codes(unclamped_codes(x, scale, offset), bits)
-        return (codes + offset) / scale
+        y = (codes + offset) / scale
+        return y if seed is None else torch.where(kept(x, seed, keep), y, x.float())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Saves what the derivatives need."""
-        *tensors, ctx.bits, ctx.gradient_scale = inputs
+        *tensors, ctx.bits, ctx.gradient_scale, ctx.keep = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Returns the gradients of `x`, scale and zero point."""
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, seed = ctx.saved_tensors
+        chosen = None if seed is None else kept(x, seed, ctx.keep)
         results = learned_gradients(
-            gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale
+            gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale, chosen
         )
-        return *results, None, None
+        return *results, None, None, None, None
 
 
 class _LearnedGridForward(LearnedGrid):
@@ -80,12 +90,12 @@ class _LearnedGridForward(LearnedGrid):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Saves what the derivatives of both directions need."""
         LearnedGrid.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
+        ctx.save_for_forward(*inputs[:4])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
         """Returns the tangent of the result: what `learned_gradients` is the adjoint of."""
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, seed = ctx.saved_tensors
         of_x, of_scale, of_zero = tangents[:3]
         offset = whole(zero_point)
         codes = unclamped_codes(x, scale, offset)
@@ -96,6 +106,8 @@ class _LearnedGridForward(LearnedGrid):
         by_zero = clipped.float() * of_zero
         parameters = (by_scale + by_zero) / scale * ctx.gradient_scale
         tangent: torch.Tensor = parameters + of_x.float().masked_fill(clipped, 0.0)
+        if seed is not None:
+            tangent = torch.where(kept(x, seed, ctx.keep), tangent, of_x.float())
         return tangent
 
 
@@ -107,11 +119,14 @@ def fake_quantize_learned(
     *,
     axis: int | None = None,
     gradient_scale: float = 1.0,
+    keep: float = 1.0,
+    seed: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """Rounds `x` to a learned grid; see `synq_fast.ops.fake_quantize_learned`."""
     pair = (as_range(value, x, axis) for value in (scale, zero_point))
     scale, zero_point = (along_axis(value, x, axis) for value in pair)
     # Inside the function a conversion that changes nothing would lose the gradient when compiled.
     function = _LearnedGridForward if in_forward_mode() else LearnedGrid
-    y: torch.Tensor = function.apply(x, scale, zero_point, bits, gradient_scale)
+    drawn = None if keep == 1 or seed is None else as_seed(seed, x.device)
+    y: torch.Tensor = function.apply(x, scale, zero_point, drawn, bits, gradient_scale, keep)
     return y.to(x.dtype)

@@ -56,6 +56,11 @@ RULES = (
     Rule(rf"15gradient_kernelI{ELEMENT}{COUNT}", 0),
     Rule(rf"23moments_gradient_kernelI{ELEMENT}{COUNT}", 0),
     Rule(rf"14combine_kernelI{ELEMENT}{COUNT}", 0),
+    # Words of a type of the same size; of the gradient, one store for each tensor.
+    Rule(rf"10mix_kernelI\w*?7ForwardEj{COUNT}", 1, bits=32),
+    Rule(rf"10mix_kernelI\w*?7ForwardEt{COUNT}", 1, bits=16),
+    Rule(rf"10mix_kernelI\w*?8BackwardEj{COUNT}", 2, bits=32),
+    Rule(rf"10mix_kernelI\w*?8BackwardEt{COUNT}", 2, bits=16),
     # A range.
     Rule(rf"10row_kernelI{ELEMENT}{COUNT}", 2),
     # A row's difficulty.

@@ -126,12 +126,17 @@ def launch_learned_and_relu(dtype: torch.dtype) -> None:
     """Calls the launchers of learned grids and fused activations on every kind of layout."""
     from synq_fast import kernels
 
-    one = torch.ones(32)
+    one, seed = torch.ones(32), torch.tensor(0)
     image = torch.zeros(4, 32, 14, 16, dtype=dtype)
     for x in (image, image.to(memory_format=torch.channels_last)):
+        kernels.random_mix(x, x, seed, 0.5)
+        for wanted in ((True, True), (True, False), (False, True)):
+            kernels.random_mix_backward(x, seed, x.stride(), 0.5, *wanted)
         for pair, axis in (((one[0], one[0]), None), ((one, one), 1)):
             kernels.fake_quantize_learned(x, *pair, 4, axis)
             kernels.fake_quantize_learned_backward(x, x, *pair, 4, axis, 0.5)
+            kernels.fake_quantize_learned_dropped(x, *pair, seed, 4, axis, 0.5)
+            kernels.fake_quantize_learned_dropped_backward(x, x, *pair, seed, 4, axis, 0.5, 0.5)
             kernels.relu_fake_quantize(x, *pair, 4, axis, None)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)
@@ -145,6 +150,7 @@ def test_learned_and_relu_launches(compiler: Compiler, dtype: torch.dtype) -> No
     launch_learned_and_relu(dtype)
     names = {name for name, _ in compiler.ptx}
     assert names >= {"sums_kernel", "finish_sums_kernel", "tensor_kernel", "channel_kernel"}
+    assert names >= {"dropped_kernel", "mix_kernel", "parts_kernel"}
     assert compiler.fused == []
     kernels = resources(compiler.log.getvalue())
     assert kernels
@@ -157,6 +163,7 @@ def test_learned_and_relu_launches(compiler: Compiler, dtype: torch.dtype) -> No
             if widest_access(instructions, "ld") >= 128:
                 wide.add(name)
     assert wide >= {"tensor_kernel", "channel_kernel", "sums_kernel"}
+    assert wide >= {"dropped_kernel", "mix_kernel", "parts_kernel"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

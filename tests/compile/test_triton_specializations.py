@@ -48,7 +48,10 @@ def launch_quantizers(x: torch.Tensor) -> None:
     """Calls the launchers of given, learned and found ranges."""
     from synq_fast import kernels
 
-    one = torch.ones(x.shape[1])
+    one, seed = torch.ones(x.shape[1]), torch.tensor(0)
+    kernels.random_mix(x, x, seed, 0.5)
+    for wanted in ((True, True), (True, False), (False, True)):
+        kernels.random_mix_backward(x, seed, x.stride(), 0.5, *wanted)
     for bound, axis in ((one[0], None), (one, 1)):
         kernels.fake_quantize(x, bound, bound, 4, axis, None)
         kernels.fake_quantize_backward(x, x, bound, bound, 4, axis, None)
@@ -58,6 +61,10 @@ def launch_quantizers(x: torch.Tensor) -> None:
             kernels.fake_quantize_dynamic(x, 4, axis, None, symmetric)
         kernels.fake_quantize_learned(x, bound, bound, 4, axis)
         kernels.fake_quantize_learned_backward(x, x, bound, bound, 4, axis, 0.5)
+        for keep in (2**-24, 0.5, 0.3):
+            chance = seed, 4, axis, keep
+            kernels.fake_quantize_learned_dropped(x, bound, bound, *chance)
+            kernels.fake_quantize_learned_dropped_backward(x, x, bound, bound, *chance, 0.5)
         kernels.relu_fake_quantize(x, bound, bound, 4, axis, None)
         for clip in (False, True):
             kernels.relu_fake_quantize_backward(x, x, bound, bound, 4, axis, 6.0, clip)

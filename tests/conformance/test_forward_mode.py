@@ -163,17 +163,19 @@ class Recorder(TorchDispatchMode):
 def registered():
     """Arguments of every registered op, from the public functions and their gradients."""
     recorder = Recorder()
-    for name in CASES:
-        for train in (False, True):
-            count = differentiable(name) if train else 0
-            tensors = [
-                x.clone().requires_grad_() if i < count else x
-                for i, x in enumerate(tensors_of(name))
-            ]
-            with recorder:
-                outputs = [y for y in results_of(name, ops, tensors) if y.requires_grad]
-                if outputs:
-                    sum(y.sum() for y in outputs).backward()
+    for name, case in CASES.items():
+        for options in ({}, *case.variants):
+            for train in (False, True):
+                count = differentiable(name) if train else 0
+                tensors = [
+                    x.clone().requires_grad_() if i < count else x
+                    for i, x in enumerate(tensors_of(name))
+                ]
+                with recorder:
+                    outputs = results_of(name, ops, tensors, options)
+                    trained = [y for y in outputs if y.requires_grad]
+                    if trained:
+                        sum(y.sum() for y in trained).backward()
     return recorder.calls
 
 

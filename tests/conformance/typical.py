@@ -1,7 +1,7 @@
 """The typical call of every op, for what holds for all of them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,13 +25,15 @@ def differentiable(name: str) -> int:
     return min(CASES[name].differentiable, len(tensors_of(name)))
 
 
-def function_of(name: str) -> Callable[..., Any]:
-    """The call of `function(ops or reference, *tensors)`."""
-    case, options = CASES[name], sample_of(name).options
+def function_of(name: str, variant: Mapping[str, Any] = {}) -> Callable[..., Any]:
+    """The call of `function(ops or reference, *tensors)`, with other options where asked for."""
+    case, options = CASES[name], {**sample_of(name).options, **variant}
     return lambda namespace, *tensors: case.call(namespace, *tensors, **options)
 
 
-def results_of(name: str, namespace: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def results_of(
+    name: str, namespace: Any, tensors: list[torch.Tensor], variant: Mapping[str, Any] = {}
+) -> list[torch.Tensor]:
     """Calls the op and returns what it gives as a list."""
-    results = function_of(name)(namespace, *tensors)
+    results = function_of(name, variant)(namespace, *tensors)
     return list(results) if isinstance(results, tuple) else [results]

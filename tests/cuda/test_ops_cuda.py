@@ -17,7 +17,7 @@ from synq_fast.testing.cases.patch_similarity_entropy import make_tokens
 from synq_fast.testing.cases.search_range import DISTRIBUTIONS, distribution
 from synq_fast.testing.cases.soft_round import codes_like, decided
 from synq_fast.testing.cases.update_range import state
-from synq_fast.testing.conformance import HALF_TYPES, converted
+from synq_fast.testing.conformance import HALF_TYPES
 
 pytestmark = pytest.mark.cuda
 
@@ -58,7 +58,13 @@ def samples(name: str):
         case "fake_quantize_learned":
             for shape, axis in LONG[1:3]:
                 pair = constant(3.0).expand(shape[axis]), constant(0.3).expand(shape[axis])
-                yield (noise(*shape), *(v.clone() for v in pair)), {"axis": axis}
+                tensors = noise(*shape), *(v.clone() for v in pair)
+                yield tensors, {"axis": axis}
+                yield tensors, {"axis": axis, "keep": 0.5, "seed": 3}
+            yield (noise(8_000_003), constant(3.0), constant(0.3)), {"keep": 0.5, "seed": 2**63}
+        case "random_mix":
+            for shape, _ in LONG:
+                yield (noise(*shape), noise(*shape, seed=1)), {"keep": 0.3, "seed": -5}
         case "affine_relu_fake_quantize":
             for shape, _ in LONG[1:3]:
                 x = noise(*shape)
@@ -121,9 +127,10 @@ def test_larger_than_the_device(chosen, name: str) -> None:
         for layout in (torch.contiguous_format, torch.channels_last)[: 1 + (tensors[0].ndim == 4)]:
             x = tensors[0].to(memory_format=layout)
             for dtype in (torch.float32, *HALF_TYPES) if case.exact else (torch.float32,):
-                cast = (converted(x, dtype), *tensors[1:])
-                if 3 in case.cast and len(cast) > 3:
-                    cast = (*cast[:3], cast[3].to(dtype))
+                cast = tuple(
+                    tensor.to(dtype) if i in case.cast else tensor
+                    for i, tensor in enumerate((x, *tensors[1:]))
+                )
                 check = Check(case, Sample(f"{x.shape}", cast, options), "given")
                 assert check.faults(ops, "cuda") == []
 
@@ -194,6 +201,28 @@ def test_a_filter_is_captured_at_its_first_use(chosen, kind) -> None:
     graph.replay()
     expected = reference.low_pass(x.double().cpu(), 7.375, kind=kind)
     torch.testing.assert_close(y.cpu().double(), expected, atol=5e-6, rtol=0)
+
+
+def test_a_recorded_step_draws_anew_where_its_seed_is_changed(chosen) -> None:
+    x, other = noise(2, 100_003).cuda().unbind()
+    scale, seed = constant(3.0).cuda().requires_grad_(), torch.tensor(1).cuda()
+
+    def step() -> list[torch.Tensor]:
+        leaf = x.detach().requires_grad_()
+        y = ops.fake_quantize_learned(leaf, scale, 0.5, 4, keep=0.5, seed=seed)
+        y = ops.random_mix(y, other, 0.25, seed)
+        return [y.detach(), *torch.autograd.grad(y.sum(), (leaf, scale))]
+
+    warm_up(step, x.device)
+    graph, found = capture(step, x.device)
+    drawn = []
+    for number in (2, 3):
+        seed.fill_(number)
+        graph.replay()
+        drawn.append([value.clone() for value in found])
+        for mine, theirs in zip(found, step(), strict=True):
+            assert torch.equal(mine, theirs)
+    assert not torch.equal(drawn[0][0], drawn[1][0])
 
 
 def test_peak_memory_of_the_entropy(chosen) -> None:

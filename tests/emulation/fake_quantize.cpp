@@ -28,6 +28,12 @@ int64_t learned_workspace(const synq::FakeQuantizeLearnedParams* p) {
 int learned_backward(const synq::FakeQuantizeLearnedParams* p) {
   return synq::fake_quantize_learned_backward_cuda(*p, nullptr);
 }
+int learned_dropped(const synq::FakeQuantizeLearnedParams* p) {
+  return synq::fake_quantize_learned_dropped_cuda(*p, nullptr);
+}
+int learned_dropped_backward(const synq::FakeQuantizeLearnedParams* p) {
+  return synq::fake_quantize_learned_dropped_backward_cuda(*p, nullptr);
+}
 
 int relu(const synq::ReluFakeQuantizeParams* p) { return synq::relu_fake_quantize_cuda(*p, nullptr); }
 int relu_backward(const synq::ReluFakeQuantizeParams* p) { return synq::relu_fake_quantize_backward_cuda(*p, nullptr); }

@@ -9,10 +9,11 @@ import torch
 from tests.emulation.build import shifted
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-POINTER, LONG, INT, FLOAT, DOUBLE, BOOL = (
+POINTER, LONG, INT, UNSIGNED, FLOAT, DOUBLE, BOOL = (
     ctypes.c_void_p,
     ctypes.c_int64,
     ctypes.c_int32,
+    ctypes.c_uint32,
     ctypes.c_float,
     ctypes.c_double,
     ctypes.c_bool,
@@ -108,7 +109,10 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 def arrange(x: torch.Tensor, axis: int | None, order: list[int] | None = None) -> Arranged:
     """Lays the dimensions out from the widest stride to the narrowest, or as `order` says."""
-    x = dense(x.detach()) if order is None else x.detach()
+    if order is None:
+        # As `make_dense` does it: what gaps are removed from keeps the order of its strides.
+        x = torch.empty_like(x).copy_(x.detach())
+    x = x.detach()
     order = order or sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
     memory = x.permute(order).contiguous()
     if axis is None:

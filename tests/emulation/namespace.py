@@ -10,6 +10,7 @@ from tests.emulation.filters import Filters
 from tests.emulation.launching import Launcher, Setting
 from tests.emulation.losses import Distillation, Moments, Statistics
 from tests.emulation.maps import Maps
+from tests.emulation.mixing import Mixing
 from tests.emulation.quantization import Quantization
 from tests.emulation.ranges import Ranges
 from tests.emulation.rounding import Rounding
@@ -25,6 +26,7 @@ FAMILIES = {
     "grad_cam": Maps,
     "low_pass": Filters,
     "patch_similarity_entropy": Similarity,
+    "random_mix": Mixing,
     "soft_round": Rounding,
     "total_variation": Variation,
 }

@@ -13,12 +13,14 @@ from tests.emulation.launching import (
     INT,
     LONG,
     POINTER,
+    UNSIGNED,
     Arranged,
     Launcher,
     arrange,
     differentiable,
     fields,
 )
+from tests.emulation.mixing import chance
 
 SIZES = LONG, "outer channels inner"
 
@@ -39,8 +41,9 @@ class LearnedParams(ctypes.Structure):
 
     _fields_ = fields(
         SIZES,
-        (POINTER, "x gradient y scale zero_point grad_scale grad_zero_point workspace"),
+        (POINTER, "x gradient y scale zero_point grad_scale grad_zero_point workspace seed"),
         (DOUBLE, "gradient_scale"),
+        (UNSIGNED, "threshold"),
         (INT, "bits dtype"),
     )
 
@@ -142,23 +145,27 @@ class Quantization:
         return differentiable(forward, lambda _, g, *__: (g,), x, constants=(1, 2))
 
     def fake_quantize_learned(
-        self, x: Any, scale: Any, zero_point: Any, bits: int, *, axis=None, gradient_scale=1.0
-    ) -> Any:
+        self, x: Any, scale: Any, zero_point: Any, bits: int, *, axis=None, gradient_scale=1.0,
+        keep=1.0, seed=None,
+    ) -> Any:  # fmt: skip
         place = arrange(x, axis)
         pair = [bound(v.detach(), place.channels) for v in (scale, zero_point)]
         values = dict(zip(("scale", "zero_point"), pair, strict=True)) | {"bits": bits}
+        name = "learned"
+        if keep < 1:
+            name, values = "learned_dropped", values | chance(keep, seed)
 
         def backward(_: Any, g: torch.Tensor) -> Any:
             sums = torch.full((2, place.channels), float("nan") if x.numel() else 0.0)
             y = self._call(
-                "learned_backward", LearnedParams, place, place.memory, **values, gradient=g,
+                f"{name}_backward", LearnedParams, place, place.memory, **values, gradient=g,
                 gradient_scale=gradient_scale, grad_scale=sums[0], grad_zero_point=sums[1],
                 workspace=("learned_workspace", torch.float64),
             )  # fmt: skip
             return place.restored(y), sums[0].view(scale.shape), sums[1].view(scale.shape)
 
         def forward(*_: Any) -> Any:
-            y = self._call("learned", LearnedParams, place, place.memory, **values)
+            y = self._call(name, LearnedParams, place, place.memory, **values)
             return place.restored(y), None
 
         return differentiable(forward, backward, x, scale, zero_point)

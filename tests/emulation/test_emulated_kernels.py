@@ -22,6 +22,7 @@ LONG = {
     "fake_quantize_learned": (
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
+        "channels in two long odd pieces, axis 1, dropped",
     ),
     "soft_round": (
         "channels in two long odd pieces, axis 1",

@@ -114,3 +114,104 @@ def test_scale_must_be_positive(backend):
             ops.fake_quantize_learned(x, torch.ones(3), torch.zeros(2), 4, axis=1)
         with pytest.raises(TypeError, match="scale must be float32"):
             ops.fake_quantize_learned(x, torch.ones((), dtype=torch.float64), 0.0, 4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_dropped_by_hand(backend):
+    require(backend)
+    # The first words of the seed 0 are 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
+    x = torch.tensor([0.3, 0.3, 10.0, float("nan")], requires_grad=True)
+    pair = torch.tensor(2.0, requires_grad=True), torch.tensor(0.6, requires_grad=True)
+    for keep, rounded in ((0.3, 0), (0.4, 1), (0.7, 2), (0.8, 3), (0.9, 4)):
+        chosen = torch.tensor([keep > word / 2**32 for word in FIRST_WORDS])
+        assert chosen.sum() == rounded
+        with ops.backend(backend):
+            y = ops.fake_quantize_learned(x, *pair, 4, keep=keep, seed=0)
+        quantized = torch.tensor([0.5, 0.5, 4.0, float("nan")])
+        expected = torch.where(chosen, quantized, x.detach())
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        of_x, of_scale, of_zero = torch.autograd.grad(y.sum(), (x, *pair))
+        assert of_x.tolist() == [1, 1, 0 if chosen[2] else 1, 1]
+        assert of_zero.item() == (0.5 if chosen[2] else 0)
+        terms = torch.tensor([-0.1, -0.1, -2.0, float("nan")])
+        wanted = torch.where(chosen, terms, 0.0).sum().item()
+        assert of_scale.item() == pytest.approx(wanted, nan_ok=True)
+
+
+FIRST_WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_seed_is_a_number_or_a_tensor(backend):
+    require(backend)
+    x = torch.randn(3, 50)
+    with ops.backend(backend):
+        quantized = ops.fake_quantize_learned(x, 3.0, 0.0, 4)
+        found = {}
+        for seed in (0, 1, 2**32, 2**63, 2**64 - 1):
+            y = found[seed] = ops.fake_quantize_learned(x, 3.0, 0.0, 4, keep=0.5, seed=seed)
+            assert ((y == x) | (y == quantized)).all() and 50 < (y == x).sum() < 100
+            signed = torch.tensor(seed - 2**64 if seed >= 2**63 else seed)
+            for same in (signed, int(signed)):
+                again = ops.fake_quantize_learned(x, 3.0, 0.0, 4, keep=0.5, seed=same)
+                assert torch.equal(again, y)
+        assert len({tuple(y.flatten().tolist()) for y in found.values()}) == len(found)
+        assert torch.equal(ops.fake_quantize_learned(x, 3.0, 0.0, 4, seed=5), quantized)
+        assert torch.equal(ops.fake_quantize_learned(x, 3.0, 0.0, 4, keep=0.0, seed=5), x)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_draws_follow_memory(backend):
+    require(backend)
+    x = torch.randn(2, 3, 4, 5)
+    with ops.backend(backend):
+        flat = ops.fake_quantize_learned(x.flatten(), 3.0, 0.0, 4, keep=0.5, seed=2)
+        assert torch.equal(
+            ops.fake_quantize_learned(x, 3.0, 0.0, 4, keep=0.5, seed=2), flat.view_as(x)
+        )
+        last = flat.view(2, 4, 5, 3).permute(0, 3, 1, 2)
+        given = x.view(2, 4, 5, 3).permute(0, 3, 1, 2)
+        assert given.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ops.fake_quantize_learned(given, 3.0, 0.0, 4, keep=0.5, seed=2), last)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_arguments_of_a_draw(backend):
+    require(backend)
+    x = torch.zeros(3)
+    with ops.backend(backend):
+        for keep in (-0.1, 1.1, float("nan")):
+            with pytest.raises(ValueError, match="keep must be"):
+                ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=keep, seed=1)
+        with pytest.raises(TypeError, match="keep must be a number"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep="half", seed=1)
+        with pytest.raises(ValueError, match=r"keep=0\.5 needs seed"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5)
+        with pytest.raises(ValueError, match="at most 64 bits"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=2**64)
+        with pytest.raises(TypeError, match=r"seed must be int64, got torch\.int32"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=torch.tensor(1).int())
+        with pytest.raises(ValueError, match="seed must hold one number"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=torch.tensor([1, 2]))
+        with pytest.raises(TypeError, match="seed must be an int"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=0.5)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_compiled_step_takes_its_seed_from_a_tensor(backend):
+    def function(x, scale, seed):
+        return ops.fake_quantize_learned(x, scale, 0.0, 4, keep=0.5, seed=seed)
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    with ops.backend(backend):
+        for seed in (1, 2):
+            found = []
+            for call in (function, compiled):
+                leaf, scale = x.clone().requires_grad_(), torch.tensor(3.0, requires_grad=True)
+                y = call(leaf, scale, torch.tensor(seed))
+                found.append([y.detach(), *torch.autograd.grad(y.sum(), (leaf, scale))])
+            for mine, theirs in zip(*found, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)

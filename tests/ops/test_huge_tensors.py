@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from synq_fast import ops, reference
+from synq_fast.reference._philox import philox
 
 HUGE = 2**31 + 5
 SMALL = 70_001
@@ -98,6 +99,33 @@ def check_fake_quantize_learned(elements: int) -> None:
     for window in windows(elements):
         expected = reference.fake_quantize_learned(x[window], 4.0, 1.0, BITS)
         assert torch.equal(y[window], expected), window
+
+
+def kept_in(window: slice, seed: int, keep: float) -> torch.Tensor:
+    """What is kept of a window of a long tensor."""
+    first = window.start // 4
+    quad = torch.arange(first, -(-window.stop // 4))
+    zero = torch.zeros_like(quad)
+    words = philox((quad & 2**32 - 1, quad >> 32, zero, zero), (torch.tensor(seed), zero[:1]))
+    flat = torch.stack(words, -1).flatten()[window.start - 4 * first :]
+    return (flat >> 8 < round(keep * 2**24))[: window.stop - window.start]
+
+
+def check_fake_quantize_learned_dropped(elements: int) -> None:
+    x = filled(elements)
+    y = ops.fake_quantize_learned(x, 4.0, 1.0, BITS, keep=0.3, seed=5)
+    for window in windows(elements):
+        expected = reference.fake_quantize_learned(x[window], 4.0, 1.0, BITS)
+        kept = kept_in(window, 5, 0.3)[: len(expected)]
+        assert torch.equal(y[window], torch.where(kept, expected, x[window])), window
+
+
+def check_random_mix(elements: int) -> None:
+    a, b = filled(elements), filled(elements)
+    y = ops.random_mix(a, b, 0.3, 5)
+    for window in windows(elements):
+        kept = kept_in(window, 5, 0.3)[: len(y[window])]
+        assert torch.equal(y[window], torch.where(kept, a[window], b[window])), window
 
 
 def check_relu_fake_quantize(elements: int) -> None:
@@ -221,6 +249,8 @@ ROWS = {
         Row("fake_quantize_dynamic", 9, check_fake_quantize_dynamic),
         Row("quantize_codes", 7, check_quantize_codes),
         Row("fake_quantize_learned", 9, check_fake_quantize_learned),
+        Row("fake_quantize_learned", 9, check_fake_quantize_learned_dropped),
+        Row("random_mix", 13, check_random_mix),
         Row("relu_fake_quantize", 9, check_relu_fake_quantize),
         Row("affine_relu_fake_quantize", 9, check_affine_relu_fake_quantize),
         Row("channel_moments", 9, check_channel_moments),

@@ -16,6 +16,7 @@ from synq_fast.testing.case import (
     noise,
     uniform,
 )
+from synq_fast.testing.cases._draws import drawn
 from synq_fast.testing.cases._quantization import (
     channel_ranges,
     over_channels,
@@ -28,6 +29,8 @@ from synq_fast.testing.cases._quantization import (
 
 # Per element of the sum, a few roundings of a term of at most about ten.
 SUM = Tolerance(atol=3e-7, rtol=1e-5)
+# Each half of the key, both, and what is negative as int64.
+SEEDS = (0, 1, 2**32, 0x243F6A8885A308D3, 2**64 - 1, -(2**63))
 
 
 def call(
@@ -60,6 +63,12 @@ def inputs() -> Iterator[Sample]:
         options = {"bits": bits, "axis": part.axis, "gradient_scale": part.choose(1.0, 0.5)}
         pair = learned_pair(part.x, part.axis, bits)
         yield Sample(part.reason, (part.x, *pair), options, **part.flags)
+        drops = {"keep": part.choose(0.5, 0.875, 0.1), "seed": part.choose(*SEEDS)}
+        yield Sample(f"{part.reason}, dropped", (part.x, *pair), options | drops, **part.flags)
+    for keep in (0.0, 1e-9, 1 - 2**-24, 1 - 2**-30):
+        pair = constant(2.0), constant(0.3)
+        options = {"keep": keep, "seed": constant(5).long()}
+        yield Sample(f"keep {keep}, a seed in a tensor", (noise(41, 5), *pair), options)
     for bits in (2, 4, 8, 16):
         scale = constant((2**bits - 1) / 3.4)
         for zero in (-2.5, -0.5, -0.3, 0.0, 0.5, 1.5, 2.5, 279620.5):
@@ -68,7 +77,10 @@ def inputs() -> Iterator[Sample]:
     for numbers in ((7.5, 0.0), (2.0, -0.3), (0.5, 2.5), (1.0, 279620.5), (1e-3, 3.2),
                  (float("nan"), 0.0), (1.0, float("nan"))):  # fmt: skip
         special = special_values(), *(constant(value) for value in numbers)
-        yield Sample(f"scale {numbers[0]}, zero point {numbers[1]}", special, special=True)
+        reason = f"scale {numbers[0]}, zero point {numbers[1]}"
+        yield Sample(reason, special, special=True)
+        options = {"keep": 0.5, "seed": 3}
+        yield Sample(f"{reason}, dropped", special, options, special=True)
     tensors = uniform(2_000_000, high=0.1), constant(7.0), constant(0.0)
     yield Sample("a long sum", tensors, large=True)
 
@@ -81,6 +93,8 @@ def oracle(
     bits: int = 4,
     axis: int | None = None,
     gradient_scale: float = 1.0,
+    keep: float = 1.0,
+    seed: Any = None,
 ) -> torch.Tensor:
     """The definition: float32 decides the codes, float64 sums the gradients."""
     s, z = (over_channels(v, x, axis) for v in (scale, zero_point))
@@ -92,7 +106,8 @@ def oracle(
     clipped = clipped * gradient_scale + clipped.detach() * (1 - gradient_scale)
     parameters = torch.where(inside, within, clipped)
     y = straight_through(x, y32, inside)
-    return y + parameters - parameters.detach()
+    y = y + parameters - parameters.detach()
+    return y if seed is None else torch.where(drawn(x, seed, keep), y, x)
 
 
 def units(sample: Sample) -> tuple[Any, ...]:
@@ -123,6 +138,7 @@ CASE = OpCase(
         nearest,
         lambda n, *x: n.fake_quantize_learned(*x, 4),
     ),
+    variants=({"keep": 0.5, "seed": 11},),
     keeps_layout=True,
     same_type=True,
     elementwise=True,

@@ -1,0 +1,58 @@
+"""What elements draw: Philox 4x32-10 as in csrc/philox.h, and as `tl.randint4x` has it."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class Chance(NamedTuple):
+    """With which probability elements are kept, and what decides it."""
+
+    seed: torch.Tensor
+    keep: float
+
+    @property
+    def threshold(self) -> int:
+        """What a draw of a kept element is below."""
+        return round(self.keep * 2**24)
+
+
+@triton.jit
+def philox(quad, seed):
+    """Returns the four words of the counters `quad`, int64, as uint32."""
+    a = quad.to(tl.uint32)
+    b = (quad >> 32).to(tl.uint32)
+    c = tl.zeros_like(a)
+    d = tl.zeros_like(a)
+    low = seed.to(tl.uint32)
+    high = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        # The whole product: older versions of Triton cannot interpret `umulhi`.
+        first = a.to(tl.uint64) * 0xD2511F53
+        second = c.to(tl.uint64) * 0xCD9E8D57
+        a = (second >> 32).to(tl.uint32) ^ b ^ low
+        b = second.to(tl.uint32)
+        c = (first >> 32).to(tl.uint32) ^ d ^ high
+        d = first.to(tl.uint32)
+        low = (low.to(tl.uint64) + 0x9E3779B9).to(tl.uint32)
+        high = (high.to(tl.uint64) + 0xBB67AE85).to(tl.uint32)
+    return a, b, c, d
+
+
+@triton.jit
+def kept_quads(quad, seed, threshold):
+    """Returns what is kept of four elements for each counter, side by side in the last axis."""
+    a, b, c, d = philox(quad, seed)
+    words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+    return (words >> 8).to(tl.int32) < threshold
+
+
+@triton.jit
+def kept_each(place, seed, threshold):
+    """Returns what is kept of elements anywhere: a counter for each."""
+    a, b, c, d = philox(place // 4, seed)
+    turn = place % 4
+    word = tl.where(turn < 2, tl.where(turn == 0, a, b), tl.where(turn == 2, c, d))
+    return (word >> 8).to(tl.int32) < threshold
