@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -110,8 +111,7 @@ def _layers_between(graph_module: fx.GraphModule, cuts: list[fx.Node]) -> list[b
         if isinstance(called_module(graph_module, node), _LAYERS)
     ]
     return [
-        any(start < layer <= end for layer in layers)
-        for start, end in zip(ends, ends[1:], strict=False)
+        any(start < layer <= end for layer in layers) for start, end in itertools.pairwise(ends)
     ]
 
 

@@ -23,10 +23,23 @@ from rich.progress import (
 from synq_fast.errors import SynqFastWarning
 
 _PLAIN_EVERY = 5.0
+_AT_ONCE = 0.1
 
 
 def _values(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that people would use."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{_rate(seconds / size)} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class Phase:
@@ -36,6 +49,8 @@ class Phase:
         """Show ``title`` and progress towards ``total``."""
         self.title, self.total, self._bar, self._plain = title, total, bar, plain
         self._started = self._shown = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        """Steps and seconds that the estimate counts from."""
 
     def update(self, done: int, values: Mapping[str, float], images: int = 0) -> None:
         """Show progress.
@@ -47,15 +62,23 @@ class Phase:
         """
         now = time.monotonic()
         text = _values(values)
+        elapsed = now - self._started
+        if self._first is None:
+            # A resumed phase begins with what was done before.
+            self._first = (done, elapsed) if elapsed < _AT_ONCE else (0, 0.0)
         if images:
-            text += f"  {images / max(now - self._started, 1e-9):.0f} images/s"
+            text += f"  {_rate(images / max(elapsed, 1e-9))} images/s"
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=done, values=text)
         elif self._plain and (now - self._shown >= _PLAIN_EVERY or done == self.total):
             self._shown = now
-            elapsed = now - self._started
-            print(f"{self.title}: {done}/{self.total}  {text}  {elapsed:.0f} s", file=sys.stderr)
+            took = duration(elapsed)
+            first, before = self._first
+            if first < done < self.total:
+                left = (elapsed - before) / (done - first) * (self.total - done)
+                took += f", about {duration(left)} left"
+            print(f"{self.title}: {done}/{self.total}  {text}  {took}", file=sys.stderr)
 
     def show(self, record: Mapping[str, float], images: int = 0) -> None:
         """Show a record: its ``step``, and what it says of losses."""

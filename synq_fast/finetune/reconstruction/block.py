@@ -40,9 +40,9 @@ class TrainedBlock:
         return [rounding.v for rounding in self.roundings]
 
     @property
-    def weights(self) -> list[nn.Parameter]:
+    def weights(self) -> list[Tensor]:
         """Those that are trained themselves."""
-        return [] if self.roundings else [p for m in self.layers if (p := m.weight) is not None]
+        return [] if self.roundings else [layer.weight for layer in self.layers]
 
     @property
     def weight_gains(self) -> list[nn.Parameter]:

@@ -41,33 +41,33 @@ class Reconstruction:
     def __init__(
         self,
         block: TrainedBlock,
-        values: BlockValues,
+        values: Callable[[], BlockValues],
         recipe: Blocks,
         *,
         seed: int,
         index: int,
         device: torch.device,
         rest: Callable[[Tensor], Tensor] | None = None,
-        part: slice = slice(None),
-        reduce: Reduction | None = None,
     ) -> None:
         """Prepare.
 
         Args:
             block: what is trained.
-            values: what it reads and should give.
+            values: what it reads and should give, asked for when the first step begins.
             recipe: how.
             seed: decides the order and what is dropped.
             index: the block's number, so that blocks draw differently.
             device: where the work is done.
             rest: the float blocks between this one and the last; None: no global loss.
-            part: which images of each batch.
-            reduce: sees the terms of each step, may change the gradients, and returns the terms
-                to record: several processes average both.
         """
         self.block, self.values, self.recipe = block, values, recipe
         self.seed, self.index, self.device = seed, index, device
-        self.rest, self.part, self.reduce = rest, part, reduce
+        self.rest = rest
+        self.part = slice(None)
+        """Which images of each batch; ranks that work together take one part each."""
+        self.reduce: Reduction | None = None
+        """Sees the terms of each step, may change the gradients, and returns the terms to record:
+        several processes average both."""
         self.penalized = torch.zeros((), dtype=torch.float32, device=device)
         self.optimizer = _optimizer(block, recipe)
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -91,18 +91,21 @@ class Reconstruction:
         first, last = recipe.rounding_exponents
         self.block.exponent.fill_(first + (last - first) * max(0.0, late))
         self.penalized.fill_(recipe.rounding_weight if late >= 0 else 0.0)
-        chosen, seeds = self._draw(step)
-        return *self.values.take(chosen, self.device), send(seeds, self.device)
+        values = self.values()
+        chosen, seeds = self._draw(step, len(values))
+        return *values.take(chosen, self.device), send(seeds, self.device)
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B,) and seeds (quantizers + 1,) of a step, both int64."""
-        count, size = len(self.values), self.recipe.batch_size
+    def _draw(self, step: int, count: int) -> tuple[Tensor, Tensor]:
+        """Numbers (B,) out of ``count`` and seeds (quantizers + 1,) of a step, both int64."""
+        size = self.recipe.batch_size
         start = step * size
         epochs = range(start // count, (start + size - 1) // count + 1)
         order = torch.cat(
             [
                 torch.randperm(
-                    count, generator=generator_for(self.seed, "block", self.index, epoch), device="cpu"
+                    count,
+                    generator=generator_for(self.seed, "block", self.index, epoch),
+                    device="cpu",
                 )
                 for epoch in epochs
             ]

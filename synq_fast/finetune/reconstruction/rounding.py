@@ -57,5 +57,5 @@ class SoftRounding:
         layer = self.layer
         scale, zero_point = self._grid()
         shape = (-1, *(1 for _ in layer.weight.shape[1:]))
-        codes = (self.base + (self.v >= 0)).clamp(self.low, self.high)
+        codes = (self.base.float() + (self.v >= 0)).clamp(self.low, self.high)
         layer.weight.copy_((codes + zero_point.view(shape)) / scale.view(shape))

@@ -19,8 +19,8 @@ class Blocks:
     batch_size: int = batch(32, "images in each step, of all processes together")
     rounding: str = choice(
         "soft",
-        "how weights find their codes: a soft choice between the two nearest that hardens (AdaRound, "
-        "Genie-M), or trained straight through the rounding (LSQ)",
+        "how weights find their codes: a soft choice between the two nearest that hardens "
+        "(AdaRound, Genie-M), or trained straight through the rounding (LSQ)",
         "soft",
         "straight",
     )
