@@ -23,6 +23,13 @@ FEW = {
 RECIPES = {
     "calibrate-digits": {k: v for k, v in FEW.items() if k.startswith("quantization")},
     "gdfq-digits": FEW,
+    "synq-fast-digits": {
+        "blocks.images": 8,
+        "blocks.steps": 3,
+        "blocks.batch_size": 4,
+        "blocks.global_weight": 0.5,
+        "finetune.perturbation.weight": 0.0,
+    },
     "synq-digits": {},
 }
 

@@ -100,3 +100,65 @@ def test_other_modules_and_subclasses_stay():
     net = nn.Sequential(Special(2, 2), nn.Conv1d(2, 2, 1), nn.Linear(2, 2))
     assert quantize_layers(dict.fromkeys(net.modules(), 4)) == 1
     assert [type(m) for m in net] == [Special, nn.Conv1d, QuantizedLinear]
+
+
+# Ranges that are trained
+
+
+def _learned(bits: int = 3) -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 4, 7))
+    quantize_layers(dict.fromkeys(net.modules(), bits), "learned")
+    return net
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_learned_ranges_start_at_those_of_least_error(bits):
+    for layer in (_learned(bits)[0], _learned(bits)[2]):
+        channels = [reference.search_range(channel, bits) for channel in layer.weight.detach()]
+        low, high = (torch.stack(ends) for ends in zip(*channels, strict=True))
+        expected = reference.fake_quantize(layer.weight.detach(), low, high, bits, axis=0)
+        torch.testing.assert_close(layer.quantized_weight(), expected, atol=1e-6, rtol=1e-6)
+        assert layer.gain.requires_grad and torch.equal(layer.gain, torch.ones(len(low)))
+
+
+def test_gain_scales_the_range_and_the_grid_says_so():
+    layer = _learned()[2]
+    before, (low, high) = layer.grid(), layer.ranges()
+    with torch.no_grad():
+        layer.gain.mul_(2)
+    after = layer.grid()
+    assert torch.equal(after.scale, before.scale / 2)
+    assert torch.equal(after.zero_point, before.zero_point)
+    assert all(torch.equal(a, 2 * b) for a, b in zip(layer.ranges(), (low, high), strict=True))
+    codes = layer.quantized_weight() * after.scale[:, None] - after.zero_point[:, None]
+    assert (codes - codes.round()).abs().max() < 1e-4
+    assert codes.min() >= after.low - 1e-4 and codes.max() <= after.high + 1e-4
+
+
+def test_gradient_of_a_gain_is_the_straight_through_one():
+    layer = _learned()[2]
+    with torch.no_grad():
+        layer.gain.mul_(0.7)  # so that some weights lie outside
+    weights = torch.randn(layer.weight.shape)
+    (layer.quantized_weight() * weights).sum().backward()
+    grid = layer.grid()
+    scale, zero = (value.double()[:, None] for value in (grid.scale, grid.zero_point))
+    w = layer.weight.detach().double()
+    codes = (w * scale - zero).round()
+    clipped = (codes < grid.low) | (codes > grid.high)
+    y = (codes.clamp(grid.low, grid.high) + zero) / scale
+    # dy/dgain = (y - w) / gain inside the range, y / gain outside; LSQ's factor beside it.
+    slope = torch.where(clipped, y, y - w) / layer.gain.detach().double()[:, None]
+    expected = (weights * slope).sum(1) / (w.shape[1] * 7) ** 0.5
+    assert clipped.any() and not clipped.all()
+    torch.testing.assert_close(layer.gain.grad.double(), expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(layer.weight.grad, weights.masked_fill(clipped, 0.0))
+
+
+def test_learned_ranges_follow_the_module_and_its_state():
+    net, other = _learned(), _learned()
+    with torch.no_grad():
+        net[0].gain.mul_(1.5)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other[0].quantized_weight(), net[0].quantized_weight())
+    assert {"0.gain", "0.ends", "2.gain", "2.ends"} <= net.state_dict().keys()
