@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synq_fast import ops, reference
     from synq_fast.engine import quantize, synthesize
+    from synq_fast.engine.comparison import Comparison, compare
     from synq_fast.engine.evaluation import EvaluationResult, evaluate
     from synq_fast.engine.result import QuantizationResult
     from synq_fast.engine.saved_model import coverage, load
@@ -20,10 +21,12 @@ __version__ = "0.1.0"
 # Nothing is imported before it is used: torch takes seconds, which `synq-fast --help` need not wait
 # for, and the engine brings torchvision and more, which the ops do without.
 _LAZY = {
+    "Comparison": "engine.comparison",
     "EvaluationResult": "engine.evaluation",
     "QuantizationResult": "engine.result",
     "SynqFastError": "errors",
     "Teacher": "models",
+    "compare": "engine.comparison",
     "coverage": "engine.saved_model",
     "evaluate": "engine.evaluation",
     "list_recipes": "recipes",
@@ -36,10 +39,12 @@ _LAZY = {
 _SUBMODULES = frozenset({"ops", "reference"})
 
 __all__ = [
+    "Comparison",
     "EvaluationResult",
     "QuantizationResult",
     "SynqFastError",
     "Teacher",
+    "compare",
     "coverage",
     "evaluate",
     "list_recipes",

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from synq_fast.cli import bench, evaluate, info, quantize, recipes, synthesize
+from synq_fast.cli import bench, compare, evaluate, info, quantize, recipes, synthesize
 from synq_fast.errors import LostRankError, SynqFastError
 from synq_fast.runtime.first_process import is_first_process
 
@@ -66,6 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    for command in (quantize, synthesize, evaluate, bench, info, recipes):
+    for command in (quantize, synthesize, evaluate, compare, bench, info, recipes):
         command.add(commands)
     return parser

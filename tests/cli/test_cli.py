@@ -24,7 +24,7 @@ TINY = [
     "finetune.batch_size=4",
 ]
 QUANTIZE = ["quantize", "--quiet", *(part for text in TINY for part in ("--set", text))]
-COMMANDS = ["quantize", "synthesize", "evaluate", "bench", "info", "recipes"]
+COMMANDS = ["quantize", "synthesize", "evaluate", "compare", "bench", "info", "recipes"]
 
 
 @pytest.fixture(scope="module")
