@@ -177,7 +177,8 @@ def launch_sums(
     A learned grid leaves elements out by `chance`.
     """
     outer, channels, inner = layout
-    single = outer * channels == 1
+    length = channels if layout.by_column else inner
+    quads = length % 4 == 0 or outer * channels == 1
     if layout.by_column:
         columns = min(power_of_two(channels), 64)
         groups = triton.cdiv(channels, columns)
@@ -188,6 +189,7 @@ def launch_sums(
         groups = channels
         rows = min(power_of_two(outer), TILE // columns)
         tiles = triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
+    quads &= columns >= 4
     wanted = triton.cdiv(TARGET_PROGRAMS, groups)
     splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
     first, second = results[0].new_empty(2, channels * splits)
@@ -202,8 +204,7 @@ def launch_sums(
             NO_BOUND if upper is None else upper, 0 if chance is None else chance.threshold,
             AFFINE=grid is not None, CLIP=clip,
             RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
-            DROPPED=chance is not None,
-            QUADS=columns >= 4 and (single or (channels if layout.by_column else inner) % 4 == 0),
+            DROPPED=chance is not None, QUADS=chance is not None and quads,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
