@@ -140,6 +140,16 @@ def _activation(batch: int, last: bool, dtype: torch.dtype) -> Iterator[Work]:
             [leaf, scale, zero],
         ),
     )
+    chance = {"keep": 0.5, "seed": torch.zeros_like(low, dtype=torch.int64)}
+    yield work(
+        "fake_quantize_learned with gradients, keep 0.5",
+        5,
+        _with_gradient(
+            lambda: ops.fake_quantize_learned(leaf, scale, zero, bits, **chance),
+            [leaf, scale, zero],
+        ),
+    )
+    yield work("random_mix", 3, lambda: ops.random_mix(x, residual, **chance))
 
 
 def others(batch: int) -> Iterator[Work]:

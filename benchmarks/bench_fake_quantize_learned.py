@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,37 @@ from synq_fast import ops, reference
 from . import columns, harness
 
 BITS = 4
-# Activations with one grid; weights with one for each output channel.
-LAYERS = [((16, 64, 56, 56), None), ((512, 512, 3, 3), 0)]
-CASES = harness.sizes(cpu=LAYERS, cuda=[*LAYERS, ((256, 64, 56, 56), None)])
+# Activations with one grid; weights with one for each output channel; activations that are dropped.
+LAYERS = [
+    ((16, 64, 56, 56), None, 1.0),
+    ((512, 512, 3, 3), 0, 1.0),
+    ((32, 64, 56, 56), None, 1.0),
+    ((32, 64, 56, 56), None, 0.5),
+]
+LARGE = [((256, 64, 56, 56), None, 1.0), ((256, 64, 56, 56), None, 0.5)]
+CASES = harness.sizes(cpu=LAYERS, cuda=[*LAYERS, *LARGE])
 
 
-@pytest.mark.parametrize(("shape", "axis"), CASES, ids=str)
+def composed(
+    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, keep: float, **options: Any
+) -> Tensor:
+    """Dropping with PyTorch's generator, around the reference or, in eager mode, around our op."""
+    namespace = reference if torch.compiler.is_compiling() else ops
+    y = namespace.fake_quantize_learned(x, scale, zero_point, bits, axis=options["axis"])
+    return torch.where(torch.rand_like(x) < keep, y, x)
+
+
+@pytest.mark.parametrize(("shape", "axis", "keep"), CASES, ids=str)
 def bench_fake_quantize_learned(
-    shape: tuple[int, ...], axis: int | None, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, ...],
+    axis: int | None,
+    keep: float,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
-    """Ours against eager, compiled and ATen's learnable fake quantization, and a copy."""
+    """Ours against eager, compiled and ATen's learnable fake quantization, and a copy.
+
+    Where elements are dropped, against dropping them around it.
+    """
     generator = torch.Generator().manual_seed(0)
     x, gradient = torch.randn(2, *shape, generator=generator).to(harness.DEVICE).unbind()
     x.requires_grad_()
@@ -31,9 +53,12 @@ def bench_fake_quantize_learned(
     scale = torch.full(channels, 3.0, device=harness.DEVICE, requires_grad=True)
     zero_point = torch.zeros(channels, device=harness.DEVICE, requires_grad=True)
     leaves = x, scale, zero_point
+    options: dict[str, Any] = {"axis": axis}
+    if keep < 1:
+        options |= {"keep": keep, "seed": torch.tensor(1, device=harness.DEVICE)}
 
     def step(function: Callable[..., Tensor], *arguments: Tensor) -> list[Tensor]:
-        y = function(*arguments, BITS, axis=axis)
+        y = function(*arguments, BITS, **options)
         return [y, *torch.autograd.grad(y, arguments, gradient)]
 
     width = torch.full(channels or (1,), 1 / 3, device=harness.DEVICE, requires_grad=True)
@@ -57,18 +82,25 @@ def bench_fake_quantize_learned(
 
     rows: dict[str, Callable[[], object]] = dict(ours)
     rows["reference, eager"] = lambda: step(reference.fake_quantize_learned, *leaves)
-    compiled, reason = columns.compiled_column(
-        reference.fake_quantize_learned, *leaves, BITS, axis=axis
-    )
-    if compiled is None:
-        omitted["reference, torch.compile"] = reason
+    rivals = {"reference": reference.fake_quantize_learned}
+    if keep < 1:
+        rivals["where(rand_like)"] = composed
+        rows["where(rand_like) of ours, eager"] = lambda: step(composed, *leaves)
     else:
-        rows["reference, torch.compile"] = lambda: torch.autograd.grad(compiled(), leaves, gradient)
-    rows["aten _fake_quantize_learnable_affine"] = aten
+        rows["aten _fake_quantize_learnable_affine"] = aten
+    for title, function in rivals.items():
+        compiled, reason = columns.compiled_column(function, *leaves, BITS, own=True, **options)
+        if compiled is None:
+            omitted[f"{title}, torch.compile"] = reason
+        else:
+            rows[f"{title}, torch.compile"] = lambda compiled=compiled: torch.autograd.grad(
+                compiled(), leaves, gradient
+            )
     rows["clone"] = x.detach().clone
     granularity = "per_tensor" if axis is None else "per_channel"
+    dropped = f", keep {keep}" if keep < 1 else ""
     compare(
-        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits, forward and backward",
+        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits{dropped}, forward and backward",
         rows,
         ours=next(iter(ours), None),
         copy="clone",

@@ -24,7 +24,7 @@ import torch
 from synq_fast import ops
 from synq_fast.ops import _installation as info
 from synq_fast.testing import CASES, Check
-from synq_fast.testing.conformance import HALF_TYPES, checks, converted, run, same_bits
+from synq_fast.testing.conformance import HALF_TYPES, checks, moved, run, same_bits
 
 from . import cuda_timing
 
@@ -90,13 +90,14 @@ def check(op: str, backend: str, device: str, capture: bool = False) -> Verdict:
 def captured_difference(sample: Check, device: str) -> str:
     """How the replay of a captured call differs from a plain one, or why it cannot be captured."""
     case = sample.case
-    tensors = [converted(x, device=device) for x in sample.sample.tensors]
+    tensors = [moved(x, device) for x in sample.sample.tensors]
+    options = {key: moved(value, device) for key, value in sample.sample.options.items()}
 
     def results() -> list[torch.Tensor]:
         found = run(
             lambda *x, **o: case.call(ops, *x, **o),
             tensors,
-            sample.sample.options,
+            options,
             case.differentiable,
         )
         gradients = found.gradients.get("all results", ())

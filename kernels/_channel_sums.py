@@ -207,7 +207,8 @@ def launch_sums(
     """
     outer, channels, inner = layout
     rows, columns, groups, splits = divide(layout)
-    single = outer * channels == 1
+    length = channels if layout.by_column else inner
+    quads = columns >= 4 and (length % 4 == 0 or outer * channels == 1)
     first, second = results[0].new_empty(2, channels * splits)
     factor, offset = (value.contiguous() for value in factors)
     low, high = (factor, offset) if grid is None else (bound.contiguous() for bound in grid)
@@ -220,8 +221,7 @@ def launch_sums(
             NO_BOUND if upper is None else upper, 0 if chance is None else chance.threshold,
             AFFINE=grid is not None, CLIP=clip,
             RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
-            DROPPED=chance is not None,
-            QUADS=columns >= 4 and (single or (channels if layout.by_column else inner) % 4 == 0),
+            DROPPED=chance is not None, QUADS=chance is not None and quads,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

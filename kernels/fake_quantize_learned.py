@@ -10,7 +10,7 @@ from synq_fast.kernels._layout import dense, finished, laid_out_as, on_device_of
 from synq_fast.kernels._philox import Chance, kept_quads
 from synq_fast.kernels.fake_quantize import Result, launch, load_grid
 
-BLOCK = 2048
+BLOCK = 1024
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton.language as tl
 from synq_fast.kernels._layout import dense, laid_out_as, on_device_of
 from synq_fast.kernels._philox import Chance, kept_quads
 
-BLOCK = 2048
+BLOCK = 1024
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

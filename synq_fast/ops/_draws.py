@@ -22,12 +22,12 @@ def check_seed(seed: object, name: str, x: torch.Tensor) -> None:
     check_same_device("seed", seed, name, x)
 
 
-def to_seed(seed: object, keep: float, device: torch.device) -> torch.Tensor:
+def to_seed(seed: object, device: torch.device) -> torch.Tensor:
     """Returns a seed as a tensor on a device; checks what the registered op cannot see any more."""
     if isinstance(seed, torch.Tensor):
         return seed
     if seed is None:
-        raise ValueError(f"keep={keep} needs seed, an int of 64 bits or an int64 tensor")
+        return as_seed(None, device)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(
             f"seed must be an int or an int64 tensor, got {seed!r} ({type(seed).__name__})"

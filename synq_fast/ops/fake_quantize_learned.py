@@ -256,7 +256,7 @@ def fake_quantize_learned(
     arguments: tuple[Any, ...] = (x, scale, zero_point, bits, axis, gradient_scale)
     if keep != 1:
         check_keep(keep)
-        seed = to_seed(seed, keep, x.device)
+        seed = to_seed(seed, x.device)
         registered = _dropped
         arguments = (x, scale, zero_point, seed, bits, axis, keep, gradient_scale)
     op = registered.on(x)

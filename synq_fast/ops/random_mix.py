@@ -111,7 +111,7 @@ def random_mix(
     op = _op.on(a, b)
     if not isinstance(seed, Tensor):
         check_float_tensor("a", a)
-        seed = to_seed(seed, keep, a.device)
+        seed = to_seed(seed, a.device)
     if op is None:
         _op.check(a, b, seed, keep)
         return _plain(a, b, keep, seed)

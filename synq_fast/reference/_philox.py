@@ -27,10 +27,12 @@ def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
-def as_seed(seed: torch.Tensor | int, device: torch.device) -> torch.Tensor:
+def as_seed(seed: torch.Tensor | int | None, device: torch.device) -> torch.Tensor:
     """Returns a seed of 64 bits, signed or not, as an int64 tensor."""
     if isinstance(seed, torch.Tensor):
         return seed
+    if seed is None:
+        raise ValueError("keep below 1 needs seed, an int of 64 bits or an int64 tensor")
     signed = seed - 2**64 if seed >= 2**63 else seed
     # Filled on the device: a copy from the host would synchronise it.
     return torch.full((), signed, dtype=torch.int64, device=device)

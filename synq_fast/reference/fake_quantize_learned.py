@@ -127,6 +127,6 @@ def fake_quantize_learned(
     scale, zero_point = (along_axis(value, x, axis) for value in pair)
     # Inside the function a conversion that changes nothing would lose the gradient when compiled.
     function = _LearnedGridForward if in_forward_mode() else LearnedGrid
-    drawn = None if keep == 1 or seed is None else as_seed(seed, x.device)
+    drawn = None if keep == 1 else as_seed(seed, x.device)
     y: torch.Tensor = function.apply(x, scale, zero_point, drawn, bits, gradient_scale, keep)
     return y.to(x.dtype)

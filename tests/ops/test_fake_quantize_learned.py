@@ -185,7 +185,7 @@ def test_arguments_of_a_draw(backend):
                 ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=keep, seed=1)
         with pytest.raises(TypeError, match="keep must be a number"):
             ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep="half", seed=1)
-        with pytest.raises(ValueError, match=r"keep=0\.5 needs seed"):
+        with pytest.raises(ValueError, match="keep below 1 needs seed"):
             ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5)
         with pytest.raises(ValueError, match="at most 64 bits"):
             ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=2**64)

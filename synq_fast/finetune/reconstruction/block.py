@@ -84,7 +84,15 @@ class TrainedBlock:
                 quantizer.keep, quantizer.seed = 1.0, None
         return y, torch.stack(penalties).sum() if penalties else y.new_zeros(())
 
+    @torch.no_grad()
     def harden(self) -> None:
-        """Make the soft choices final."""
+        """Make the choices final: every weight lies in the middle of its step of the grid.
+
+        Weights that were trained straight through end beside the edges between two steps
+        (arXiv 2203.11086), where the smallest change of a range would move them.
+        """
         for rounding in self.roundings:
             rounding.harden()
+        for layer in self.layers:
+            if not self.roundings:
+                layer.weight.copy_(layer.derive())
