@@ -55,12 +55,14 @@ def errors_kernel(
     offset = power_offset(range_min, range_max, scale, norm, largest_power)
     start = program * BLOCK
     while start < elements:
-        # Of 32 bits, as everything that is kept while the candidates go by.
         lane = tl.arange(0, BLOCK)
-        mask = lane < tl.minimum(elements - start, BLOCK).to(tl.int32)
+        # Of 32 bits, as everything that is kept while the candidates go by.
+        left = tl.minimum(elements - start, BLOCK).to(tl.int32)
         if TOGETHER:
             place = start + lane
+            mask = place < elements
         else:
+            mask = lane < left
             short = start.to(tl.int32) + lane
             piece = short // inner
             place = piece.to(tl.int64) * row + (short - piece * inner)
@@ -75,7 +77,9 @@ def errors_kernel(
             place_of_sum = sums_ptr + candidate * programs
             # Each program returns to its own sums: nothing else touches them, the order is fixed.
             before = tl.load(place_of_sum, mask=start >= programs * BLOCK, other=0.0)
-            tl.store(place_of_sum, before + tl.sum(tl.where(mask, power, 0.0), 0).to(tl.float64))
+            tl.store(
+                place_of_sum, before + tl.sum(tl.where(lane < left, power, 0.0), 0).to(tl.float64)
+            )
             candidate += 1
         start += programs * BLOCK
 
