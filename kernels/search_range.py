@@ -42,11 +42,12 @@ def errors_kernel(
     """Adds up every candidate's errors over every `programs`-th block of a channel.
 
     Sums are (channels, candidates, programs). A channel of `elements` lies TOGETHER, or in pieces
-    of `inner` elements that are `row` elements apart.
+    of `inner` elements that are `row` elements apart, below 2^31 in all.
     """
     channel = tl.program_id(0).to(tl.int64) // programs
     program = tl.program_id(0).to(tl.int64) % programs
-    sums_ptr += channel * candidates * programs
+    sums_ptr += channel * candidates * programs + program
+    x_ptr += channel * (elements if TOGETHER else inner)
     range_min, range_max = reduce_range(
         low_ptr + channel * count, high_ptr + channel * count, count, COUNT
     )
@@ -54,12 +55,17 @@ def errors_kernel(
     offset = power_offset(range_min, range_max, scale, norm, largest_power)
     start = program * BLOCK
     while start < elements:
-        index = start + tl.arange(0, BLOCK)
-        mask = index < elements
+        lane = tl.arange(0, BLOCK)
+        # Of 32 bits, as everything that is kept while the candidates go by.
+        left = tl.minimum(elements - start, BLOCK).to(tl.int32)
         if TOGETHER:
-            place = channel * elements + index
+            place = start + lane
+            mask = place < elements
         else:
-            place = index // inner * row + channel * inner + index % inner
+            mask = lane < left
+            short = start.to(tl.int32) + lane
+            piece = short // inner
+            place = piece.to(tl.int64) * row + (short - piece * inner)
         x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
         candidate = tl.full((), 0, tl.int32)
         while candidate < candidates:
@@ -68,10 +74,12 @@ def errors_kernel(
             code = quantize(x, scale, zero_point, -half, half - 1.0)
             error = tl.abs(dequantize(code, scale, zero_point) - x)
             power = tl.exp2(norm * tl.log2(error) + offset)
-            place_of_sum = sums_ptr + candidate * programs + program
+            place_of_sum = sums_ptr + candidate * programs
             # Each program returns to its own sums: nothing else touches them, the order is fixed.
             before = tl.load(place_of_sum, mask=start >= programs * BLOCK, other=0.0)
-            tl.store(place_of_sum, before + tl.sum(tl.where(mask, power, 0.0), 0).to(tl.float64))
+            tl.store(
+                place_of_sum, before + tl.sum(tl.where(lane < left, power, 0.0), 0).to(tl.float64)
+            )
             candidate += 1
         start += programs * BLOCK
 
@@ -129,6 +137,9 @@ def search_range(
     """
     shape = () if axis is None else (x.shape[axis],)
     x, layout = dense(x.detach(), axis)
+    if axis is not None and layout.outer > 1 and layout.outer * layout.inner >= 2**31:
+        # The kernel counts the elements of channels in pieces in 32 bits.
+        x, layout = dense(x.movedim(axis, 0).contiguous(), 0)
     outer, channels, inner = layout
     elements = outer * inner
     programs = min(triton.cdiv(elements, BLOCK), MAXIMUM_PROGRAMS)

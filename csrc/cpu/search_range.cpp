@@ -56,6 +56,16 @@ Power make_power(float norm, float offset) {
   return power;
 }
 
+// The square of an error in the unit that powers have: far cheaper.
+struct Square {
+  float unit;
+
+  float operator()(float value) const {
+    const float scaled = value * unit;
+    return scaled * scaled;
+  }
+};
+
 struct Weighted {
   const float* weights;
   float operator()(float value, int64_t i) const { return value * weights[i]; }
@@ -67,34 +77,46 @@ struct Unweighted {
   Unweighted from(int64_t) const { return {}; }
 };
 
-template <typename Weights>
-void add_errors(const float* __restrict x, int64_t count, Candidate candidate, Power power, float low, float high,
-                Weights weights, float* __restrict lanes) {
-  for (int64_t i = 0; i < count; ++i) lanes[i] += weights(power(quantization_error(x[i], candidate, low, high)), i);
-}
-
-template <typename Weights>
-double sum_tile(const float* x, int64_t count, Candidate candidate, Power power, float low, float high,
-                Weights weights) {
-  float lanes[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = 0.0f;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    add_errors(x + i, kLanes, candidate, power, low, high, weights.from(i), lanes);
-  }
-  add_errors(x + i, count - i, candidate, power, low, high, weights.from(i), lanes);
-  // The other lanes hold zero.
-  const int64_t used = count < kLanes ? count : kLanes;
+// What lanes add up to, of which only the first `used` are not zero.
+inline double total_of(const float* lanes, int64_t used, const Power&) {
   double sum = 0.0;
   for (int64_t j = 0; j < used; ++j) sum += static_cast<double>(lanes[j]);
   return sum;
 }
 
-template <typename T, typename Weights>
-void sum_errors_typed(const SearchRangeJob& job, int64_t begin, int64_t end, Weights weights, double* sums) {
+inline double total_of(float* lanes, int64_t, const Square&) {
+  constexpr int64_t kFew = 16;
+  for (int64_t width = kLanes / 2; width >= kFew; width /= 2) {
+    for (int64_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  double sum = 0.0;
+  for (int64_t j = 0; j < kFew; ++j) sum += static_cast<double>(lanes[j]);
+  return sum;
+}
+
+template <typename Weights, typename Measure>
+void add_errors(const float* __restrict x, int64_t count, Candidate candidate, Measure measure, float low, float high,
+                Weights weights, float* __restrict lanes) {
+  for (int64_t i = 0; i < count; ++i) lanes[i] += weights(measure(quantization_error(x[i], candidate, low, high)), i);
+}
+
+template <typename Weights, typename Measure>
+double sum_tile(const float* x, int64_t count, Candidate candidate, Measure measure, float low, float high,
+                Weights weights) {
+  float lanes[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = 0.0f;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    add_errors(x + i, kLanes, candidate, measure, low, high, weights.from(i), lanes);
+  }
+  add_errors(x + i, count - i, candidate, measure, low, high, weights.from(i), lanes);
+  return total_of(lanes, count < kLanes ? count : kLanes, measure);
+}
+
+template <typename T, typename Weights, typename Measure>
+void sum_typed(const SearchRangeJob& job, int64_t begin, int64_t end, Weights weights, Measure measure, double* sums) {
   const float low = lowest_code(job.bits);
   const float high = highest_code(job.bits);
-  const Power power = make_power(job.norm, job.offset);
   for (int32_t c = 0; c < job.count; ++c) sums[c] = 0.0;
   for (int64_t start = begin; start < end; start += kTile) {
     const int64_t count = end - start < kTile ? end - start : kTile;
@@ -109,16 +131,25 @@ void sum_errors_typed(const SearchRangeJob& job, int64_t begin, int64_t end, Wei
     }
     for (int32_t c = 0; c < job.count; ++c) {
       const Candidate candidate = make_candidate(job.range_min, job.range_max, job.candidates[c], job.bits);
-      sums[c] += sum_tile(tile, count, candidate, power, low, high, weights.from(start));
+      sums[c] += sum_tile(tile, count, candidate, measure, low, high, weights.from(start));
     }
   }
 }
 
-void sum_errors_any(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
+template <typename Measure>
+void sum_any(const SearchRangeJob& job, int64_t begin, int64_t end, Measure measure, double* sums) {
   with_type(job.dtype, [&](auto tag) {
-    if (job.weights != nullptr) return sum_errors_typed<float>(job, begin, end, Weighted{job.weights}, sums);
-    sum_errors_typed<decltype(tag)>(job, begin, end, Unweighted{}, sums);
+    if (job.weights != nullptr) return sum_typed<float>(job, begin, end, Weighted{job.weights}, measure, sums);
+    sum_typed<decltype(tag)>(job, begin, end, Unweighted{}, measure, sums);
   });
+}
+
+void sum_errors(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
+  sum_any(job, begin, end, make_power(job.norm, job.offset), sums);
+}
+
+void sum_squares(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums) {
+  sum_any(job, begin, end, Square{exp2f(job.offset / job.norm)}, sums);
 }
 
 template <typename T>
@@ -143,6 +174,6 @@ void count_any(const HistogramJob& job, int64_t begin, int64_t end, uint32_t* co
 
 }  // namespace
 
-SYNQ_DEFINE_TABLE(SearchRangeKernels, search_range_kernels) = {sum_errors_any, count_any};
+SYNQ_DEFINE_TABLE(SearchRangeKernels, search_range_kernels) = {sum_errors, sum_squares, count_any};
 
 }  // namespace synq::cpu

@@ -32,6 +32,8 @@ struct HistogramJob {
 struct SearchRangeKernels {
   // Writes each candidate's sum over the elements [begin, end) of 2^(norm log2 |error| + offset).
   void (*sum_errors)(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums);
+  // The same of (|error| 2^(offset / norm))^2.
+  void (*sum_squares)(const SearchRangeJob& job, int64_t begin, int64_t end, double* sums);
   // Adds the elements [begin, end) to the counts of their bins; at most 2^31 elements.
   void (*count)(const HistogramJob& job, int64_t begin, int64_t end, uint32_t* counts);
 };

@@ -13,11 +13,13 @@
 namespace synq::cpu {
 namespace {
 
+typedef uint32_t Words __attribute__((vector_size(SYNQ_VECTOR_BYTES)));
+
 // u^exponent for 0 <= u <= 1 and an exponent above 0, exact at 1, relative error below 1e-7 (3 + |log2 of it|). Below
 // 2^-126 it is that; of NaN some number.
 inline Vector power_of(Vector u, Vector exponent) {
   // u = 2^n (1 + t) with 1 + t between sqrt(1/2) and sqrt(2).
-  const Lanes bits = (Lanes)(u < FLT_MIN ? Vector{} + FLT_MIN : u);
+  const Lanes bits = (Lanes)(u > FLT_MIN ? u : Vector{} + FLT_MIN);
   const Lanes n = (bits - 0x3f3504f3) >> 23;
   const Vector t = (Vector)(bits - (n << 23)) - 1.0f;
   const Vector t2 = t * t;
@@ -38,7 +40,7 @@ inline Vector power_of(Vector u, Vector exponent) {
   const Vector high = multiply_add(Vector{} + 1.339887440266574e-3f, f, Vector{} + 9.618437357674640e-3f);
   const Vector highest = multiply_add(Vector{} + 1.535336188319500e-4f, f2, high);
   const Vector result = multiply_add(multiply_add(highest, f2, middle), f2, low);
-  return result * (Vector)(((Lanes)shifted << 23) + 0x3f800000);
+  return result * (Vector)(((Words)shifted << 23) + 0x3f800000u);
 }
 
 inline Vector magnitude(Vector value) { return (Vector)((Lanes)value & 0x7fffffff); }

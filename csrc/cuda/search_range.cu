@@ -54,8 +54,21 @@ struct Search {
   }
 };
 
-// Block (channel, part) handles every `parts`-th tile of the channel.
+// A thread's powers of a tile: of all its elements, or of those in places i * kThreads < left.
+template <bool kWhole>
+__device__ __forceinline__ float sum_powers(const float (&values)[kItems], int64_t left, const Candidate& candidate,
+                                            float low, float high, float norm, float offset) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (kWhole || i * kThreads < left) {
+      sum = add(sum, power_of(quantization_error(values[i], candidate, low, high), norm, offset));
+    }
+  }
+  return sum;
+}
 
+// Block (channel, part) handles every `parts`-th tile of the channel.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const T* x, const Search search) {
   __shared__ Candidate candidates[kMaximumCandidates];
@@ -79,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
     // A warp without elements would add zeros.
     if (tile + warp * kWarp >= elements) continue;
     const int64_t left = elements - tile - threadIdx.x;
+    const bool whole = tile + kTile <= elements;
     float values[kItems];
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -87,13 +101,8 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
     }
     for (int c = 0; c < search.candidates; ++c) {
       const Candidate candidate = candidates[c];
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const float power = power_of(quantization_error(values[i], candidate, low, high), search.norm, offset);
-        sum = add(sum, i * kThreads < left ? power : 0.0f);
-      }
-      sum = sum_warp(sum);
+      const float sum = sum_warp(whole ? sum_powers<true>(values, left, candidate, low, high, search.norm, offset)
+                                       : sum_powers<false>(values, left, candidate, low, high, search.norm, offset));
       if (first_lane) sums[warp][c] += static_cast<double>(sum);
     }
   }

@@ -1,6 +1,7 @@
 // synq_fast::search_range.
 //
-// On the CPU most candidates are ruled out on a histogram of x: the error is the distance to the nearest level, so
+// On the CPU most candidates are ruled out by the squares of their errors, which cost little and whose mean bounds that
+// of higher powers, and where x is large on a histogram of it: the error is the distance to the nearest level, so
 // moving an element to the centre of its bin moves its error by at most half a bin, and the loss within known bounds.
 // The candidates that could still win are then evaluated exactly, all of them in one pass over x. Sums are taken over
 // parts that depend on the number of elements alone, so the number of threads cannot be seen in the result. Channels
@@ -16,6 +17,7 @@
 #include <numeric>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "candidate.h"
@@ -65,7 +67,10 @@ struct Search {
   }
 };
 
-std::vector<double> sum_errors(const Search& search, const std::vector<int32_t>& candidates) {
+using Kernel = void (*)(const cpu::SearchRangeJob& job, int64_t begin, int64_t end, double* sums);
+
+// Sums over all elements, for each candidate.
+std::vector<double> sum_elements(const Search& search, Kernel kernel, const std::vector<int32_t>& candidates) {
   const cpu::SearchRangeJob job = search.job(candidates);
   const int64_t elements = search.elements;
   const int64_t wanted = std::min((elements + kPart - 1) / kPart, kMaximumParts);
@@ -74,7 +79,7 @@ std::vector<double> sum_errors(const Search& search, const std::vector<int32_t>&
   std::vector<double> sums(parts * job.count);
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      kernels().sum_errors(job, part * size, std::min(elements, (part + 1) * size), sums.data() + part * job.count);
+      kernel(job, part * size, std::min(elements, (part + 1) * size), sums.data() + part * job.count);
     }
   });
   for (int64_t part = 1; part < parts; ++part) {
@@ -134,32 +139,66 @@ Histogram make_histogram(const Search& search, int64_t bins) {
   return histogram;
 }
 
-// The candidates that may have the least loss, by bounds that hold for every placement of the elements in their bins.
-std::vector<int32_t> possible_winners(const Search& search, const Histogram& histogram,
-                                      const std::vector<int32_t>& candidates) {
+std::vector<double> sum_histogram(const Search& search, const Histogram& histogram, Kernel kernel,
+                                  const std::vector<int32_t>& candidates) {
   cpu::SearchRangeJob job = search.job(candidates);
   job.x = histogram.centres.data();
   job.weights = histogram.counts.data();
-  std::vector<double> losses(candidates.size());
+  std::vector<double> sums(candidates.size());
   at::parallel_for(0, candidates.size(), 4, [&](int64_t first, int64_t last) {
     cpu::SearchRangeJob part = job;
     part.candidates += first;
     part.count = static_cast<int32_t>(last - first);
-    kernels().sum_errors(part, 0, histogram.centres.size(), losses.data() + first);
+    kernel(part, 0, histogram.centres.size(), sums.data() + first);
   });
+  return sums;
+}
+
+constexpr double kRounding = 1.0001;  // of powers and counts
+
+size_t least(const std::vector<double>& values) {
+  return std::min_element(values.begin(), values.end()) - values.begin();
+}
+
+// The candidates that are not above a limit.
+std::vector<int32_t> within(const std::vector<int32_t>& candidates, const std::vector<double>& values, double limit) {
+  std::vector<int32_t> result;
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    if (!(values[c] > limit)) result.push_back(candidates[c]);
+  }
+  return result;
+}
+
+// The candidates that may have the least loss, by the squares of their errors: no mean of higher powers, to the root,
+// is below that of squares. sum(kernel, candidates) may be up to `reach` off the errors of the elements.
+template <typename Sum>
+std::vector<int32_t> possible_by_squares(const Search& search, const std::vector<int32_t>& candidates, double reach,
+                                         const Sum& sum) {
+  const double norm = search.params.norm;
+  const double elements = static_cast<double>(search.elements);
+  if (norm < 2 || candidates.size() == 1) return candidates;
+  std::vector<double> roots = sum(kernels().sum_squares, candidates);
+  for (double& root : roots) root = std::sqrt(root / elements);
+  const double loss = sum(kernels().sum_errors, {candidates[least(roots)]})[0];
+  const double limit = (std::pow(loss / elements, 1 / norm) * kRounding + 2 * reach) * kRounding;
+  return within(candidates, roots, limit);
+}
+
+// The candidates that may have the least loss, by bounds that hold for every placement of the elements in their bins.
+std::vector<int32_t> possible_winners(const Search& search, const Histogram& histogram,
+                                      std::vector<int32_t> candidates) {
+  const auto sum = [&](Kernel kernel, const std::vector<int32_t>& some) {
+    return sum_histogram(search, histogram, kernel, some);
+  };
   // The triangle inequality: of the norm itself from 1 on, of its power below 1. In units of one step, see candidate.h.
   const double norm = search.params.norm;
   const double root = norm >= 1 ? 1 / norm : 1;
   const double step = std::exp2(search.offset / norm);
   const double reach = std::pow(histogram.half_bin * step, norm * root);
+  candidates = possible_by_squares(search, candidates, reach, sum);
+  std::vector<double> losses = sum(kernels().sum_errors, candidates);
   for (double& loss : losses) loss = std::pow(loss / search.elements, root);
-  constexpr double kRounding = 1.0001;  // of powers and counts
-  const double limit = (*std::min_element(losses.begin(), losses.end()) * kRounding + 2 * reach) * kRounding;
-  std::vector<int32_t> winners;
-  for (size_t c = 0; c < candidates.size(); ++c) {
-    if (!(losses[c] > limit)) winners.push_back(candidates[c]);
-  }
-  return winners;
+  return within(candidates, losses, (losses[least(losses)] * kRounding + 2 * reach) * kRounding);
 }
 
 int32_t best_candidate(Search search) {
@@ -172,12 +211,14 @@ int32_t best_candidate(Search search) {
   const int64_t bins = bins_for(search);
   // Bins are found in float32, where a wider range overflows.
   const bool countable = search.low < search.high && std::isfinite(search.high - search.low);
+  const auto sum = [&](Kernel kernel, const std::vector<int32_t>& some) { return sum_elements(search, kernel, some); };
   if (search.elements >= bins * kElementsPerBin && countable) {
-    candidates = possible_winners(search, make_histogram(search, bins), candidates);
+    candidates = possible_winners(search, make_histogram(search, bins), std::move(candidates));
+  } else {
+    candidates = possible_by_squares(search, candidates, 0.0, sum);
   }
   if (candidates.size() == 1) return candidates[0];
-  const std::vector<double> sums = sum_errors(search, candidates);
-  return candidates[std::min_element(sums.begin(), sums.end()) - sums.begin()];
+  return candidates[least(sum(kernels().sum_errors, candidates))];
 }
 
 // Searches one channel, whose elements lie together.

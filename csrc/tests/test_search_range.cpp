@@ -28,13 +28,16 @@ std::vector<T> values_in_range(int64_t count, unsigned seed) {
 
 float offset() { return power_offset(kLow, kHigh, make_candidate(kLow, kHigh, 0, kBits).affine, kNorm); }
 
-double error_sum(const std::vector<float>& x, const std::vector<float>& weights, int32_t index) {
+// Of powers, or of squares in their unit.
+double error_sum(const std::vector<float>& x, const std::vector<float>& weights, int32_t index, bool squares) {
+  const double power = squares ? 2.0 : double(kNorm);
+  const double factor = std::exp2(double(offset()) / kNorm * power);
   const float shrink = rounded((100.0 - index) / 100.0);
   const Model model = make_model(rounded(double(kLow) * shrink), rounded(double(kHigh) * shrink), kBits);
   double sum = 0.0;
   for (size_t i = 0; i < x.size(); ++i) {
     const double error = std::fabs(double(value_of(model, x[i])) - x[i]);
-    sum += std::pow(error, double(kNorm)) * std::exp2(double(offset())) * (weights.empty() ? 1.0 : weights[i]);
+    sum += std::pow(error, power) * factor * (weights.empty() ? 1.0 : weights[i]);
   }
   return sum;
 }
@@ -83,8 +86,12 @@ TEST(sums_of_errors) {
             for (size_t i = 0; i < factors.size(); ++i) factors[i] = static_cast<float>(i % 5);
             const Buffer<float> weights(factors, place);
             const Buffer<int32_t> candidates({std::begin(kCandidates), std::end(kCandidates)}, place);
-            std::vector<double> expected;
-            for (const int32_t index : kCandidates) expected.push_back(error_sum(widened, factors, index));
+            std::vector<double> expected[2];
+            for (const bool squares : {false, true}) {
+              for (const int32_t index : kCandidates) {
+                expected[squares].push_back(error_sum(widened, factors, index, squares));
+              }
+            }
             cpu::SearchRangeJob job{x.data(),
                                     weighted ? weights.data() : nullptr,
                                     candidates.data(),
@@ -96,19 +103,23 @@ TEST(sums_of_errors) {
                                     offset(),
                                     dtype};
             for (const auto& [isa, kernels] : SYNQ_TABLES(cpu::search_range_kernels)) {
-              WHERE(isa, name_of(dtype), "count", count, name_of(place), weighted ? "weighted" : "");
-              Buffer<double> sums(candidates.count(), place);
-              for (const Split& split : splits(count, 1)) {
-                if (split.size() > 10) continue;
-                std::vector<double> total(expected.size());
-                for (const auto& [begin, end] : split) {
-                  sums.clear();
-                  kernels.sum_errors(job, begin, end, sums.data());
-                  for (size_t c = 0; c < total.size(); ++c) total[c] += sums[static_cast<int64_t>(c)];
-                }
-                for (size_t c = 0; c < total.size(); ++c) {
-                  WHERE("candidate", kCandidates[c], "sum", total[c], "expected", expected[c]);
-                  CHECK(std::fabs(total[c] - expected[c]) <= 2e-5 * expected[c] + 1e-6);
+              for (const bool squares : {false, true}) {
+                WHERE(isa, name_of(dtype), "count", count, name_of(place), weighted ? "weighted" : "", squares);
+                const auto kernel = squares ? kernels.sum_squares : kernels.sum_errors;
+                Buffer<double> sums(candidates.count(), place);
+                for (const Split& split : splits(count, 1)) {
+                  if (split.size() > 10) continue;
+                  std::vector<double> total(expected[squares].size());
+                  for (const auto& [begin, end] : split) {
+                    sums.clear();
+                    kernel(job, begin, end, sums.data());
+                    for (size_t c = 0; c < total.size(); ++c) total[c] += sums[static_cast<int64_t>(c)];
+                  }
+                  for (size_t c = 0; c < total.size(); ++c) {
+                    const double sum = expected[squares][c];
+                    WHERE("candidate", kCandidates[c], "sum", total[c], "expected", sum);
+                    CHECK(std::fabs(total[c] - sum) <= 2e-5 * sum + 1e-6);
+                  }
                 }
               }
             }
