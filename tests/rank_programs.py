@@ -86,6 +86,13 @@ def online(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Ten
     }
 
 
+def reconstructed(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Nothing is dropped: what chance drops depends on an image's place in its rank's part."""
+    few = {"images": 8, "steps": 3, "batch_size": 4, "keep": 1.0, "mix": 1.0}
+    overrides = {**{f"blocks.{key}": value for key, value in few.items()}, "finetune.steps": 0}
+    return _state(run(recipe="synq-fast-digits", overrides=overrides))
+
+
 def ranges(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     return {
         policy: _state(run(overrides={"quantization.range": policy, "finetune.steps": 0}))
@@ -177,6 +184,7 @@ def in_every_world(rank: int, folder: Path) -> None:
         own_file_systems,
         ranges,
         online,
+        reconstructed,
         gradients,
         clipped_step,
     )

@@ -80,6 +80,15 @@ def test_ranks_train_one_generator_and_one_model(outcomes, world):
         torch.testing.assert_close(first["3"][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_ranks_reconstruct_one_model(outcomes, world):
+    done, _ = outcomes
+    alone, first = done[1, 0]["reconstructed"], done[world, 0]["reconstructed"]
+    assert all(equal(done[world, rank]["reconstructed"], first) for rank in range(world))
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5)
+
+
 # Fine-tuning
 
 
