@@ -33,7 +33,7 @@ def _check(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None)
     check_number("norm", norm, above=0)
 
 
-def _fake(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None) -> Pair:
+def _fake(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None = None) -> Pair:
     _check(x, bits, candidates, norm, axis)
     if norm > MAX_KERNEL_NORM:
         raise ValueError(f"norm must be at most {MAX_KERNEL_NORM}, got {norm}")
@@ -42,13 +42,13 @@ def _fake(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None) 
     return low, high
 
 
-def _reference(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None) -> Pair:
+def _reference(x: Tensor, bits: int, candidates: int, norm: float, axis: int | None = None) -> Pair:
     return _plain(x, bits, candidates=candidates, norm=norm, axis=axis)
 
 
 _op = register(
     "search_range",
-    "(Tensor x, int bits, int candidates, float norm, int? axis)"
+    "(Tensor x, int bits, int candidates, float norm, int? axis=None)"
     " -> (Tensor range_min, Tensor range_max)",
     fake=_fake,
     reference=_reference,
