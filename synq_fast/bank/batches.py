@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from synq_fast import ops
@@ -17,7 +15,7 @@ from synq_fast.bank.prefetch import Prefetcher, Tensors
 from synq_fast.fields import choice, number
 from synq_fast.runtime.memory import send
 from synq_fast.runtime.precision import tensor_float32
-from synq_fast.runtime.seeding import generator_for
+from synq_fast.runtime.seeding import generator_for, shuffled
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,6 @@ def filtered(images: Tensor, recipe: Filter) -> Tensor:
         return ops.low_pass(images, recipe.cutoff, kind=recipe.kind, order=recipe.order)
 
 
-@lru_cache(maxsize=4)
-def _order(seed: int, count: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for(seed, "order", epoch), device="cpu")
-
-
 @dataclass(eq=False)
 class BatchSource:
     """Training batches that depend only on the seed and the step's number.
@@ -139,11 +132,7 @@ class BatchSource:
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
         """What chance decides about a step, on the CPU: image numbers (B,) and crops (B, 2, 3)."""
-        count, start = len(self.bank), step * self.batch_size
-        stop = start + self.batch_size
-        epochs = range(start // count, (stop - 1) // count + 1)
-        orders = ((e * count, _order(self.seed, count, e)) for e in epochs)
-        chosen = torch.cat([order[max(0, start - at) : stop - at] for at, order in orders])
+        chosen = shuffled(len(self.bank), self.batch_size, step, self.seed, "order")
         crops = generator_for(self.seed, "crops", step)
         maps = random_crops(self.batch_size, self.crop_scale, crops)
         return chosen[self.part], maps[self.part]

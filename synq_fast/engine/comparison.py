@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synq_fast.arguments import whole_number
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.engine.calls import quantize, synthesize
-from synq_fast.engine.identity import describe, fingerprint
+from synq_fast.engine.identity import describe, fingerprint, tensors_hash
 from synq_fast.errors import ArgumentError, DataError
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import BitWidths
@@ -145,7 +145,8 @@ class _Task(NamedTuple):
     folder: Path | None
     bank: Path | None
     evaluation: EvaluationSet
-    counted_on: str
+    identity: str
+    """Of the teacher's weights and of the labelled images."""
     device: str | None
     progress: bool
     threads: int | None
@@ -175,8 +176,7 @@ def compare(
         bits: widths.
         seeds: of every recipe and width.
         evaluation: labelled images; they never influence a model.
-        output: folder of runs, images and results, for one set of labelled images; without it
-            nothing is written.
+        output: folder of runs, images and results; without it nothing is written.
         overrides: recipe values by dotted key, of every recipe that has them.
         input_shape: (C, H, W) of an image; known for named teachers.
         device: where to work.
@@ -196,10 +196,9 @@ def compare(
         raise DataError("a comparison counts top-1: name labelled images with evaluation or --data")
     chosen = [load_recipe(recipe, overrides) for recipe in recipes]
     loaded = load_teacher(teacher, input_shape=input_shape)
-    counted_on = "given images"
     if isinstance(evaluation, str | os.PathLike):
-        counted_on = os.fspath(evaluation)
         evaluation = load_dataset(evaluation, loaded)
+    identity = tensors_hash(loaded.module.state_dict(), *_batches(evaluation))
     folder = None if output is None else user_path(output) / loaded.name.replace("/", "-")
     threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
     tasks = [
@@ -211,7 +210,7 @@ def compare(
             folder and folder / recipe.name / str(BitWidths.parse(width)) / f"seed-{seed}",
             folder and folder / "banks" / _images_of(recipe, seed),
             evaluation,
-            counted_on,
+            identity,
             None if device is None else str(device),
             progress and jobs == 1,
             threads,
@@ -228,6 +227,12 @@ def compare(
             _write(folder, Comparison(loaded.name, tuple(done.values())))
     trials = tuple(done[_identity(task)] for task in tasks)
     return Comparison(loaded.name, trials)
+
+
+def _batches(evaluation: Any) -> Iterator[tuple[Tensor, ...]]:
+    batches = evaluation.batches(256) if isinstance(evaluation, EvaluationSet) else evaluation
+    for batch in batches:
+        yield tuple(torch.as_tensor(value) for value in batch)
 
 
 def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[Trial]:
@@ -299,14 +304,13 @@ def _images_of(recipe: Recipe, seed: int) -> str:
 
 
 def _identity(task: _Task) -> str:
-    """What a trial depends on; the teacher's weights are checked by its run folder."""
+    """What a trial depends on."""
     return fingerprint(
         {
-            "teacher": task.teacher.name,
+            "teacher and images": task.identity,
             "recipe": dump_recipe(task.recipe),
             "bits": task.bits,
             "seed": str(task.seed),
-            "images": task.counted_on,
         }
     )
 

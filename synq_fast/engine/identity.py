@@ -20,11 +20,23 @@ if TYPE_CHECKING:
 def weights_hash(graph: fx.GraphModule) -> str:
     """A hash of a traced model's structure and of every bit of its weights."""
     digest = hashlib.sha256(json.dumps(computation(graph)).encode())
-    tensors = {**graph.state_dict(), **dict(graph.named_buffers())}
+    _add(digest, {**graph.state_dict(), **dict(graph.named_buffers())})
+    return digest.hexdigest()
+
+
+def tensors_hash(named: Mapping[str, Tensor], *batches: tuple[Tensor, ...]) -> str:
+    """A hash of every bit of some tensors."""
+    digest = hashlib.sha256()
+    _add(digest, named)
+    for batch in batches:
+        _add(digest, {str(place): value for place, value in enumerate(batch)})
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(_raw_bytes(value))
-    return digest.hexdigest()
 
 
 def describe(*sections: DataclassInstance) -> dict[str, str]:

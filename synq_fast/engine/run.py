@@ -25,7 +25,7 @@ from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student
 from synq_fast.engine.stages import STAGES, Made
 from synq_fast.errors import ModelError
-from synq_fast.finetune.data_parallel import BatchMean, part_of_batch
+from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import Teacher
@@ -234,8 +234,7 @@ class Run:
         """The recipe's training on all ranks, from the start or where the folder's run was."""
         ranks, recipe = self.ranks, self.recipe.finetune
         part, step = part_of_batch(ranks, recipe.batch_size), self.step(student)
-        share = (part.stop - part.start) / recipe.batch_size
-        mean = BatchMean(ranks, step.parameters, share) if ranks.size > 1 else None
+        mean = batch_mean(ranks, step.parameters, part, recipe.batch_size)
         batches = images.batches(recipe.batch_size, recipe.crop_scale, part)
         loop = training_loop(
             Training(step, student, batches, recipe, reduce=mean),

@@ -11,18 +11,27 @@ from synq_fast.distributed import Ranks
 from synq_fast.errors import DistributedError
 
 
-def part_of_batch(ranks: Ranks, batch_size: int) -> slice:
-    """Which images of a batch of ``batch_size`` this rank works on.
+def part_of_batch(ranks: Ranks, batch_size: int, section: str = "finetune") -> slice:
+    """Which images of a batch of ``batch_size``, a key of a recipe's ``section``, are this rank's.
 
     Raises:
         DistributedError: there are more ranks than images.
     """
     if ranks.size > batch_size:
         raise DistributedError(
-            f"finetune.batch_size = {batch_size} is the batch of all {ranks.size} processes "
+            f"{section}.batch_size = {batch_size} is the batch of all {ranks.size} processes "
             f"together, so some would have no image; start at most {batch_size}, or raise it"
         )
     return ranks.slice_of(batch_size)
+
+
+def batch_mean(
+    ranks: Ranks, parameters: Sequence[nn.Parameter], part: slice, batch_size: int
+) -> BatchMean | None:
+    """What averages the gradients over a batch of which this rank has a part; None: it is alone."""
+    if ranks.size == 1:
+        return None
+    return BatchMean(ranks, parameters, (part.stop - part.start) / batch_size)
 
 
 class BatchMean:

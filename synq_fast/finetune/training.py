@@ -16,6 +16,7 @@ from synq_fast.finetune.step import Step
 from synq_fast.optimize.loop import Advice, Loop, Record
 from synq_fast.optimize.named import named, part_of
 from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.optimize.rates import rate_on, set_rate
 from synq_fast.quant import ActivationQuantizer
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.storage.checkpoint_file import CheckpointFile
@@ -47,18 +48,13 @@ def build_optimizer(student: nn.Module, recipe: Finetune) -> torch.optim.Optimiz
     device = weights[0].device
 
     def group(parameters: list[nn.Parameter], rate: float, decay: float) -> dict[str, Any]:
-        lr = (
-            torch.tensor(rate, dtype=torch.float32, device=device)
-            if device.type == "cuda"
-            else rate
-        )
-        return {"params": parameters, "lr": lr, "weight_decay": decay}
+        return {"params": parameters, "lr": rate_on(device, rate), "weight_decay": decay}
 
     groups = [group(weights, recipe.learning_rate, recipe.weight_decay)]
     if ranges:
         groups.append(group(ranges, recipe.range_learning_rate, 0.0))
     if recipe.optimizer == "adam":
-        return torch.optim.AdamW(groups, fused=True)
+        return torch.optim.AdamW(groups, fused=True, capturable=True)
     return torch.optim.SGD(
         groups,
         momentum=recipe.momentum,
@@ -114,10 +110,7 @@ class Training:
         """Set the rates and read the batch of a step."""
         factor = rate_factor(self.recipe, step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * factor)
-            else:
-                group["lr"] = rate * factor
+            set_rate(group, rate * factor)
         return self.batches.inputs(step)
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -53,12 +53,11 @@ class WeightQuantized(Held):
         return weight.double() if double else weight
 
     def _on_learned_grid(self, weight: Tensor) -> Tensor:
-        assert self.gain is not None and self.ends is not None
-        grid = grid_of(self.ends[0], self.ends[1], self.weight_bits)
+        grid = self.trained_grid()
         elements = max(1, weight[0].numel())
         return ops.fake_quantize_learned(
             weight,
-            grid.scale / self.gain,
+            grid.scale,
             grid.zero_point,
             self.weight_bits,
             axis=0,
@@ -78,9 +77,14 @@ class WeightQuantized(Held):
         """Scale and zero point of each output channel of the current weights."""
         if self.gain is None:
             return grid_of(*self.ranges(), self.weight_bits)
-        assert self.ends is not None
+        grid = self.trained_grid()
+        return grid._replace(scale=grid.scale.detach())
+
+    def trained_grid(self) -> Grid:
+        """The grid of a learned range, its scale a function of the gain."""
+        assert self.gain is not None and self.ends is not None
         fixed = grid_of(self.ends[0], self.ends[1], self.weight_bits)
-        return fixed._replace(scale=fixed.scale / self.gain.detach())
+        return fixed._replace(scale=fixed.scale / self.gain)
 
     @torch.no_grad()
     def clip_ranges(self) -> None:

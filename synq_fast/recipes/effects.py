@@ -44,13 +44,28 @@ _IDLE = (
     ),
     _Idle(
         ("finetune.range_learning_rate",),
-        lambda r: not r.quantization.learn_ranges,
-        "ranges are trained only with quantization.learn_ranges = true",
+        lambda r: not r.quantization.learn_ranges and r.quantization.weight_range != "learned",
+        'ranges are trained only with quantization.learn_ranges = true or weight_range = "learned"',
     ),
     _Idle(
         ("finetune.milestones",),
         lambda r: r.finetune.schedule != "step",
         'only finetune.schedule = "step" has milestones',
+    ),
+    _Idle(
+        ("finetune.momentum", "finetune.nesterov"),
+        lambda r: r.finetune.optimizer == "adam",
+        "finetune.optimizer is Adam, which has moments of its own",
+    ),
+    _Idle(
+        ("blocks.weight_learning_rate",),
+        lambda r: r.blocks.rounding == "soft",
+        'with blocks.rounding = "soft" the choices are trained, not the weights',
+    ),
+    _Idle(
+        tuple(f"blocks.rounding_{n}" for n in ("learning_rate", "weight", "start", "exponents")),
+        lambda r: r.blocks.rounding == "straight",
+        'there are no soft choices with blocks.rounding = "straight"',
     ),
     _Idle(
         ("finetune.nesterov",),

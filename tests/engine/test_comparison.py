@@ -8,7 +8,7 @@ import pytest
 import synq_fast
 from synq_fast.engine import comparison
 from synq_fast.engine.comparison import Comparison, Trial, compare, policy_of
-from synq_fast.errors import ArgumentError, DataError
+from synq_fast.errors import ArgumentError, DataError, RunFolderError
 from synq_fast.quant.settings import Quantization
 from synq_fast.recipes import load_recipe
 from tests.tiny import TINY_OVERRIDES, labelled, tiny_teacher
@@ -84,6 +84,17 @@ def test_a_killed_comparison_goes_on(tmp_path, monkeypatch):
     assert [t.top1 for t in found.trials] == [t.top1 for t in expected.trials]
     calls.clear()
     assert small(output=tmp_path) == found and not calls
+
+
+def test_other_weights_of_the_same_name_are_another_network(tmp_path):
+    options = {"bits": ["w4a4"], "seeds": [0], "recipes": ["calibrate-digits"]}
+    first, second = tiny_teacher(0), tiny_teacher(1)
+    assert first.name == second.name
+    given = {"evaluation": labelled(), "overrides": QUICK, "progress": False, **options}
+    found = [compare(t, **given, output=tmp_path / str(i)) for i, t in enumerate((first, second))]
+    with pytest.raises(RunFolderError, match="teacher"):
+        compare(second, **given, output=tmp_path / "0")
+    assert found[0].trials[0].fingerprint != found[1].trials[0].fingerprint
 
 
 def test_in_several_processes_it_finds_the_same(tmp_path):

@@ -10,6 +10,11 @@ from synq_fast.recipes import list_recipes, load_recipe
 from synq_fast.recipes.effects import _IDLE, without_effect
 from tests.tiny import TINY_OVERRIDES, run, tiny_teacher
 
+BLOCKS = {
+    "stages": ["synthesis", "calibration", "blocks", "finetune"],
+    "quantization.weight_range": "learned",
+    "quantization.learn_ranges": True,
+}
 IDLE = [
     ({"filter.order": 3}, {"filter.kind": "butterworth"}),
     ({"filter.kind": "none", "filter.cutoff": 5.0}, {"filter.kind": "gaussian"}),
@@ -19,6 +24,15 @@ IDLE = [
     ),
     ({"finetune.range_learning_rate": 1e-3}, {"quantization.learn_ranges": True}),
     ({"finetune.milestones": [0.5]}, {"finetune.schedule": "step"}),
+    ({"finetune.optimizer": "adam", "finetune.momentum": 0.5}, {"finetune.optimizer": "sgd"}),
+    (
+        {**BLOCKS, "blocks.rounding": "soft", "blocks.weight_learning_rate": 1e-4},
+        {"blocks.rounding": "straight"},
+    ),
+    (
+        {**BLOCKS, "blocks.rounding": "straight", "blocks.rounding_weight": 0.5},
+        {"blocks.rounding": "soft"},
+    ),
     ({"finetune.momentum": 0, "finetune.nesterov": True}, {"finetune.momentum": 0.9}),
     (
         {"finetune.perturbation.weight": 0, "finetune.perturbation.epsilon": 0.1},

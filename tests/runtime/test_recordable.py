@@ -11,8 +11,17 @@ import torch
 
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
+from synq_fast.finetune.reconstruction import (
+    Blocks,
+    Cache,
+    NetworkValues,
+    Reconstruction,
+    TrainedBlock,
+    reconstruction_loop,
+)
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Reduction, Training, training_loop
+from synq_fast.graph.blocks import subnetwork
 from synq_fast.runtime.replay import Replayed
 from synq_fast.synthesis.pixels import PixelSynthesizer
 from synq_fast.synthesis.settings import Centers, Synthesis
@@ -55,6 +64,22 @@ def step(reduce: Reduction | None = None, **choice: object) -> Callable[[], obje
     return training_loop(Training(own, student, source, recipe.finetune, reduce=reduce)).advance
 
 
+def reconstruction() -> Callable[[], object]:
+    recipe = tiny_recipe(quantization__weight_range="learned", quantization__learn_ranges=True)
+    teacher, student, structure = tiny_pair(recipe)
+    blocks, cut = Blocks(batch_size=4, global_weight=1.0), structure.blocks[0]
+    cpu, images = torch.device("cpu"), tiny_images(8)
+    cache = Cache("memory", cpu, None)
+    values = NetworkValues(teacher, student, structure.blocks, lambda: images, cache, 4, ends=True)
+    part = subnetwork(student, cut.entry, cut.exit)
+    rest = subnetwork(teacher, cut.exit, structure.blocks[-1].entry)
+    trained = TrainedBlock(part, "soft")
+    work = Reconstruction(
+        trained, lambda: values.of(0), blocks, seed=0, index=0, device=cpu, rest=rest
+    )
+    return reconstruction_loop(work).advance
+
+
 WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "synthesis": iteration,
     "centers": lambda: synthesizer().make_centers,
@@ -62,6 +87,8 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "step with learned ranges": lambda: step(
         quantization__learn_ranges=True, finetune__max_gradient_norm=1.0
     ),
+    "step with Adam": lambda: step(quantization__learn_ranges=True, finetune__optimizer="adam"),
+    "reconstruction": reconstruction,
     "step in bf16": lambda: step(finetune__precision="bf16"),
     "step of one process of several": lambda: step(reduce=lambda terms: terms),
 }

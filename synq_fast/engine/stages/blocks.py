@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from synq_fast.engine.stages.stage import Made
-from synq_fast.finetune.data_parallel import BatchMean, part_of_batch
+from synq_fast.errors import ModelError, RecipeError
+from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.reconstruction import (
     Cache,
     NetworkValues,
@@ -31,6 +32,16 @@ def blocks(run: Run, made: Made) -> Made:
     recipe, cuts = run.recipe.blocks, run.structure.blocks
     if recipe.steps == 0:
         return made
+    if not cuts:
+        raise ModelError(
+            "the network cannot be cut into blocks: no value of it belongs to single images alone; "
+            "take a recipe without the stage blocks"
+        )
+    if recipe.memory == "files" and run.folder is None and run.ranks.is_first:
+        raise RecipeError(
+            'blocks.memory = "files" needs a folder: name one with --output (output=), or set '
+            'blocks.memory = "auto"'
+        )
     last = cuts[-1].entry
     teacher = folded(run.graph, {name for block in cuts for name in (block.entry, block.exit)})
     folder = run.folder.path / "values" if run.folder is not None else None
@@ -43,6 +54,7 @@ def blocks(run: Run, made: Made) -> Made:
         cache,
         recipe.batch_size,
         ends=recipe.global_weight > 0,
+        precision=run.recipe.finetune.precision,
     )
     with run.phase("reconstruction", len(cuts) * recipe.steps) as phase:
         report = phase.in_turn(recipe.steps, recipe.batch_size)
@@ -63,6 +75,7 @@ def blocks(run: Run, made: Made) -> Made:
                 index=index,
                 device=run.device,
                 rest=rest,
+                precision=run.recipe.finetune.precision,
             )
             loop = _loop(run, work)
             if loop.resume(run.ranks):
@@ -78,10 +91,8 @@ def blocks(run: Run, made: Made) -> Made:
 
 def _loop(run: Run, work: Reconstruction) -> Loop:
     ranks, size = run.ranks, run.recipe.blocks.batch_size
-    work.part = part_of_batch(ranks, size)
-    if ranks.size > 1:
-        share = (work.part.stop - work.part.start) / size
-        work.reduce = BatchMean(ranks, work.parameters, share)
+    work.part = part_of_batch(ranks, size, "blocks")
+    work.reduce = batch_mean(ranks, work.parameters, work.part, size)
     return reconstruction_loop(
         work,
         checkpoint=run.checkpoint(f"block-{work.index:03d}"),

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from synq_fast.graph.blocks import Block, subnetwork
 from synq_fast.quant import held_weights
 from synq_fast.runtime.memory import free_memory, send
+from synq_fast.runtime.precision import tensor_float32
 from synq_fast.storage.files import storage_errors
 
 # At most four arrays are held at once: three of a block, and the next one that is made.
@@ -104,6 +105,7 @@ class NetworkValues:
         batch_size: int,
         *,
         ends: bool,
+        precision: str = "float32",
     ) -> None:
         """Prepare.
 
@@ -116,10 +118,11 @@ class NetworkValues:
             cache: where values are kept.
             batch_size: images that go through a network together.
             ends: also give the last block's input.
+            precision: of products and convolutions on a GPU, "tf32" or else float32.
         """
         self.teacher, self.student, self.blocks = teacher, student, blocks
         self.images, self.cache, self.batch_size = images, cache, batch_size
-        self._wants_ends = ends
+        self._wants_ends, self.precision = ends, precision
         self._at = -1
         self._held: BlockValues | None = None
 
@@ -150,6 +153,6 @@ class NetworkValues:
     def _through(self, network: fx.GraphModule, block: Block, values: Tensor) -> Tensor:
         part = subnetwork(network, block.entry, block.exit)
         batches = values.split(self.batch_size)
-        with held_weights(part):
+        with held_weights(part), tensor_float32(self.precision == "tf32"):
             made = (part(send(batch, self.cache.device)) for batch in batches)
             return self.cache.filled(len(values), made)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,17 +53,6 @@ class TrainedBlock:
         """Of the activation ranges."""
         return [q.gain for q in self.quantizers if q.gain is not None]
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Round softly inside the block, where that is how it rounds."""
-        for layer, rounding in zip(self.layers, self.roundings, strict=False):
-            layer.rounding = rounding
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.rounding = None
-
     def __call__(self, x: Tensor, keep: float, seeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The block's value, and how undecided its roundings are (0-d).
 
@@ -75,6 +63,8 @@ class TrainedBlock:
         """
         for quantizer, seed in zip(self.quantizers, seeds, strict=True):
             quantizer.keep, quantizer.seed = keep, seed
+        for rounding in self.roundings:
+            rounding.layer.rounding = rounding
         try:
             with held_weights(self.network):
                 y: Tensor = self.network(x)
@@ -82,6 +72,8 @@ class TrainedBlock:
         finally:
             for quantizer in self.quantizers:
                 quantizer.keep, quantizer.seed = 1.0, None
+            for layer in self.layers:
+                layer.rounding = None
         return y, torch.stack(penalties).sum() if penalties else y.new_zeros(())
 
     @torch.no_grad()

@@ -16,8 +16,10 @@ from synq_fast.finetune.reconstruction.block import TrainedBlock
 from synq_fast.finetune.reconstruction.settings import Blocks
 from synq_fast.optimize.loop import Advice, Loop, Record
 from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
+from synq_fast.optimize.rates import rate_on, set_rate
 from synq_fast.runtime.memory import send
-from synq_fast.runtime.seeding import generator_for
+from synq_fast.runtime.precision import tensor_float32
+from synq_fast.runtime.seeding import generator_for, shuffled
 from synq_fast.storage.checkpoint_file import CheckpointFile
 
 LOG_EVERY = 50
@@ -48,6 +50,7 @@ class Reconstruction:
         index: int,
         device: torch.device,
         rest: Callable[[Tensor], Tensor] | None = None,
+        precision: str = "float32",
     ) -> None:
         """Prepare.
 
@@ -59,10 +62,11 @@ class Reconstruction:
             index: the block's number, so that blocks draw differently.
             device: where the work is done.
             rest: the float blocks between this one and the last; None: no global loss.
+            precision: of products and convolutions on a GPU, "tf32" or else float32.
         """
         self.block, self.values, self.recipe = block, values, recipe
         self.seed, self.index, self.device = seed, index, device
-        self.rest = rest
+        self.rest, self.precision = rest, precision
         self.part = slice(None)
         """Which images of each batch; ranks that work together take one part each."""
         self.reduce: Reduction | None = None
@@ -83,10 +87,7 @@ class Reconstruction:
         share = step / max(1, recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             falls = 0.5 * (1 + math.cos(math.pi * share)) if group["falls"] else 1.0
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * falls)
-            else:
-                group["lr"] = rate * falls
+            set_rate(group, rate * falls)
         late = (share - recipe.rounding_start) / max(1e-9, 1 - recipe.rounding_start)
         first, last = recipe.rounding_exponents
         self.block.exponent.fill_(first + (last - first) * max(0.0, late))
@@ -97,25 +98,12 @@ class Reconstruction:
 
     def _draw(self, step: int, count: int) -> tuple[Tensor, Tensor]:
         """Numbers (B,) out of ``count`` and seeds (quantizers + 1,) of a step, both int64."""
-        size = self.recipe.batch_size
-        start = step * size
-        epochs = range(start // count, (start + size - 1) // count + 1)
-        order = torch.cat(
-            [
-                torch.randperm(
-                    count,
-                    generator=generator_for(self.seed, "block", self.index, epoch),
-                    device="cpu",
-                )
-                for epoch in epochs
-            ]
-        )
-        first = start - epochs[0] * count
+        chosen = shuffled(count, self.recipe.batch_size, step, self.seed, "block", self.index)
         generator = generator_for(self.seed, "drop", self.index, step, self.part.start or 0)
         seeds = torch.randint(
             2**62, (len(self.block.quantizers) + 1,), generator=generator, device="cpu"
         )
-        return order[first : first + size][self.part], seeds
+        return chosen[self.part], seeds
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """One batch; several processes average their gradients before the update."""
@@ -125,17 +113,13 @@ class Reconstruction:
         x = quantized
         if self.recipe.mix < 1:
             x = ops.random_mix(quantized, given, self.recipe.mix, own)
-        with self.block.training():
+        with tensor_float32(self.precision == "tf32"):
             y, undecided = self.block(x, self.recipe.keep, others)
-        local = _distance(y, target)
-        total = local
-        far = torch.zeros_like(local)
-        if self.rest is not None:
-            far = self.recipe.global_weight * _distance(self.rest(y), ends[0])
-            total = total + far
-        rounding = self.penalized * undecided
-        total = total + rounding
-        total.backward(inputs=self.parameters)
+            local, far = _distance(y, target), torch.zeros_like(undecided)
+            if self.rest is not None:
+                far = self.recipe.global_weight * _distance(self.rest(y), ends[0])
+            rounding = self.penalized * undecided
+            (local + far + rounding).backward(inputs=self.parameters)
         if self.reduce is None:
             self.optimizer.step()
         return torch.stack([local.detach(), far.detach(), rounding.detach()])
@@ -185,10 +169,9 @@ def _optimizer(block: TrainedBlock, recipe: Blocks) -> torch.optim.Adam:
         (block.gains, recipe.range_learning_rate, True),
     ):
         if parameters:
-            device = parameters[0].device
-            lr = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+            lr = rate_on(parameters[0].device, rate)
             groups.append({"params": parameters, "lr": lr, "falls": falls})
-    return torch.optim.Adam(groups, fused=True)
+    return torch.optim.Adam(groups, fused=True, capturable=True)
 
 
 def reconstruction_loop(
@@ -204,6 +187,7 @@ def reconstruction_loop(
         _ADVICE,
         reconstruction.device,
         every=LOG_EVERY,
+        record=reconstruction.recipe.cuda_graph,
         checkpoint=checkpoint,
         fingerprint=fingerprint,
     )

@@ -38,24 +38,17 @@ class SoftRounding:
 
     def __call__(self) -> Tensor:
         """The weight with the choices as they are; keeps the ``penalty`` on undecided ones."""
-        scale, zero_point = self._grid()
+        scale, zero_point, *_ = self.layer.trained_grid()
         weight, self.penalty = ops.soft_round(
             self.v, self.base, scale, zero_point, self.bits, self.exponent, axis=0
         )
         return weight
 
-    def _grid(self) -> tuple[Tensor, Tensor]:
-        layer = self.layer
-        assert layer.gain is not None and layer.ends is not None
-        grid = layer.grid()
-        fixed = grid.scale * layer.gain.detach()
-        return fixed / layer.gain, grid.zero_point
-
     @torch.no_grad()
     def harden(self) -> None:
         """Give the layer the weights of the choices that are made."""
         layer = self.layer
-        scale, zero_point = self._grid()
+        scale, zero_point, *_ = layer.grid()
         shape = (-1, *(1 for _ in layer.weight.shape[1:]))
         codes = (self.base.float() + (self.v >= 0)).clamp(self.low, self.high)
         layer.weight.copy_((codes + zero_point.view(shape)) / scale.view(shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synq_fast.fields import area, batch, choice, count, factor, items, number, rate
+from synq_fast.fields import area, batch, choice, count, factor, flag, items, number, rate
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Blocks:
     global_weight: float = factor(
         0.0, "factor on the distance of the last block's input, through the float blocks between"
     )
+    cuda_graph: bool = flag(True, "on a GPU, record a step once for each block and replay it")
     memory: str = choice(
         "auto",
         "where the values are kept: auto takes files where they would take more than half of the "
