@@ -123,7 +123,7 @@ def test_every_replayed_work_is_in_the_table(monkeypatch):
     monkeypatch.setattr(Replayed, "__init__", noted)
     for make in WORK.values():
         make()()
-    assert made == {"ImageOptimization", "Training"}
+    assert made == {"ImageOptimization", "Reconstruction", "Training"}
 
 
 def test_synthesis_of_the_same_images_as_before():
