@@ -14,10 +14,8 @@ from synq_fast import ops
 from synq_fast.quant.full_precision import FullPrecision
 from synq_fast.quant.layers import WeightQuantized, lsq_scale
 from synq_fast.quant.observers import RangeObserver, build_observer
-from synq_fast.quant.quantizer import Grid, grid_of
+from synq_fast.quant.quantizer import Grid, grid_of, learned_grid
 
-# A gain of zero or below would turn the range over.
-_SMALLEST_GAIN = 1e-3
 Ste = Literal["identity", "clip"]
 
 
@@ -91,11 +89,11 @@ class ActivationQuantizer(FullPrecision):
     def _on_learned_grid(self, x: Tensor) -> Tensor:
         """LSQ's (arXiv 1902.08153, eq. 3), whatever part of a batch is seen at once."""
         assert self.gain is not None
-        grid = grid_of(self.range_min, self.range_max, self.bits)
+        grid = learned_grid(self.range_min, self.range_max, self.gain, self.bits)
         elements = max(1, math.prod(x.shape[1:]))
         return ops.fake_quantize_learned(
             x,
-            grid.scale / self.gain,
+            grid.scale,
             grid.zero_point,
             self.bits,
             gradient_scale=lsq_scale(elements, self.bits),
@@ -105,8 +103,10 @@ class ActivationQuantizer(FullPrecision):
 
     def grid(self) -> Grid:
         """Scale and zero point of the frozen range."""
-        grid = grid_of(self.range_min, self.range_max, self.bits)
-        return grid if self.gain is None else grid._replace(scale=grid.scale / self.gain.detach())
+        ends = (self.range_min, self.range_max)
+        if self.gain is None:
+            return grid_of(*ends, self.bits)
+        return learned_grid(*ends, self.gain.detach(), self.bits)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synq_fast import ops
 from synq_fast.quant.held import Held
-from synq_fast.quant.quantizer import Grid, grid_of
+from synq_fast.quant.quantizer import SMALLEST_GAIN, Grid, grid_of, learned_grid
 
 
 def lsq_scale(elements: int, bits: int) -> float:
@@ -69,7 +69,8 @@ class WeightQuantized(Held):
         """Ends of the range of each output channel (C,), float32."""
         if self.gain is not None:
             assert self.ends is not None
-            return self.ends[0] * self.gain, self.ends[1] * self.gain
+            gain = self.gain.clamp_min(SMALLEST_GAIN)
+            return self.ends[0] * gain, self.ends[1] * gain
         low, high = self.weight.float().flatten(1).aminmax(dim=1)
         return (low, high) if self.clip is None else (low * self.clip[0], high * self.clip[1])
 
@@ -83,8 +84,7 @@ class WeightQuantized(Held):
     def trained_grid(self) -> Grid:
         """The grid of a learned range, its scale a function of the gain."""
         assert self.gain is not None and self.ends is not None
-        fixed = grid_of(self.ends[0], self.ends[1], self.weight_bits)
-        return fixed._replace(scale=fixed.scale / self.gain)
+        return learned_grid(self.ends[0], self.ends[1], self.gain, self.weight_bits)
 
     @torch.no_grad()
     def clip_ranges(self) -> None:

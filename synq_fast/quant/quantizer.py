@@ -31,6 +31,16 @@ class Quantizer(Protocol):
         ...
 
 
+# A gain of zero or below would turn the range over.
+SMALLEST_GAIN = 1e-3
+
+
+def learned_grid(range_min: Tensor, range_max: Tensor, gain: Tensor, bits: int) -> Grid:
+    """The grid of a range times a trained gain, which moves its scale and leaves its zero point."""
+    fixed = grid_of(range_min, range_max, bits)
+    return fixed._replace(scale=fixed.scale / gain.clamp_min(SMALLEST_GAIN))
+
+
 def grid_of(range_min: Tensor, range_max: Tensor, bits: int) -> Grid:
     """The grid of a range, 0-d or (C,), in the arithmetic of the ops."""
     axis = 0 if range_min.dim() else None

@@ -135,6 +135,17 @@ def test_gain_scales_the_range_and_the_grid_says_so():
     assert codes.min() >= after.low - 1e-4 and codes.max() <= after.high + 1e-4
 
 
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_a_gain_that_fell_too_low_turns_no_range_over(gain):
+    layer = _learned()[2]
+    with torch.no_grad():
+        layer.gain.fill_(gain)
+    low, high = layer.ranges()
+    quantized = layer.quantized_weight()
+    assert (layer.grid().scale > 0).all() and (low <= high).all()
+    assert (quantized >= low[:, None] - 1e-4).all() and (quantized <= high[:, None] + 1e-4).all()
+
+
 def test_gradient_of_a_gain_is_the_straight_through_one():
     layer = _learned()[2]
     with torch.no_grad():
