@@ -19,7 +19,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from synq_fast.optimize.loop import Loop
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
 
 from . import harness
 from .rows import seconds
@@ -131,7 +131,7 @@ def step_scopes(loop: Loop) -> Iterator[None]:
 
 
 @contextmanager
-def synthesis_scopes(synthesizers: Sequence[PixelSynthesizer]) -> Iterator[None]:
+def synthesis_scopes(synthesizers: Sequence[Synthesizer]) -> Iterator[None]:
     """Inside the block the synthesizers' profiles tell the teacher from the rest."""
     loose: list[Any] = list(synthesizers)
     kept = [synthesizer.teacher for synthesizer in loose]

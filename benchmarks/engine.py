@@ -28,9 +28,10 @@ from synq_fast.quant import (
 )
 from synq_fast.quant.settings import Quantization
 from synq_fast.runtime.memory_format import channels_last
-from synq_fast.synthesis.losses import BatchNormTeacher
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.losses import Classes, Statistics
 from synq_fast.synthesis.settings import Synthesis
+from synq_fast.synthesis.synthesizer import Synthesizer
+from synq_fast.synthesis.teacher import ImageTeacher
 
 from .baselines.published_config import LossConstants
 from .cases import ACTIVATION_BITS, WEIGHT_BITS, Workload
@@ -144,16 +145,16 @@ class EngineSynthesis:
             record: on a GPU, replay iterations from recordings.
             precision: of the teacher, "float32" or "tf32".
         """
-        taps = BatchNormTeacher(*_traced(work))
+        taps = ImageTeacher(*_traced(work))
         chances = (1.0, 0.0) if augment else (0.0,)
         self._each = iterations // len(chances)
         self.synthesizers = [
-            PixelSynthesizer(
+            Synthesizer(
                 taps,
                 # An exponent of 2 has a finite gradient everywhere in the published loss too.
                 Synthesis(
                     batch_size=len(work.labels),
-                    focal_gamma=2.0,
+                    losses=(Statistics(), Classes(gamma=2.0)),
                     augment_probability=chance,
                     precision=precision,
                     cuda_graph=record,

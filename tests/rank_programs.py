@@ -18,7 +18,7 @@ from synq_fast.finetune import training as training_module
 from synq_fast.finetune.data_parallel import BatchMean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
 from tests.tiny import (
     SHAPE,
     TINY_OVERRIDES,
@@ -154,13 +154,13 @@ def mistakes(folder: Path, rank: int, world: int) -> dict[str, tuple[str, str]]:
         ranks.check_equal(net, "after step 7")
 
     def rank_1_fails() -> None:
-        batch = PixelSynthesizer.batch
+        batch = Synthesizer.batch
         if rank == 1:
-            PixelSynthesizer.batch = _not_finite
+            Synthesizer.batch = _not_finite
         try:
             run()
         finally:
-            PixelSynthesizer.batch = batch
+            Synthesizer.batch = batch
 
     return {
         "other seed": _error(lambda: run(seed=rank)),
@@ -203,7 +203,7 @@ def command_line() -> int:
     """The command of ``sys.argv``; rank 1 fails the first time and is killed the second time."""
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if os.environ["RANK"] == "1" and attempt == 0:
-        PixelSynthesizer.batch = _not_finite
+        Synthesizer.batch = _not_finite
     elif os.environ["RANK"] == "1" and attempt == 1:
         prepare = Training.prepare
 

@@ -18,9 +18,9 @@ from synq_fast.quant import Structure, find_structure, observing, trace
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.storage.checkpoint_file import CheckpointFile
 from synq_fast.synthesis.kept import Kept
-from synq_fast.synthesis.losses import BatchNormTeacher
-from synq_fast.synthesis.pixels import PixelSynthesizer
 from synq_fast.synthesis.settings import Synthesis
+from synq_fast.synthesis.synthesizer import Synthesizer
+from synq_fast.synthesis.teacher import ImageTeacher
 
 SHAPE = (2, 8, 8)
 CLASSES = 3
@@ -128,11 +128,11 @@ def tiny_training(
 
 def tiny_synthesizer(
     recipe: Synthesis, *, net: nn.Module | None = None, kept: Kept | None = None, seed: int = 0
-) -> PixelSynthesizer:
+) -> Synthesizer:
     """Makes images from the small network, or from another."""
     graph = trace((net or tiny_net()).requires_grad_(False), tiny_images(2))
-    return PixelSynthesizer(
-        BatchNormTeacher(graph, find_structure(graph, tiny_images(2))),
+    return Synthesizer(
+        ImageTeacher(graph, find_structure(graph, tiny_images(2))),
         recipe,
         input_shape=SHAPE,
         classes=CLASSES,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import nn
+
 from synq_fast.bank.batches import Batches, BatchSource, Filter
 from synq_fast.bank.images import Bank
 
@@ -15,7 +17,11 @@ class ImageSource(Protocol):
     """Gives batches of any size, to whoever asks after whom."""
 
     def batches(
-        self, size: int, crop_scale: tuple[float, float] = (1.0, 1.0), part: slice = WHOLE
+        self,
+        size: int,
+        crop_scale: tuple[float, float] = (1.0, 1.0),
+        part: slice = WHOLE,
+        student: nn.Module | None = None,
     ) -> Batches:
         """Batches that begin anew.
 
@@ -24,6 +30,8 @@ class ImageSource(Protocol):
             crop_scale: share of the area that random crops keep; where images are made anew for
                 every batch, nothing is cropped.
             part: which images of each batch.
+            student: the quantized network, for images that are made against it; None while it is
+                not calibrated.
         """
         ...
 
@@ -37,7 +45,11 @@ class BankSource:
     seed: int
 
     def batches(
-        self, size: int, crop_scale: tuple[float, float] = (1.0, 1.0), part: slice = WHOLE
+        self,
+        size: int,
+        crop_scale: tuple[float, float] = (1.0, 1.0),
+        part: slice = WHOLE,
+        student: nn.Module | None = None,
     ) -> Batches:
         """Crops of the bank's images, filtered."""
         return BatchSource(self.bank, size, crop_scale, self.filter, self.seed, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student
 from synq_fast.engine.stages import STAGES, Made
-from synq_fast.errors import ModelError
+from synq_fast.errors import ModelError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
@@ -41,6 +42,7 @@ from synq_fast.quant import (
     trace,
 )
 from synq_fast.recipes import Recipe, dump_recipe
+from synq_fast.recipes.adapted import without_statistics
 from synq_fast.runtime.allocator import keep_freed_memory
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.runtime.progress import Phase, Reporter
@@ -48,8 +50,8 @@ from synq_fast.runtime.threads import limit_threads
 from synq_fast.storage.checkpoint_file import CheckpointFile
 from synq_fast.storage.run_folder import RunFolder
 from synq_fast.synthesis.kept import Kept
-from synq_fast.synthesis.losses import BatchNormTeacher
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
+from synq_fast.synthesis.teacher import ImageTeacher
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -111,7 +113,9 @@ class Run:
         quantization = replace(recipe.quantization, placement=placement)
         self.recipe = recipe = replace(recipe, quantization=quantization)
         self.structure = find_structure(self.graph, example)
-        self.image_teacher = BatchNormTeacher(self.graph, self.structure)
+        swing = recipe.synthesis.swing and "synthesis" in recipe.stages
+        self.image_teacher = ImageTeacher(self.graph, self.structure, swing=swing)
+        self.recipe = recipe = self._with_image_losses(recipe)
         student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.structure)
         self.coverage = coverage_of(student)
@@ -119,6 +123,21 @@ class Run:
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False
         ranks.check_same({**self.identity, "recipe": dump_recipe(recipe), "bits": str(bits)})
+
+    def _with_image_losses(self, recipe: Recipe) -> Recipe:
+        """The recipe, without what the model has no BatchNorm statistics for."""
+        if self.image_teacher.has_statistics:
+            return recipe
+        adapted = without_statistics(recipe)
+        if adapted != recipe:
+            warnings.warn(
+                f"{self.teacher.name} has no BatchNorm2d with running statistics to match: images "
+                f"come from its classes and from smoothness alone, which says less of the data it "
+                f"was trained on; expect less accuracy, most of all below 6 bits",
+                SynqFastWarning,
+                stacklevel=3,
+            )
+        return adapted
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -213,10 +232,10 @@ class Run:
         self.reporter.line(f"{name}: top-1 {result.top1:.2f} % of {result.count} images")
         return result
 
-    def synthesizer(self, folder: Path | None = None) -> PixelSynthesizer:
+    def synthesizer(self, folder: Path | None = None) -> Synthesizer:
         """Makes images from the teacher; in a folder, goes on where it was."""
         seconds = self.recipe.finetune.checkpoint_seconds
-        return PixelSynthesizer(
+        return Synthesizer(
             self.image_teacher,
             self.recipe.synthesis,
             input_shape=self.teacher.input_shape,
@@ -235,7 +254,7 @@ class Run:
         ranks, recipe = self.ranks, self.recipe.finetune
         part, step = part_of_batch(ranks, recipe.batch_size), self.step(student)
         mean = batch_mean(ranks, step.parameters, part, recipe.batch_size)
-        batches = images.batches(recipe.batch_size, recipe.crop_scale, part)
+        batches = images.batches(recipe.batch_size, recipe.crop_scale, part, student)
         loop = training_loop(
             Training(step, student, batches, recipe, reduce=mean),
             checkpoint=self.checkpoint("checkpoint"),

@@ -10,6 +10,13 @@ from torch import Tensor, fx, nn
 _SHAPE = "shape"
 
 
+def copied(module: fx.GraphModule) -> fx.GraphModule:
+    """The same modules under a graph that can be changed; names of nodes stay."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return fx.GraphModule(module, graph)
+
+
 def attribute(module: nn.Module, name: str) -> Any:
     """What a module holds under a qualified name: a submodule, a parameter or a buffer."""
     value: Any = module

@@ -30,6 +30,8 @@ class Structure:
     and decides the logits; empty where there is none."""
     blocks: tuple[Block, ...] = ()
     """The parts between which one value alone is alive, in order."""
+    features: str = ""
+    """What the layer that gives the logits reads; the logits, where no one layer gives them."""
 
 
 def is_addition(node: fx.Node) -> bool:
@@ -69,11 +71,23 @@ def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
             if type(called_module(graph_module, body)) in (nn.BatchNorm2d, nn.Conv2d):
                 bodies.append(body.name)
     # One branch may be added to several values.
-    features = tuple(dict.fromkeys(bodies or norms))
+    named = tuple(dict.fromkeys(bodies or norms))
     # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
     last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
     maps = () if last is None else (last,)
-    return Structure(tuple(norms), features, maps, find_blocks(graph_module))
+    blocks = find_blocks(graph_module)
+    return Structure(tuple(norms), named, maps, blocks, _features(graph_module))
+
+
+def _features(graph_module: fx.GraphModule) -> str:
+    """The input of the last layer with weights, if one value alone leads from it to the logits."""
+    (logits,) = graph_module.graph.output_node().all_input_nodes
+    node = logits
+    while len(node.all_input_nodes) == 1:
+        if isinstance(called_module(graph_module, node), nn.Linear | nn.Conv2d):
+            return node.all_input_nodes[0].name
+        node = node.all_input_nodes[0]
+    return logits.name
 
 
 @torch.enable_grad()

@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from synq_fast import ops
 from synq_fast.graph import called_module, shape_of
+from synq_fast.graph.nodes import copied
 from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
@@ -41,7 +42,7 @@ def folded(
         keep: names of nodes whose values are read elsewhere, so that they must stay.
         energies_of: names of nodes (B, C, H, W); each gets an ``energy_name`` node (B, C).
     """
-    result = _copy(teacher)
+    result = copied(teacher)
     for node in list(result.graph.nodes):
         norm = called_module(result, node)
         if not _is_frozen_norm(norm):
@@ -68,7 +69,7 @@ def simplified(teacher: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphM
         teacher: traced model in evaluation mode; stays as it is.
         keep: names of nodes whose values are read elsewhere, so that they must stay.
     """
-    result = _copy(teacher)
+    result = copied(teacher)
     for node in list(result.graph.nodes):
         module = called_module(result, node)
         if type(module) is nn.Conv2d and FrozenStem.replaceable(module):
@@ -101,7 +102,7 @@ def fused(
         keep: names of nodes whose values are read elsewhere, so that they must stay.
         energies_of: names of nodes (B, C, H, W); each gets an ``energy_name`` node (B, C).
     """
-    result = _copy(student)
+    result = copied(student)
     norms: Norms = {}
     _add_energies(result, energies_of, norms)
     for node in list(result.graph.nodes):
@@ -130,7 +131,7 @@ def joined(student: fx.GraphModule) -> fx.GraphModule:
     Args:
         student: part of a result of ``quantized_copy`` in evaluation mode; stays as it is.
     """
-    result = _copy(student)
+    result = copied(student)
     for node in list(result.graph.nodes):
         norm = called_module(result, node)
         if not _is_frozen_norm(norm):
@@ -362,13 +363,6 @@ def _overwrite_before_relu(module: fx.GraphModule, keep: Collection[str]) -> Non
             in_place = functional.relu if bound == math.inf else functional.relu6
             node.op, node.target = "call_function", in_place
             node.args, node.kwargs = (source,), {"inplace": True}
-
-
-def _copy(module: fx.GraphModule) -> fx.GraphModule:
-    """The same modules under a graph that can be changed; names of nodes stay."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    return fx.GraphModule(module, graph)
 
 
 def _compiled(result: fx.GraphModule, original: fx.GraphModule) -> fx.GraphModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from synq_fast.errors import RecipeError
 from synq_fast.finetune.losses import LOSSES
 from synq_fast.recipes.schema import STAGES, Recipe
+from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, Disagreement, Margin
 
 
 def check_consistency(recipe: Recipe, source: str) -> None:
@@ -35,11 +36,23 @@ def _problems(recipe: Recipe) -> list[str]:
                 f"{name}.min_learning_rate is the least that the rate falls to, but "
                 f"{part.min_learning_rate} is above {name}.learning_rate = {part.learning_rate}"
             )
-    if made and not (synthesis.statistics_weight or synthesis.class_weight or centers.weight):
+    if made and not centers.weight and not any(loss.weight for loss in synthesis.losses):
         problems.append(
-            "with synthesis.statistics_weight, synthesis.class_weight and synthesis.centers.weight "
-            "all 0 the images stay noise; set one above 0"
+            f"no loss of synthesis has a weight above 0, so the images stay noise; give one "
+            f"({', '.join(f'synthesis.{name}' for name in IMAGE_LOSSES)})"
         )
+    if "generator" in recipe.stages and not any(loss.weight for loss in recipe.generator.losses):
+        problems.append(
+            f"no loss of generator has a weight above 0, so it learns nothing; give one "
+            f"({', '.join(f'generator.{name}' for name in GENERATOR_LOSSES)})"
+        )
+    for loss in (*synthesis.losses, *recipe.generator.losses):
+        if isinstance(loss, Margin | Disagreement) and loss.low > loss.high:
+            section = "synthesis.margin" if isinstance(loss, Margin) else "generator.disagreement"
+            problems.append(
+                f"{section}.low = {loss.low} is above {section}.high = {loss.high}; nothing lies "
+                f"between"
+            )
     if centers.weight and not (
         centers.class_weight or centers.shallow_weight or centers.deep_weight
     ):

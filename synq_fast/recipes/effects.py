@@ -9,7 +9,8 @@ from typing import Any
 from synq_fast.finetune.losses import Cam, Distillation, Features
 from synq_fast.finetune.settings import AnyLoss
 from synq_fast.recipes.schema import OPTIONAL_STAGES, Recipe
-from synq_fast.synthesis.settings import Centers
+from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, ImageLoss
+from synq_fast.synthesis.settings import Centers, Latent
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,22 @@ class _Idle:
 def _of(recipe: Recipe, kind: type[AnyLoss]) -> AnyLoss:
     """The loss of a kind; where a recipe does without, one with its defaults."""
     return recipe.finetune.loss(kind) or kind()
+
+
+def _weightless(
+    section: str,
+    registry: Mapping[str, type[ImageLoss]],
+    losses_of: Callable[[Recipe], Iterable[ImageLoss]],
+) -> Iterator[_Idle]:
+    """The values of each image loss, which do nothing while its weight is 0."""
+
+    def without(kind: type[ImageLoss]) -> Callable[[Recipe], bool]:
+        return lambda r: not any(type(loss) is kind and loss.weight for loss in losses_of(r))
+
+    for name, kind in registry.items():
+        keys = tuple(f"{section}.{name}.{f.name}" for f in fields(kind) if f.name != "weight")
+        if keys:
+            yield _Idle(keys, without(kind), f"{section}.{name}.weight is 0")
 
 
 _CENTERS = tuple(f"synthesis.centers.{f.name}" for f in fields(Centers) if f.name != "weight")
@@ -110,10 +127,12 @@ _IDLE = (
         lambda r: r.synthesis.augment_probability == 0,
         "synthesis.augment_probability is 0",
     ),
+    *_weightless("synthesis", IMAGE_LOSSES, lambda r: r.synthesis.losses),
+    *_weightless("generator", GENERATOR_LOSSES, lambda r: r.generator.losses),
     _Idle(
-        ("synthesis.focal_gamma",),
-        lambda r: r.synthesis.class_weight == 0,
-        "synthesis.class_weight is 0",
+        tuple(f"synthesis.latent.{f.name}" for f in fields(Latent)),
+        lambda r: r.synthesis.parametrization != "latent",
+        'synthesis.parametrization is not "latent"',
     ),
     _Idle(
         _CENTERS,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from synq_fast.bank.crops import crop, random_crops
+from synq_fast.graph.swing import Swing
 from synq_fast.optimize.loop import Advice, Loop, Plain
 from synq_fast.optimize.named import named, part_of
 from synq_fast.optimize.optimizer_state import optimizer_tensors, restore_optimizer
@@ -64,6 +65,7 @@ class ImageOptimization(Plain):
         device: torch.device,
         *,
         augmentation: Augmentation | None = None,
+        swings: Sequence[Swing] = (),
         precision: str = "float32",
     ) -> None:
         """Prepare.
@@ -75,15 +77,20 @@ class ImageOptimization(Plain):
             generator: CPU generator of the augmentation.
             device: where the images are.
             augmentation: what the terms see instead of the images; by default nothing else.
+            swings: what shifts the inputs of the teacher's convolutions, anew in each step.
             precision: of products and convolutions on a GPU, "float32" or "tf32".
         """
         self.parametrization, self.terms, self.schedule = parametrization, terms, schedule
         self.generator, self.augmentation, self.device = generator, augmentation, device
-        self.precision = precision
+        self.swings, self.precision = swings, precision
         rate = torch.tensor(schedule.learning_rate, dtype=torch.float32, device=device)
         self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
+        groups = [
+            {**group, "lr": torch.zeros_like(rate)} if "decaying" in group else group
+            for group in parametrization.parameter_groups()
+        ]
         self.optimizer = torch.optim.Adam(
-            parametrization.parameter_groups(),
+            groups,
             rate,
             betas=schedule.betas,
             fused=True,
@@ -95,6 +102,11 @@ class ImageOptimization(Plain):
 
     def prepare(self, step: int) -> tuple[Tensor, ...]:
         """What the parametrization draws, and the crops of an augmented step (B, 2, 3)."""
+        for group in self.optimizer.param_groups:
+            if "decaying" in group:
+                group["lr"].fill_(group["decaying"].at(step))
+        for swing in self.swings:
+            swing.draw(self.generator)
         drawn = self.parametrization.draw(step)
         chance, generator = self.augmentation, self.generator
         # Without an augmentation the generator is left to the caller.
@@ -142,7 +154,8 @@ class ImageOptimization(Plain):
         restore_optimizer(self.optimizer, tensors)
         self.plateau.load_state_dict(tensors)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plateau.rate
+            rate = self.plateau.rate
+            group["lr"] = torch.zeros_like(rate) if "decaying" in group else rate
 
 
 def image_loop(

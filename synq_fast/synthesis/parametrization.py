@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Decaying:
+    """A learning rate that is multiplied with ``decay`` every so many steps."""
+
+    start: float
+    decay: float
+    every: int
+
+    def at(self, step: int) -> float:
+        """The rate of a step."""
+        return self.start * self.decay ** (step // self.every)
 
 
 class Parametrization(Protocol):
@@ -18,7 +32,7 @@ class Parametrization(Protocol):
     """How many images there are of what it gives."""
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """What an optimizer takes."""
+        """What an optimizer takes; a group without a ``decaying`` rate has the plateau's."""
         ...
 
     def draw(self, step: int) -> tuple[Tensor, ...]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synq_fast.fields import area, batch, choice, count, factor, flag, number, rate, section
+from synq_fast.fields import area, batch, choice, count, factor, flag, number, parts, rate, section
+from synq_fast.synthesis.losses import (
+    GENERATOR_LOSSES,
+    IMAGE_LOSSES,
+    Classes,
+    ImageLoss,
+    Statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -25,27 +32,47 @@ class Centers:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Each batch of images from latents and a network of its own, both optimized (Genie)."""
+
+    size: int = number(256, "of an image's latent", 1, 2**16)
+    learning_rate: float = rate(0.01, "of the network at the start")
+    decay: float = number(0.95, "what multiplies that rate again and again", 0.01, 1)
+    decay_every: int = count(100, "how often", unit="steps")
+
+
+@dataclass(frozen=True)
 class Synthesis:
-    """Images by optimizing pixels against the teacher."""
+    """Images by optimizing them against the teacher."""
 
     images: int = count(1024, "how many are made", unit="images")
     batch_size: int = batch(256, "optimized together, and kept in one shard of the bank", 2)
     steps: int = count(1000, "iterations of each batch")
-    learning_rate: float = rate(0.5, "of the pixels at the start")
+    parametrization: str = choice(
+        "pixels",
+        "what is optimized: the pixels, or latents and the network that draws images from them",
+        "pixels",
+        "latent",
+    )
+    learning_rate: float = rate(0.5, "of the pixels or latents at the start")
     patience: int = count(50, "steps without progress before the rate falls to a tenth", 0, "steps")
     min_learning_rate: float = number(1e-4, "the least that the rate falls to", 0, 1e3, "per step")
-    statistics_weight: float = factor(1.0, "factor on the distance from the BatchNorm statistics")
-    class_weight: float = factor(0.1, "factor on the focal class loss")
-    focal_gamma: float = number(
-        0.5, "exponent of the class loss: higher looks more at hard images", 0, 100
-    )
     augment_probability: float = number(
         0.0, "share of the steps that see every image randomly cropped and mirrored", 0, 1
     )
     augment_scale: tuple[float, float] = area(0.4, 1.0, "part of the image that such a crop keeps")
+    swing: bool = flag(
+        False, "in each step, shift what every strided convolution reads by up to a pixel (Genie)"
+    )
     precision: str = choice("float32", "arithmetic of the teacher on a GPU", "float32", "tf32")
     cuda_graph: bool = flag(True, "on a GPU, record an iteration once and replay it")
     centers: Centers = section(Centers, "one image per class, whose statistics are matched too")
+    latent: Latent = section(Latent, "latents and their network")
+    losses: tuple[ImageLoss, ...] = parts(
+        IMAGE_LOSSES,
+        "what the images minimize; a recipe that names none takes statistics and classes",
+        (Statistics(), Classes()),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,9 @@ class Generator:
     batch_size: int = batch(64, "images in each of its steps before calibration")
     latent: int = number(100, "size of the noise that an image is drawn from", 1, 2**16)
     learning_rate: float = rate(1e-3, "of Adam")
-    class_weight: float = factor(1.0, "factor on the cross entropy of the teacher's logits")
-    statistics_weight: float = factor(0.1, "factor on the distance from the BatchNorm statistics")
     cuda_graph: bool = flag(True, "on a GPU, record a step once and replay it")
+    losses: tuple[ImageLoss, ...] = parts(
+        GENERATOR_LOSSES,
+        "what the images minimize; those that read the quantized network count from fine-tuning on",
+        (Statistics(weight=0.1), Classes(weight=1.0, gamma=0.0)),
+    )

@@ -12,7 +12,7 @@ from synq_fast import cli
 from synq_fast.cli import main
 from synq_fast.data import load_dataset
 from synq_fast.finetune.training import Training
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
 
 TINY = [
     "synthesis.images=12",
@@ -171,7 +171,7 @@ def test_synthesize_makes_a_bank_that_quantize_takes(capsys, tmp_path, monkeypat
     settings = [part for text in TINY for part in ("--set", text)]
     assert main(["synthesize", "--quiet", *settings, "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"12 images in {tmp_path}\n"
-    monkeypatch.delattr(PixelSynthesizer, "batch")
+    monkeypatch.delattr(Synthesizer, "batch")
     assert main([*QUANTIZE, "--bank", str(tmp_path)]) == 0
 
 
@@ -265,7 +265,7 @@ def test_interrupt_prints_the_command_that_continues(capsys, tmp_path, monkeypat
     assert main(command[1:]) == 0
     assert (folder / "w4a4" / "model.safetensors").exists()
     # What was done is not done again, and the same command still works.
-    monkeypatch.delattr(PixelSynthesizer, "batch")
+    monkeypatch.delattr(Synthesizer, "batch")
     assert main(command[1:]) == 0
 
 

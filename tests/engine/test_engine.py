@@ -22,7 +22,7 @@ from synq_fast.errors import (
 from synq_fast.finetune import training as training_module
 from synq_fast.finetune.training import Training
 from synq_fast.quant import ActivationQuantizer
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
 from tests.tiny import (
     CLASSES,
     SHAPE,
@@ -236,7 +236,7 @@ def test_bank_is_shared_between_bit_widths(tmp_path, monkeypatch):
     assert images.images.shape == (12, *SHAPE)
     assert images.labels.bincount(minlength=CLASSES).tolist() == [4, 4, 4]
     alone = run(bits="w2a2")
-    monkeypatch.delattr(PixelSynthesizer, "batch")  # nothing is synthesized again
+    monkeypatch.delattr(Synthesizer, "batch")  # nothing is synthesized again
     shared = run(bits="w2a2", bank=bank, output=tmp_path / "run")
     assert equal_states(alone.model, shared.model)
     assert not (tmp_path / "run" / "bank").exists()

@@ -19,7 +19,7 @@ from synq_fast.optimize.loop import Loop
 from synq_fast.quant import ActivationQuantizer
 from synq_fast.recipes import load_recipe
 from synq_fast.storage.files import read_tensors
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
 from tests.tiny import equal_states, labelled, run, tiny_images, tiny_net
 
 CENTERS = {"synthesis.centers.weight": 0.1, "synthesis.centers.steps": 3}
@@ -159,8 +159,8 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
 def _interrupt(monkeypatch, phase: str) -> None:
     """Raises KeyboardInterrupt once, in the middle of a phase."""
     owner, name, calls = {
-        "centers": (PixelSynthesizer, "_pooled_statistics", 1),
-        "synthesis": (PixelSynthesizer, "batch", 2),
+        "centers": (Synthesizer, "_pooled_statistics", 1),
+        "synthesis": (Synthesizer, "batch", 2),
         "calibration": (ActivationQuantizer, "forward", 3),
         "fine-tuning": (Training, "prepare", 4),
         "first step": (Training, "prepare", 1),
@@ -242,13 +242,13 @@ def test_resume_makes_only_what_is_missing(tmp_path, monkeypatch):
     content = lost.read_bytes()
     lost.unlink()
     made = []
-    original = PixelSynthesizer.batch
+    original = Synthesizer.batch
 
     def noted(self, index, *args):
         made.append(index)
         return original(self, index, *args)
 
-    monkeypatch.setattr(PixelSynthesizer, "batch", noted)
+    monkeypatch.setattr(Synthesizer, "batch", noted)
     again = run(output=tmp_path / "run", resume=True)
     assert made == [0]
     assert lost.read_bytes() == content

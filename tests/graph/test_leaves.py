@@ -7,7 +7,7 @@ import synq_fast
 from synq_fast.errors import CheckpointError, RecipeError
 from synq_fast.graph.leaves import is_kept
 from synq_fast.quant import leaf_names
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.synthesizer import Synthesizer
 from tests.tiny import CLASSES, SHAPE, randomize_statistics, run, tiny_images, tiny_net
 
 
@@ -94,7 +94,7 @@ def test_unknown_names_are_refused_with_the_nearest_before_any_work(monkeypatch,
     def never(*args, **options):
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr(PixelSynthesizer, "__init__", never)
+    monkeypatch.setattr(Synthesizer, "__init__", never)
     with pytest.raises(RecipeError, match=r"quantization\.leaf_modules") as caught:
         run(nested(), overrides={"quantization.leaf_modules": ["c1", name]})
     assert f'"{name}"' in str(caught.value) and near in str(caught.value)

@@ -86,7 +86,7 @@ def test_unworkable_values_are_refused(key, value):
             {"synthesis.centers": {"weight": 1, "learning_rate": 0.01}},
             ["synthesis.centers.min_learning_rate"],
         ),
-        ({"synthesis": {"statistics_weight": 0, "class_weight": 0}}, ["images stay noise"]),
+        ({"synthesis.statistics.weight": 0, "synthesis.classes.weight": 0}, ["images stay noise"]),
         (
             {
                 "synthesis.centers.weight": 1,

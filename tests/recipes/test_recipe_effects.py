@@ -15,6 +15,10 @@ BLOCKS = {
     "quantization.weight_range": "learned",
     "quantization.learn_ranges": True,
 }
+IMAGE_LOSS_VALUES = {
+    "synthesis": [("classes", "gamma"), ("soft_labels", "lowest"), ("margin", "low")],
+    "generator": [("classes", "gamma"), ("disagreement", "low")],
+}
 IDLE = [
     ({"filter.order": 3}, {"filter.kind": "butterworth"}),
     ({"filter.kind": "none", "filter.cutoff": 5.0}, {"filter.kind": "gaussian"}),
@@ -62,8 +66,21 @@ IDLE = [
         {"finetune.distillation.label_weight": 0.5},
     ),
     ({"synthesis.augment_scale": [0.2, 1]}, {"synthesis.augment_probability": 0.5}),
-    ({"synthesis.class_weight": 0, "synthesis.focal_gamma": 1.0}, {"synthesis.class_weight": 1.0}),
+    (
+        {"synthesis.classes.weight": 0, "synthesis.classes.gamma": 1.0},
+        {"synthesis.classes.weight": 1.0},
+    ),
     ({"synthesis.centers.steps": 3}, {"synthesis.centers.weight": 0.02}),
+    ({"synthesis.latent.size": 16}, {"synthesis.parametrization": "latent"}),
+    *(
+        (
+            {"stages": [section, "calibration", "finetune"], f"{part}.weight": 0, f"{part}.{f}": 0},
+            {f"{part}.weight": 1.0},
+        )
+        for section, names in IMAGE_LOSS_VALUES.items()
+        for name, f in names
+        for part in [f"{section}.{name}"]
+    ),
 ]
 
 

@@ -23,8 +23,8 @@ from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Reduction, Training, training_loop
 from synq_fast.graph.blocks import subnetwork
 from synq_fast.runtime.replay import Replayed
-from synq_fast.synthesis.pixels import PixelSynthesizer
 from synq_fast.synthesis.settings import Centers, Synthesis
+from synq_fast.synthesis.synthesizer import Synthesizer
 from tests.tiny import (
     tiny_images,
     tiny_labels,
@@ -46,7 +46,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, capturing: bool) -> Iterator[None]
         yield
 
 
-def synthesizer() -> PixelSynthesizer:
+def synthesizer() -> Synthesizer:
     return tiny_synthesizer(Synthesis(batch_size=6, steps=4, centers=Centers(weight=1.0, steps=4)))
 
 

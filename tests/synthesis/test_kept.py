@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from synq_fast.errors import NonFiniteLossError, OutOfMemoryError, StorageError, SynqFastWarning
-from synq_fast.synthesis import pixels
 from synq_fast.synthesis.kept import Kept
-from synq_fast.synthesis.pixels import PixelSynthesizer
+from synq_fast.synthesis.losses import classes
 from synq_fast.synthesis.settings import Centers, Synthesis
+from synq_fast.synthesis.synthesizer import Synthesizer
 from tests.faults.disk import full_disk
 from tests.tiny import tiny_synthesizer
 
@@ -23,7 +23,7 @@ RECIPE = Synthesis(
 )
 
 
-def synthesizer(folder=None, recipe=RECIPE, seconds=0.0) -> PixelSynthesizer:
+def synthesizer(folder=None, recipe=RECIPE, seconds=0.0) -> Synthesizer:
     return tiny_synthesizer(recipe, kept=Kept(folder, seconds) if folder else None)
 
 
@@ -87,7 +87,7 @@ def test_damaged_checkpoint_costs_steps_and_is_said(tmp_path, monkeypatch, both)
     assert torch.equal(images, expected)
 
 
-def centers(maker: PixelSynthesizer) -> list[torch.Tensor]:
+def centers(maker: Synthesizer) -> list[torch.Tensor]:
     maker.make_centers()
     return [value for pair in maker.center_targets for value in pair]
 
@@ -100,7 +100,7 @@ def test_centres_are_not_made_twice(tmp_path, monkeypatch, stop):
     with monkeypatch.context() as patch:
         stop_at(patch, stop, KeyboardInterrupt)
         if stop == 10:
-            patch.setattr(PixelSynthesizer, "_pooled_statistics", None)
+            patch.setattr(Synthesizer, "_pooled_statistics", None)
         with pytest.raises((KeyboardInterrupt, TypeError)):
             centers(synthesizer(tmp_path, recipe))
     with monkeypatch.context() as patch:
@@ -165,7 +165,7 @@ def test_memory_that_runs_out_names_the_setting(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    monkeypatch.setattr(pixels, "focal_class_loss", full)
+    monkeypatch.setattr(classes, "focal_class_loss", full)
     advice = r"synthesis ran out of memory \(CUDA.*9 GiB\.\); .*lower synthesis\.batch_size"
     with pytest.raises(OutOfMemoryError, match=advice):
         synthesizer().batch(0, 6)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from synq_fast.bank.batches import Batches, Filter
 from synq_fast.bank.source import WHOLE
@@ -14,8 +15,9 @@ from synq_fast.engine.stages.stage import Made
 from synq_fast.optimize.loop import Advice
 from synq_fast.runtime.seeding import generator_for
 from synq_fast.synthesis.generator import ConditionalGenerator, Generated, OnlineBatches
-from synq_fast.synthesis.losses import focal_class_loss
+from synq_fast.synthesis.losses import GENERATOR_LOSSES, ImageLoss, named_losses
 from synq_fast.synthesis.optimization import ImageOptimization, Schedule, image_loop
+from synq_fast.synthesis.teacher import ImageTeacher, WeightedLosses
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -43,17 +45,10 @@ def generator(run: Run, made: Made) -> Made:
         seed=run.seed,
         device=run.device,
     )
-
-    def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits, inputs = run.image_teacher(images)
-        return {
-            "statistics": recipe.statistics_weight * run.image_teacher.statistics_loss(inputs),
-            "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
-        }
-
+    losses = named_losses(GENERATOR_LOSSES, recipe.losses)
     optimization = ImageOptimization(
         generated,
-        terms,
+        WeightedLosses(run.image_teacher, losses),
         # GDFQ's Adam; a loss of new images at every step says nothing of progress.
         Schedule(recipe.steps, recipe.learning_rate, recipe.learning_rate, 0, betas=(0.5, 0.999)),
         generator_for(run.seed, "generator crops"),
@@ -71,7 +66,8 @@ def generator(run: Run, made: Made) -> Made:
         if loop.resume(run.ranks):
             phase.show({"step": loop.done})
         loop.run(phase.show)
-    return replace(made, images=_Online(optimization, generated, run.recipe.filter))
+    online = _Online(optimization, generated, run.recipe.filter, run.image_teacher, losses)
+    return replace(made, images=online)
 
 
 @dataclass
@@ -81,11 +77,18 @@ class _Online:
     optimization: ImageOptimization
     generated: Generated
     filter: Filter
+    teacher: ImageTeacher
+    losses: Mapping[str, ImageLoss]
     asked: int = 0
 
     def batches(
-        self, size: int, crop_scale: tuple[float, float] = (1.0, 1.0), part: slice = WHOLE
+        self,
+        size: int,
+        crop_scale: tuple[float, float] = (1.0, 1.0),
+        part: slice = WHOLE,
+        student: nn.Module | None = None,
     ) -> Batches:
+        self.optimization.terms = WeightedLosses(self.teacher, self.losses, student=student)
         # Numbers far apart, so that no batch is drawn twice.
         self.asked += 1
         first = self.asked << 40

@@ -51,9 +51,17 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
         with run.phase("centers", steps) as phase:
             synthesizer.make_centers(phase.in_turn(recipe.centers.steps), ranks)
     own = ranks.mine(missing)
+    if synthesizer.follows:
+        # In order, and so by one rank, which looks at what it has itself.
+        own = [i for i in range(len(counts)) if i not in shards.found] if ranks.is_first else []
+    remembered = 0
     with run.phase("synthesis", len(own) * recipe.steps) as phase:
         report = phase.in_turn(recipe.steps, recipe.batch_size)
         for index in own:
+            for earlier in range(remembered, index if synthesizer.follows else 0):
+                shard = shards.found[earlier]
+                synthesizer.remember(shard.images, shard.labels)
+                remembered = earlier + 1
             shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], report)))
             synthesizer.forget(index)
         for index, shard in shards.gather():

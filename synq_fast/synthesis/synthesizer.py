@@ -1,4 +1,4 @@
-"""Pixel optimization: images whose statistics and classes satisfy the teacher."""
+"""Images that are optimized until their losses against the teacher are small."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from synq_fast.optimize.loop import Loop, Report
 from synq_fast.runtime.precision import tensor_float32
 from synq_fast.runtime.seeding import generator_for, normal_images
 from synq_fast.synthesis.kept import Kept
+from synq_fast.synthesis.latent import LatentImages
 from synq_fast.synthesis.losses import (
-    BatchNormTeacher,
+    IMAGE_LOSSES,
+    Start,
     Targets,
     focal_class_loss,
     layered_weights,
+    named_losses,
+    statistics_distance,
 )
 from synq_fast.synthesis.optimization import (
     Augmentation,
@@ -23,21 +27,21 @@ from synq_fast.synthesis.optimization import (
     Terms,
     image_loop,
 )
-from synq_fast.synthesis.parametrization import Pixels
+from synq_fast.synthesis.parametrization import Parametrization, Pixels
 from synq_fast.synthesis.settings import Synthesis
+from synq_fast.synthesis.teacher import ClassMeans, ImageTeacher, WeightedLosses
 
 
-class PixelSynthesizer:
-    """Makes batches of labelled images from a teacher with BatchNorm layers.
+class Synthesizer:
+    """Makes batches of labelled images from a teacher.
 
-    The loss is HAST's: BatchNorm statistics plus the focal class loss, with SynQ's optional
-    match of deep-layer statistics to calibration centres (pooled and weighted as in the paper, not
-    as in its published code).
+    They minimize the recipe's losses, with SynQ's optional match of deep-layer statistics to
+    calibration centres (pooled and weighted as in the paper, not as in its published code).
     """
 
     def __init__(
         self,
-        teacher: BatchNormTeacher,
+        teacher: ImageTeacher,
         recipe: Synthesis,
         *,
         input_shape: tuple[int, int, int],
@@ -54,45 +58,78 @@ class PixelSynthesizer:
         self.teacher, self.recipe, self.seed = teacher, recipe, seed
         self.input_shape, self.classes, self.device = input_shape, classes, device
         self.center_targets: Targets | None = None
+        self.losses = named_losses(IMAGE_LOSSES, recipe.losses)
+        self._means: ClassMeans | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether a batch depends on those before it, which ``remember`` must see."""
+        return any("earlier" in loss.reads for loss in self.losses.values())
+
+    @torch.no_grad()
+    def remember(self, images: Tensor, labels: Tensor) -> None:
+        """Take in a batch, on any device, that later ones keep a distance from."""
+        if self.follows:
+            labels = labels.to(self.device)
+            images = images.to(self.device, memory_format=torch.channels_last)
+            with tensor_float32(self.recipe.precision == "tf32"):
+                features = self.teacher(images, labels).features
+            self._class_means(features.shape[1]).add(features, labels)
+
+    def _class_means(self, size: int) -> ClassMeans:
+        if self._means is None:
+            self._means = ClassMeans(self.classes, size, self.device)
+        return self._means
 
     def batch(self, index: int, count: int, report: Report | None = None) -> tuple[Tensor, Tensor]:
         """Images (count, C, H, W) and labels (count,) of one batch; depends only on its index."""
-        loop, pixels = self.optimization(index, count)
-        return _finished(loop, pixels, report), pixels.labels
+        loop, images = self.optimization(index, count)
+        return _finished(loop, images, report)
 
-    def optimization(self, index: int, count: int) -> tuple[Loop, Pixels]:
+    def optimization(self, index: int, count: int) -> tuple[Loop, Parametrization]:
         """The optimization of a batch before its first iteration, and what it optimizes."""
         generator = generator_for(self.seed, "synthesis", index)
         # Every class as often as any other, in random order, starting where the last batch ended.
         order = torch.arange(count, device="cpu") + index * self.recipe.batch_size
         mixed = torch.randperm(count, generator=generator, device="cpu")
         labels = (order % self.classes)[mixed].to(self.device)
-        start = normal_images(count, self.input_shape, generator).to(self.device)
         recipe = self.recipe
+        images: Parametrization
+        if recipe.parametrization == "latent":
+            images = LatentImages(recipe.latent, labels, self.input_shape, generator)
+        else:
+            start = normal_images(count, self.input_shape, generator).to(self.device)
+            images = Pixels(start, labels)
+        begins = Start(labels, generator, *self._earlier(labels))
+        held = {name: loss.begin(begins) for name, loss in self.losses.items()}
+        weighted = WeightedLosses(self.teacher, self.losses, held)
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
 
         def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            logits, inputs = self.teacher(images)
-            losses = {
-                "statistics": recipe.statistics_weight * self.teacher.statistics_loss(inputs),
-                "class": recipe.class_weight * focal_class_loss(logits, labels, recipe.focal_gamma),
-            }
+            seen = self.teacher(images, labels)
+            losses = weighted.of(seen)
             if self.center_targets is not None:
-                losses["centers"] = recipe.centers.weight * self.teacher.statistics_loss(
-                    inputs, self.center_targets, deep_only
-                )
+                distance = statistics_distance(seen.norms, self.center_targets, deep_only)
+                losses["centers"] = recipe.centers.weight * distance
             return losses
 
         schedule = Schedule(
             recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience
         )
         augmentation = Augmentation(recipe.augment_probability, recipe.augment_scale)
-        pixels = Pixels(start, labels)
-        return self._loop(pixels, terms, schedule, generator, _shard(index), augmentation), pixels
+        return self._loop(images, terms, schedule, generator, _shard(index), augmentation), images
+
+    def _earlier(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean features (classes, D) of earlier batches, and counts (classes,)."""
+        if self._means is not None:
+            return self._means.means(), self._means.counts
+        return torch.zeros(self.classes, 1, device=self.device), torch.zeros(
+            self.classes, device=self.device
+        )
 
     def _loop(
         self,
-        pixels: Pixels,
+        images: Parametrization,
         terms: Terms,
         schedule: Schedule,
         generator: torch.Generator,
@@ -100,12 +137,13 @@ class PixelSynthesizer:
         augmentation: Augmentation | None = None,
     ) -> Loop:
         optimization = ImageOptimization(
-            pixels,
+            images,
             terms,
             schedule,
             generator,
             self.device,
             augmentation=augmentation,
+            swings=self.teacher.swings,
             precision=self.recipe.precision,
         )
         checkpoint = self.kept.checkpoint(name) if self.kept else None
@@ -139,10 +177,11 @@ class PixelSynthesizer:
             start = normal_images(len(labels), self.input_shape, generator)
 
             def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-                logits, inputs = self.teacher(images)
+                seen = self.teacher(images, labels)
+                class_loss = focal_class_loss(seen.logits, labels, 0.0)
                 return {
-                    "statistics": self.teacher.statistics_loss(inputs, weights=weights),
-                    "class": recipe.class_weight * focal_class_loss(logits, labels, 0.0),
+                    "statistics": statistics_distance(seen.norms, seen.running, weights),
+                    "classes": recipe.class_weight * class_loss,
                 }
 
             made[index] = [
@@ -172,7 +211,8 @@ class PixelSynthesizer:
                 report({"step": schedule.steps})
             return found.to(self.device)
         pixels = Pixels(start.to(self.device), labels)
-        images = _finished(self._loop(pixels, terms, schedule, generator, name), pixels, report)
+        loop = self._loop(pixels, terms, schedule, generator, name)
+        images, _ = _finished(loop, pixels, report)
         if self.kept is not None:
             self.kept.write_result(name, images)
         return images
@@ -184,7 +224,7 @@ class PixelSynthesizer:
         moments: list[Tensor] = []
         for batch in batches:
             with tensor_float32(self.recipe.precision == "tf32"):
-                _, inputs = self.teacher(batch)
+                inputs = self.teacher(batch, torch.zeros(0)).norms
             means = [x.double().mean((0, 2, 3)) for x in inputs]
             squares = [x.double().square().mean((0, 2, 3)) for x in inputs]
             share = len(batch) / total
@@ -197,9 +237,12 @@ def _shard(index: int) -> str:
     return f"shard-{index:05d}"
 
 
-def _finished(loop: Loop, pixels: Pixels, report: Report | None) -> Tensor:
-    """The images at the end of a loop, which goes on where an earlier process was stopped."""
+@torch.no_grad()
+def _finished(loop: Loop, images: Parametrization, report: Report | None) -> tuple[Tensor, Tensor]:
+    """Images and labels at the end of a loop, which goes on where a process was stopped."""
     if loop.resume() and report is not None:
         report({"step": loop.done})
-    loop.run(report)
-    return pixels.pixels.detach()
+    with torch.enable_grad():
+        loop.run(report)
+    made, labels = images.images(*images.draw(loop.done))
+    return made.detach(), labels

@@ -1,0 +1,66 @@
+"""What a loss of images is: its fields are its recipe section, its call the mathematics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+Targets = list[tuple[Tensor, Tensor]]
+"""Mean and variance (C,) per BatchNorm layer."""
+Reads = Literal["norms", "earlier", "student"]
+"""What a loss needs beside images and logits: the inputs of BatchNorms, the images of earlier
+batches, or the quantized network."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one pass of the teacher over images showed."""
+
+    images: Tensor
+    """(B, C, H, W), as the teacher saw them"""
+    labels: Tensor
+    """(B,) int64"""
+    logits: Tensor
+    """(B, classes)"""
+    features: Tensor
+    """(B, D): what the layer that gives the logits reads, its mean over the pixels"""
+    norms: tuple[Tensor, ...]
+    """The input (B, C, H, W) of every BatchNorm."""
+    running: Targets
+    """The statistics that each BatchNorm has stored."""
+    student: Tensor | None = None
+    """(B, classes) logits of the quantized network, where a loss reads them."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a batch of images begins with."""
+
+    labels: Tensor
+    """(B,) int64"""
+    generator: torch.Generator
+    """Of the batch, on the CPU."""
+    means: Tensor
+    """(classes, D): mean features of each class in earlier batches; zeros where there were none."""
+    counts: Tensor
+    """(classes,) how many images they are the means of"""
+
+
+@dataclass(frozen=True)
+class ImageLoss:
+    """A part of what images minimize: a frozen dataclass of its recipe's values."""
+
+    reads: ClassVar[frozenset[Reads]] = frozenset()
+
+    weight: float = 1.0
+
+    def begin(self, start: Start) -> tuple[Tensor, ...]:
+        """What the call gets while a batch is optimized; follows from the batch's start alone."""
+        return ()
+
+    def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
+        """The scalar, which ``weight`` multiplies afterwards."""
+        raise NotImplementedError

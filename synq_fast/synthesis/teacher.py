@@ -1,0 +1,120 @@
+"""The teacher as synthesis sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from synq_fast.graph.nodes import called_module
+from synq_fast.graph.swing import Swing, swung
+from synq_fast.quant import Structure, Tapped, simplified
+from synq_fast.synthesis.losses import ImageLoss, Seen, Targets
+
+
+class ImageTeacher:
+    """Shows, of a batch of images, everything that losses read."""
+
+    def __init__(
+        self, graph_module: fx.GraphModule, structure: Structure, *, swing: bool = False
+    ) -> None:
+        """Tap the input of every BatchNorm2d that holds statistics.
+
+        Args:
+            graph_module: the traced float model.
+            structure: of it.
+            swing: shift what strided convolutions read (Genie).
+        """
+        self.swings: tuple[Swing, ...] = ()
+        if swing:
+            graph_module, self.swings = swung(graph_module)
+        nodes = {node.name: node for node in graph_module.graph.nodes}
+        self.running: Targets = []
+        inputs: list[str] = []
+        for call in (nodes[name] for name in structure.norms):
+            norm = called_module(graph_module, call)
+            if (
+                isinstance(norm, nn.BatchNorm2d)
+                and norm.running_mean is not None
+                and norm.running_var is not None
+            ):
+                self.running.append((norm.running_mean, norm.running_var))
+                inputs.append(call.all_input_nodes[0].name)
+        read = [*inputs, structure.features]
+        self.tapped = Tapped(simplified(graph_module, read), read)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there is a BatchNorm whose statistics images can match."""
+        return bool(self.running)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Seen:
+        """Run it on images (B, C, H, W) with labels (B,)."""
+        view = self.tapped(images)
+        *norms, features = view.features
+        if features.ndim > 2:
+            features = features.flatten(2).mean(2)
+        return Seen(images, labels, view.logits, features, tuple(norms), self.running)
+
+
+class WeightedLosses:
+    """The terms of images and labels, by the names of their losses."""
+
+    def __init__(
+        self,
+        teacher: ImageTeacher,
+        losses: Mapping[str, ImageLoss],
+        held: Mapping[str, Sequence[Tensor]] | None = None,
+        student: nn.Module | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            teacher: what the losses read.
+            losses: by name; those of weight 0 are left out.
+            held: what each loss began the batch with.
+            student: the quantized network; without it, losses that read it are left out.
+        """
+        self.teacher, self.held, self.student = teacher, held or {}, student
+        self.losses = {
+            name: loss
+            for name, loss in losses.items()
+            if loss.weight and (student is not None or "student" not in loss.reads)
+        }
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Each loss of images (B, C, H, W) and labels (B,) times its weight, 0-d."""
+        seen = self.teacher(images, labels)
+        if self.student is not None and any("student" in x.reads for x in self.losses.values()):
+            seen = replace(seen, student=self.student(images))
+        return self.of(seen)
+
+    def of(self, seen: Seen) -> dict[str, Tensor]:
+        """The same of what was seen."""
+        return {
+            name: loss.weight * loss(seen, *self.held.get(name, ()))
+            for name, loss in self.losses.items()
+        }
+
+
+class ClassMeans:
+    """Mean features of each class over the batches so far."""
+
+    def __init__(self, classes: int, size: int, device: torch.device) -> None:
+        """Begin without images, for features (D,) of a size."""
+        self.sums = torch.zeros(classes, size, dtype=torch.float32, device=device)
+        self.counts = torch.zeros(classes, dtype=torch.float32, device=device)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Take in features (B, D) of labels (B,)."""
+        # As a product: sums of scattered rows have no order on a GPU.
+        member = functional.one_hot(labels, len(self.counts)).float()
+        self.sums += member.T @ features.float()
+        self.counts += member.sum(0)
+
+    def means(self) -> Tensor:
+        """(classes, D); zeros where a class has no image."""
+        return self.sums / self.counts.clamp_min(1)[:, None]

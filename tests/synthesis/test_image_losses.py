@@ -1,0 +1,131 @@
+"""The losses of images, each against its formula in float64 NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from synq_fast.errors import ModelError
+from synq_fast.synthesis.losses import (
+    GENERATOR_LOSSES,
+    IMAGE_LOSSES,
+    Deviations,
+    Disagreement,
+    Margin,
+    Prior,
+    Seen,
+    SoftLabels,
+    Start,
+    Variation,
+    named_losses,
+)
+
+B, C, D = 6, 5, 7
+
+
+def seen(**changes) -> Seen:
+    g = torch.Generator().manual_seed(3)
+    norms = tuple(torch.randn(B, c, 4, 3, generator=g) * 2 + 1 for c in (2, 3))
+    values = {
+        "images": torch.randn(B, 3, 5, 4, generator=g) * 3 - 1,
+        "labels": torch.randint(C, (B,), generator=g),
+        "logits": torch.randn(B, C, generator=g) * 3,
+        "features": torch.randn(B, D, generator=g),
+        "norms": norms,
+        "running": [(torch.randn(c, generator=g), torch.rand(c, generator=g)) for c in (2, 3)],
+        "student": torch.randn(B, C, generator=g) * 3,
+    }
+    return Seen(**(values | changes))
+
+
+def numpy(x: torch.Tensor) -> np.ndarray:
+    return x.detach().numpy().astype(np.float64)
+
+
+def test_deviations():
+    one = seen()
+    expected = 0.0
+    for x, (mean, variance) in zip(one.norms, one.running, strict=True):
+        values = numpy(x).transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
+        expected += ((values.mean(1) - numpy(mean)) ** 2).mean()
+        stored = np.sqrt(numpy(variance) + 1e-6)
+        expected += ((values.std(1, ddof=1) - stored) ** 2).mean()
+    assert Deviations()(one).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_prior():
+    one = seen()
+    x = numpy(one.images)
+    terms = x.mean((2, 3)) ** 2 + (x.std((2, 3), ddof=1) - 1) ** 2
+    assert Prior()(one).item() == pytest.approx(terms.sum(1).mean(), rel=1e-5)
+    flat = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    Prior()(seen(images=flat)).backward()
+    assert flat.grad.isfinite().all()
+
+
+def test_variation_does_not_grow_with_the_size_of_images():
+    values = [Variation()(seen(images=torch.randn(2, 3, n, n))).item() for n in (64, 128)]
+    assert values == pytest.approx([4 * 2**0.5] * 2, rel=0.03)
+
+
+def test_soft_labels():
+    one = seen()
+    start = Start(
+        torch.zeros(4000, dtype=torch.int64),
+        torch.Generator().manual_seed(0),
+        torch.zeros(C, 1),
+        torch.zeros(C),
+    )
+    loss = SoftLabels(lowest=0.6)
+    (targets,) = loss.begin(start)
+    assert (targets == 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    rest = targets[targets < 1]
+    assert rest.min() >= 0.6 and rest.mean().item() == pytest.approx(0.8, abs=0.02)
+    p = softmax(numpy(one.logits), 1)[np.arange(B), one.labels]
+    expected = ((p - numpy(targets[:B])) ** 2).mean()
+    assert loss(one, targets[:B]).item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ModelError, match="1 logit per image"):
+        loss(seen(logits=torch.zeros(B, 1)), targets[:B])
+
+
+def test_margin():
+    one = seen(labels=torch.tensor([0, 1, 1, 2, 3, 4]))
+    means = torch.randn(C, D)
+    counts = torch.tensor([2.0, 3.0, 1.0, 0.0, 5.0])
+    loss = Margin(low=0.9, high=1.1)
+    held = loss.begin(Start(one.labels, torch.Generator(), means, counts))
+    total = 0.0
+    for image, label in enumerate(one.labels.tolist()):
+        if label != 3:
+            a, b = numpy(one.features)[image], numpy(means)[label]
+            distance = 1 - a @ b / np.sqrt((a @ a) * (b @ b))
+            total += max(0, 0.9 - distance) + max(0, distance - 1.1)
+    assert loss(one, *held).item() == pytest.approx(total / 5, rel=1e-5)
+    nothing = Start(one.labels, torch.Generator(), torch.zeros(C, 1), torch.zeros(C))
+    assert loss(one, *loss.begin(nothing)).item() == 0
+
+
+def test_disagreement():
+    one = seen()
+    t, q, y = numpy(one.logits), numpy(one.student), one.labels.numpy()
+    apart, together = softmax(t - q, 1), softmax(t + q, 1)
+    entropy = -(apart * np.log(apart)).sum(1)
+    scaled = (entropy - entropy.min()) / (np.log(C) - entropy.min())
+    expected = np.maximum(0, 0.3 - scaled).mean() + np.maximum(0, scaled - 0.5).mean()
+    expected += -0.4 * np.log(apart[np.arange(B), y]).mean()
+    expected += -0.2 * np.log(together[np.arange(B), y]).mean()
+    loss = Disagreement(low=0.3, high=0.5, difference=0.4, agreement=0.2)
+    assert loss(one).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("student", [0.0, 1e4])
+def test_disagreement_stays_finite(student):
+    logits = torch.full((B, C), student, requires_grad=True)
+    Disagreement()(seen(logits=logits, student=torch.zeros(B, C))).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("registry", [IMAGE_LOSSES, GENERATOR_LOSSES])
+def test_losses_of_weight_zero_are_left_out_and_the_order_is_the_registrys(registry):
+    losses = [kind(weight=float(index % 2)) for index, kind in enumerate(registry.values())]
+    assert list(named_losses(registry, losses[::-1])) == list(registry)[1::2]
