@@ -24,7 +24,8 @@ class Structure:
     norms: tuple[str, ...]
     """BatchNorm2d calls, in order of execution."""
     bodies: tuple[str, ...]
-    """Output of each residual body before its addition; without any, every BatchNorm output."""
+    """Output of each residual body before its addition; without any, those of all BatchNorms, or
+    of all convolutions."""
     maps: tuple[str, ...]
     """Where class activation maps are read: the last convolution whose output is larger than 1 x 1
     and decides the logits; empty where there is none."""
@@ -71,7 +72,7 @@ def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
             if type(called_module(graph_module, body)) in (nn.BatchNorm2d, nn.Conv2d):
                 bodies.append(body.name)
     # One branch may be added to several values.
-    named = tuple(dict.fromkeys(bodies or norms))
+    named = tuple(dict.fromkeys(bodies or norms or convolutions))
     # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
     last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
     maps = () if last is None else (last,)

@@ -83,8 +83,13 @@ class Synthesizer:
 
     def batch(self, index: int, count: int, report: Report | None = None) -> tuple[Tensor, Tensor]:
         """Images (count, C, H, W) and labels (count,) of one batch; depends only on its index."""
-        loop, images = self.optimization(index, count)
-        return _finished(loop, images, report)
+        loop, parametrization = self.optimization(index, count)
+        images, labels = _finished(loop, parametrization, report)
+        if not any("labels" in loss.reads for loss in self.losses.values()):
+            # No image was made for its label: it is of the class that the teacher sees.
+            with torch.no_grad(), tensor_float32(self.recipe.precision == "tf32"):
+                labels = self.teacher(images, labels).logits.argmax(1)
+        return images, labels
 
     def optimization(self, index: int, count: int) -> tuple[Loop, Parametrization]:
         """The optimization of a batch before its first iteration, and what it optimizes."""

@@ -20,9 +20,11 @@ FEW = {
     "generator.latent": 5,
     "quantization.calibration_batches": 3,
 }
-RECIPES = {
+RECIPES: dict[str, dict[str, object]] = {
     "calibrate-digits": {k: v for k, v in FEW.items() if k.startswith("quantization")},
     "gdfq-digits": FEW,
+    # A generator that also reads the quantized network (AdaDFQ).
+    "gdfq-digits, against the student": {**FEW, "generator.disagreement.weight": 1.0},
     "synq-fast-digits": {
         "blocks.images": 8,
         "blocks.steps": 3,
@@ -31,6 +33,17 @@ RECIPES = {
         "finetune.perturbation.weight": 0.0,
     },
     "synq-digits": {},
+    # Images of latents, of a teacher that swings, which follow those of earlier batches.
+    "synq-digits, with every image loss": {
+        "synthesis.parametrization": "latent",
+        "synthesis.latent.size": 4,
+        "synthesis.swing": True,
+        "synthesis.deviations.weight": 1.0,
+        "synthesis.soft_labels.weight": 1.0,
+        "synthesis.margin.weight": 1.0,
+        "synthesis.prior.weight": 1.0,
+        "synthesis.variation.weight": 1.0,
+    },
 }
 
 
@@ -43,7 +56,7 @@ def small(recipe: str, **options):
     with warnings.catch_warnings():
         # The overrides of small runs are for every stage.
         warnings.filterwarnings("ignore", "(synthesis|generator|filter).* has no effect")
-        return run(recipe=recipe, overrides=RECIPES[recipe], **options)
+        return run(recipe=recipe.split(",")[0], overrides=RECIPES[recipe], **options)
 
 
 def test_every_stage_that_recipes_know_is_there():
@@ -111,7 +124,10 @@ def test_calibration_alone_does_not_train(tmp_path):
 
 def test_generator_and_model_are_trained_in_turn():
     result = small("gdfq-digits")
-    assert {"generator_statistics", "generator_class", "kl", "ce"} <= set(result.history[0])
+    assert {"generator_statistics", "generator_classes", "kl", "ce"} <= set(result.history[0])
+    assert "generator_disagreement" not in result.history[0]
+    against = small("gdfq-digits, against the student")
+    assert against.history[0]["generator_disagreement"] > 0
 
 
 def test_recipe_without_a_bank_has_none_to_synthesize(tmp_path):

@@ -203,3 +203,9 @@ def test_images_keep_a_distance_from_those_of_earlier_batches():
     after = first.batch(1, 6)[0]
     assert first.follows and not torch.equal(alone, after)
     assert not synthesizer().follows
+
+
+def test_images_that_no_label_asked_for_are_of_the_class_that_the_teacher_sees():
+    maker = synthesizer(dataclasses.replace(RECIPE, losses=(Statistics(),)))
+    images, labels = maker.batch(0, 6)
+    assert torch.equal(labels, maker.teacher(images, labels).logits.argmax(1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from synq_fast.errors import ModelError
 from synq_fast.fields import factor, flag
 from synq_fast.finetune.losses.loss import Batch, View
 from synq_fast.graph.structure import Structure
@@ -37,6 +38,11 @@ class Features:
 
     def taps(self, structure: Structure) -> tuple[Tap, ...]:
         """The energies of every residual body."""
+        if not structure.bodies:
+            raise ModelError(
+                "the recipe compares channel energies, but this model has no convolution with more "
+                "than one output pixel; set finetune.features.weight = 0"
+            )
         return tuple(Tap(node, "energy") for node in structure.bodies)
 
     def __call__(self, student: View, teacher: View, batch: Batch) -> tuple[Tensor, ...]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from synq_fast.errors import ModelError
 from synq_fast.fields import factor, number
-from synq_fast.synthesis.losses.loss import ImageLoss, Seen
+from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen
 
 
 @dataclass(frozen=True)
 class Classes(ImageLoss):
     """Focal cross entropy of the teacher's logits (HAST's hard-sample loss)."""
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"labels"})
 
     weight: float = factor(0.1, "factor on the focal class loss")
     gamma: float = number(

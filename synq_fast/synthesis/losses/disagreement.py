@@ -22,7 +22,7 @@ class Disagreement(ImageLoss):
     the label is likely under ``softmax(t - q)`` and under ``softmax(t + q)``.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"student"})
+    reads: ClassVar[frozenset[Reads]] = frozenset({"labels", "student"})
 
     weight: float = factor(1.0, "factor on the three together")
     low: float = number(0.1, "least scaled entropy of the difference of the logits", 0, 1)

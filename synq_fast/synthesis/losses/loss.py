@@ -10,9 +10,9 @@ from torch import Tensor
 
 Targets = list[tuple[Tensor, Tensor]]
 """Mean and variance (C,) per BatchNorm layer."""
-Reads = Literal["norms", "earlier", "student"]
-"""What a loss needs beside images and logits: the inputs of BatchNorms, the images of earlier
-batches, or the quantized network."""
+Reads = Literal["labels", "norms", "earlier", "student"]
+"""What a loss needs beside images and logits: labels, the inputs of BatchNorms, the images of
+earlier batches, or the quantized network."""
 
 
 @dataclass(frozen=True)

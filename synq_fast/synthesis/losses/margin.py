@@ -20,7 +20,7 @@ class Margin(ImageLoss):
     nothing.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"earlier"})
+    reads: ClassVar[frozenset[Reads]] = frozenset({"labels", "earlier"})
 
     weight: float = factor(1.0, "factor on how far the distance lies outside the band")
     low: float = number(0.05, "least cosine distance from the mean of the class", 0, 2)

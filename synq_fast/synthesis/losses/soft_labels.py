@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from synq_fast.fields import factor, number
 from synq_fast.runtime.memory import send
 from synq_fast.synthesis.losses.classes import check_classes
-from synq_fast.synthesis.losses.loss import ImageLoss, Seen, Start
+from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class SoftLabels(ImageLoss):
 
     The target is 1 for about half of the images and uniform between ``lowest`` and 1 for the rest.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"labels"})
 
     weight: float = factor(1.0, "factor on the squared distance")
     lowest: float = number(0.6, "smallest probability of the label that is aimed at", 0, 1)
