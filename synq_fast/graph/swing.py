@@ -31,6 +31,10 @@ class Swing(nn.Module):
         shifted = padded.index_select(2, rows + self.offset[0])
         return shifted.index_select(3, columns + self.offset[1])
 
+    def rest(self) -> None:
+        """Shift nothing."""
+        self.offset.fill_(_REACH)
+
     def draw(self, generator: torch.Generator) -> None:
         """Shift anew."""
         self.offset.copy_(torch.randint(2 * _REACH + 1, (2,), generator=generator, device="cpu"))

@@ -66,14 +66,13 @@ class Synthesizer:
         """Whether a batch depends on those before it, which ``remember`` must see."""
         return any("earlier" in loss.reads for loss in self.losses.values())
 
-    @torch.no_grad()
     def remember(self, images: Tensor, labels: Tensor) -> None:
         """Take in a batch, on any device, that later ones keep a distance from."""
         if self.follows:
             labels = labels.to(self.device)
             images = images.to(self.device, memory_format=torch.channels_last)
             with tensor_float32(self.recipe.precision == "tf32"):
-                features = self.teacher(images, labels).features
+                features = self.teacher.judged(images, labels).features
             self._class_means(features.shape[1]).add(features, labels)
 
     def _class_means(self, size: int) -> ClassMeans:
@@ -87,8 +86,8 @@ class Synthesizer:
         images, labels = _finished(loop, parametrization, report)
         if not any("labels" in loss.reads for loss in self.losses.values()):
             # No image was made for its label: it is of the class that the teacher sees.
-            with torch.no_grad(), tensor_float32(self.recipe.precision == "tf32"):
-                labels = self.teacher(images, labels).logits.argmax(1)
+            with tensor_float32(self.recipe.precision == "tf32"):
+                labels = self.teacher.judged(images, labels).logits.argmax(1)
         return images, labels
 
     def optimization(self, index: int, count: int) -> tuple[Loop, Parametrization]:
@@ -229,7 +228,7 @@ class Synthesizer:
         moments: list[Tensor] = []
         for batch in batches:
             with tensor_float32(self.recipe.precision == "tf32"):
-                inputs = self.teacher(batch, torch.zeros(0)).norms
+                inputs = self.teacher.judged(batch, torch.zeros(0)).norms
             means = [x.double().mean((0, 2, 3)) for x in inputs]
             squares = [x.double().square().mean((0, 2, 3)) for x in inputs]
             share = len(batch) / total
