@@ -24,6 +24,8 @@ RECIPES = {
     "calibrate-digits": {k: v for k, v in FEW.items() if k.startswith("quantization")},
     "gdfq-digits": FEW,
     "synq-fast-digits": {
+        "stages": ["synthesis", "calibration", "blocks", "norms", "finetune"],
+        "norms.images": 6,
         "blocks.images": 8,
         "blocks.steps": 3,
         "blocks.batch_size": 4,
@@ -49,7 +51,9 @@ def small(recipe: str, **options):
 def test_every_stage_that_recipes_know_is_there():
     assert tuple(STAGES) == schema.STAGES
     named = {stage for name in list_recipes() for stage in load_recipe(name).stages}
-    assert named == set(STAGES)
+    assert named <= set(STAGES)
+    tried = {stage for name in RECIPES for stage in load_recipe(name, RECIPES[name]).stages}
+    assert tried == set(STAGES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -61,6 +61,22 @@ IDLE = [
         },
         {"finetune.distillation.label_weight": 0.5},
     ),
+    (
+        {"finetune.distillation.alpha": 0, "finetune.distillation.reduction": "element"},
+        {"finetune.distillation.alpha": 1.0},
+    ),
+    (
+        {"finetune.disagreement.weight": 0, "finetune.disagreement.temperature": 5.0},
+        {"finetune.disagreement.weight": 1.0},
+    ),
+    (
+        {
+            "finetune.pseudo_labels.reliable_weight": 0,
+            "finetune.pseudo_labels.unreliable_weight": 0,
+            "finetune.pseudo_labels.entropy_thresholds": [0.4, 0.1],
+        },
+        {"finetune.pseudo_labels.unreliable_weight": 0.5},
+    ),
     ({"synthesis.augment_scale": [0.2, 1]}, {"synthesis.augment_probability": 0.5}),
     ({"synthesis.class_weight": 0, "synthesis.focal_gamma": 1.0}, {"synthesis.class_weight": 1.0}),
     ({"synthesis.centers.steps": 3}, {"synthesis.centers.weight": 0.02}),

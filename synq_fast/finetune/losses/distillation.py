@@ -30,19 +30,19 @@ class Distillation:
 
     alpha: float = factor(20.0, "factor on the KL divergence, beside the squared temperature")
     temperature: float = number(20.0, "of the softmax in the KL divergence", 0.01, 1000)
-    reduction: str = choice(
-        "batch",
-        "what the KL divergence is divided by: the number of images, or of images times classes "
-        "(GDFQ)",
-        "batch",
-        "element",
-    )
     label_weight: float = factor(0.05, "factor on the cross entropy against the synthetic labels")
     soft_labels_only_if_difficult: bool = flag(
         True, "leave images of at least the threshold's difficulty to the KL divergence alone"
     )
     difficulty_threshold: float = number(
         0.5, "difficulty is 1 - the teacher's probability of the label", 0, 1
+    )
+    reduction: str = choice(
+        "batch",
+        "what the KL divergence is divided by: the number of images, or of images times classes "
+        "(GDFQ)",
+        "batch",
+        "element",
     )
 
     @property
