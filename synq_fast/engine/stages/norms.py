@@ -28,7 +28,9 @@ def norms(run: Run, made: Made) -> Made:
             precision=run.recipe.finetune.precision,
         )
         phase.show({"step": 1})
-    run.reporter.line(f"norms: {count} of {len(calls)} BatchNorms have the quantized network's own")
+    run.reporter.line(
+        f"norms: {count} of {len(calls)} calls of BatchNorms have statistics of their own now"
+    )
     _take_from_first(run, student)
     return made
 
