@@ -86,6 +86,21 @@ def online(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Ten
     }
 
 
+def of_methods(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Statistics of the model's own, then training on mixed images with the teacher's labels."""
+    overrides = {
+        "stages": ["synthesis", "calibration", "norms", "finetune"],
+        "norms.images": 6,
+        "finetune.mixup": 1.0,
+        "finetune.distillation.label_weight": 0.0,
+        "finetune.pseudo_labels.entropy_thresholds": [1.0, 0.98],
+    }
+    return {
+        str(steps): _state(run(overrides={**overrides, "finetune.steps": steps}))
+        for steps in (0, 3)
+    }
+
+
 def reconstructed(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Nothing is dropped: what chance drops depends on an image's place in its rank's part."""
     few = {"images": 8, "steps": 3, "batch_size": 4, "keep": 1.0, "mix": 1.0}
@@ -184,6 +199,7 @@ def in_every_world(rank: int, folder: Path) -> None:
         own_file_systems,
         ranges,
         online,
+        of_methods,
         reconstructed,
         gradients,
         clipped_step,

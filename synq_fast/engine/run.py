@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
+from synq_fast.bank.batches import Batches
+from synq_fast.bank.mixing import MixedBatches
 from synq_fast.bank.source import ImageSource
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.distributed import ALONE, Ranks, restarted
@@ -249,12 +251,23 @@ class Run:
         """The recipe's training step."""
         return Step(self.graph, student, self.structure, self.recipe.finetune)
 
+    def training_batches(
+        self, images: ImageSource, part: slice, student: nn.Module | None = None
+    ) -> Batches:
+        """A part of each batch of training, mixed where the recipe says so."""
+        recipe = self.recipe.finetune
+        size, crop_scale = recipe.batch_size, recipe.crop_scale
+        if not recipe.mixup:
+            return images.batches(size, crop_scale, part, student)
+        whole = images.batches(size, crop_scale, student=student)
+        return MixedBatches(whole, size, recipe.mixup, self.seed, part)
+
     def training(self, student: fx.GraphModule, images: ImageSource) -> Loop:
         """The recipe's training on all ranks, from the start or where the folder's run was."""
         ranks, recipe = self.ranks, self.recipe.finetune
         part, step = part_of_batch(ranks, recipe.batch_size), self.step(student)
         mean = batch_mean(ranks, step.parameters, part, recipe.batch_size)
-        batches = images.batches(recipe.batch_size, recipe.crop_scale, part, student)
+        batches = self.training_batches(images, part, student)
         loop = training_loop(
             Training(step, student, batches, recipe, reduce=mean),
             checkpoint=self.checkpoint("checkpoint"),

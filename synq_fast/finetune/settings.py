@@ -60,6 +60,14 @@ class Finetune:
     crop_scale: tuple[float, float] = area(
         0.5, 1.0, "part of each image that a random crop keeps; [1, 1] only mirrors"
     )
+    mixup: float = number(
+        0.0,
+        "alpha of the Beta distribution of the shares in which each image is mixed with another "
+        "of its batch (mixup, TexQ); 0 mixes nothing",
+        0.05,
+        100,
+        or_zero=True,
+    )
     precision: str = choice(
         "float32",
         "arithmetic of both networks, in calibration too; quantizers and losses stay in float32",

@@ -55,6 +55,8 @@ class Step:
         names = [energy_name(tap.node) if tap.kind == "energy" else tap.node for tap in values]
         self.student_module = fused(student, keep, energies)
         frozen = folded(teacher, {*keep, *energies}, energies)
+        self.done = torch.zeros((), dtype=torch.float32, device=next(student.parameters()).device)
+        """Share of the training that is done; whoever trains fills it, a recorded step reads it."""
         self.student = Tapped(self.student_module, names, self._map, compile=recipe.compile)
         self.teacher = Tapped(frozen, names, self._map, compile=recipe.compile)
 
@@ -101,7 +103,7 @@ class Step:
         student = self._run(self.student, images)
         through = images if perturbation.through_teacher else images.detach()
         teacher = self._run(self.teacher, through)
-        batch = Batch(labels, (images.shape[2], images.shape[3]))
+        batch = Batch(labels, (images.shape[2], images.shape[3]), done=self.done)
         terms: dict[str, Tensor] = {}
         direction: list[Tensor] = []
         for loss, ours, theirs in self._views(student, teacher):
@@ -121,7 +123,8 @@ class Step:
         with torch.no_grad():
             teacher = self._run(self.teacher, moved)
         student = self._run(self.student, moved)
-        batch = Batch(labels, (moved.shape[2], moved.shape[3]), judge=clean_logits.detach())
+        size, judge = (moved.shape[2], moved.shape[3]), clean_logits.detach()
+        batch = Batch(labels, size, judge, self.done)
         return {
             f"perturbed_{name}": self.recipe.perturbation.weight * value
             for loss, ours, theirs in self._views(student, teacher)

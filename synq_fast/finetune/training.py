@@ -107,7 +107,8 @@ class Training:
         return (*self.batches.names, *self.step.term_names)
 
     def prepare(self, step: int) -> tuple[Tensor, ...]:
-        """Set the rates and read the batch of a step."""
+        """Set the rates and how far the training is; read the batch of a step."""
+        self.step.done.fill_(step / max(1, self.recipe.steps))
         factor = rate_factor(self.recipe, step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             set_rate(group, rate * factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from synq_fast.errors import RecipeError
 from synq_fast.finetune.losses import LOSSES
+from synq_fast.finetune.settings import Finetune
 from synq_fast.recipes.schema import STAGES, Recipe
 from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, Disagreement, Margin
 
@@ -66,6 +67,8 @@ def _problems(recipe: Recipe) -> list[str]:
             f"no loss of finetune has a factor above 0, so fine-tuning learns nothing; give one "
             f"({', '.join(f'finetune.{name}' for name in LOSSES)}), or set finetune.steps = 0"
         )
+    if trains and finetune.mixup:
+        problems += _mixing_problems(finetune)
     if finetune.schedule == "step" and not finetune.milestones:
         problems.append(
             'finetune.schedule = "step" lowers the rate at finetune.milestones, and there are '
@@ -76,6 +79,27 @@ def _problems(recipe: Recipe) -> list[str]:
         problems.append(
             'the stage blocks trains ranges: set quantization.weight_range = "learned" and '
             "quantization.learn_ranges = true"
+        )
+    return problems
+
+
+def _mixing_problems(finetune: Finetune) -> list[str]:
+    problems = []
+    labelled = [
+        f"finetune.{name}"
+        for name, kind in LOSSES.items()
+        if (loss := finetune.loss(kind)) is not None and loss.active and loss.reads_labels
+    ]
+    if labelled:
+        problems.append(
+            f"finetune.mixup mixes images of different labels, and a mixed image has none that "
+            f"{' and '.join(labelled)} could read; set finetune.distillation.label_weight = 0 and "
+            f'finetune.cam.target = "argmax", or finetune.mixup = 0'
+        )
+    if finetune.batch_size == 1:
+        problems.append(
+            "finetune.mixup mixes images of one batch, and finetune.batch_size = 1 has no second "
+            "one; raise it, or set finetune.mixup = 0"
         )
     return problems
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from synq_fast.finetune.losses import Cam, Distillation, Features
+from synq_fast.finetune.losses import Cam, Disagreement, Distillation, Features, PseudoLabels
 from synq_fast.finetune.settings import AnyLoss
 from synq_fast.recipes.schema import OPTIONAL_STAGES, Recipe
 from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, ImageLoss
@@ -105,7 +105,7 @@ _IDLE = (
         "finetune.cam.weight is 0",
     ),
     _Idle(
-        ("finetune.distillation.temperature",),
+        ("finetune.distillation.temperature", "finetune.distillation.reduction"),
         lambda r: _of(r, Distillation).alpha == 0,
         "finetune.distillation.alpha is 0",
     ),
@@ -121,6 +121,16 @@ _IDLE = (
         ("finetune.distillation.difficulty_threshold",),
         lambda r: not _of(r, Distillation).soft_labels_only_if_difficult,
         "finetune.distillation.soft_labels_only_if_difficult is false",
+    ),
+    _Idle(
+        ("finetune.disagreement.temperature",),
+        lambda r: _of(r, Disagreement).weight == 0,
+        "finetune.disagreement.weight is 0",
+    ),
+    _Idle(
+        ("finetune.pseudo_labels.entropy_thresholds",),
+        lambda r: not _of(r, PseudoLabels).active,
+        "the reliable_weight and unreliable_weight of finetune.pseudo_labels are 0",
     ),
     _Idle(
         ("synthesis.augment_scale",),

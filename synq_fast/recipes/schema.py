@@ -7,14 +7,15 @@ from typing import Any
 
 from synq_fast.bank.batches import Filter
 from synq_fast.fields import items, section
+from synq_fast.finetune.norms import NormStatistics
 from synq_fast.finetune.reconstruction.settings import Blocks
 from synq_fast.finetune.settings import Finetune
 from synq_fast.quant.settings import Quantization
 from synq_fast.synthesis.settings import Generator, Synthesis
 
-STAGES = ("synthesis", "generator", "calibration", "blocks", "finetune")
+STAGES = ("synthesis", "generator", "calibration", "blocks", "norms", "finetune")
 """What a run can do, in the order in which it must be done."""
-OPTIONAL_STAGES = ("synthesis", "generator", "blocks")
+OPTIONAL_STAGES = ("synthesis", "generator", "blocks", "norms")
 """Those whose section says nothing to the others."""
 
 
@@ -27,13 +28,15 @@ class Recipe:
     stages: tuple[str, ...] = items(
         ("synthesis", "calibration", "finetune"),
         "what is done, in this order: images from optimized pixels or from a generator that is "
-        "trained on, activation ranges, training block by block, training of the whole",
+        "trained on, activation ranges, training block by block, BatchNorm statistics, training of "
+        "the whole",
         options=STAGES,
     )
     synthesis: Synthesis = section(Synthesis, "images by optimizing pixels")
     generator: Generator = section(Generator, "images from a generator")
     quantization: Quantization = section(Quantization, "quantizers and their ranges")
     blocks: Blocks = section(Blocks, "training block by block")
+    norms: NormStatistics = section(NormStatistics, "BatchNorm statistics, estimated again")
     filter: Filter = section(Filter, "low-pass filter on images of a bank")
     finetune: Finetune = section(Finetune, "training of the quantized model")
 

@@ -9,6 +9,7 @@ import torch
 
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
+from synq_fast.bank.mixing import MixedBatches
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
 from synq_fast.optimize.loop import Loop
@@ -99,6 +100,8 @@ def trained(record: bool, **overrides) -> tuple[list[torch.Tensor], Loop]:
     student.to(CUDA)
     bank = ImageBank(tiny_images(10).to(CUDA), tiny_labels(10).to(CUDA))
     source = BatchSource(bank, 4, (0.5, 1.0), recipe.filter, 0)
+    if recipe.finetune.mixup:
+        source = MixedBatches(source, 4, recipe.finetune.mixup, 0)
     step = Step(teacher, student, points, recipe.finetune)
     trainer = training_loop(Training(step, student, source, recipe.finetune))
     return [trainer.advance() for _ in range(10)], trainer
@@ -118,9 +121,32 @@ def test_recorded_step_trains_like_an_unrecorded_one(precision, norm):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+OF_METHODS = {
+    "finetune__steps": 10,
+    "finetune__mixup": 1.0,
+    "finetune__distillation__label_weight": 0.0,
+    "finetune__pseudo_labels__entropy_thresholds": [1.0, 0.98],
+    "finetune__disagreement__temperature": 5.0,
+    "finetune__feature_distance__weight": 1.0,
+}
+
+
+def test_recorded_step_reads_mixed_images_and_how_far_the_training_is():
+    wanted, plain = trained(False, **OF_METHODS)
+    found, recorded = trained(True, **OF_METHODS)
+    assert recordings(recorded) == 1
+    place = list(recorded.iteration.names).index("reliable_ce")
+    assert found[0][place] > 0 and found[-1][place] == 0
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    for one, other in zip(recorded.iteration.trained(), plain.iteration.trained(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", [{}, OF_METHODS], ids=["SynQ", "others"])
 @pytest.mark.parametrize("record", [False, True])
-def test_no_step_waits_for_the_device(record):
-    _, trainer = trained(record)
+def test_no_step_waits_for_the_device(record, choice):
+    _, trainer = trained(record, **choice)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):

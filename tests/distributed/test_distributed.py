@@ -68,13 +68,14 @@ def test_any_number_of_ranks_finds_the_same_ranges(outcomes, policy):
     assert all(equal(done[each]["ranges"][policy], alone) for each in EVERY_RANK)
 
 
+# Both parts follow from all images on every rank until training, which sees a part of each batch.
+@pytest.mark.parametrize("name", ["online", "of_methods"])
 @pytest.mark.parametrize("world", WORLDS[1:])
-def test_ranks_train_one_generator_and_one_model(outcomes, world):
+def test_ranks_work_on_the_same_images_and_train_one_model(outcomes, world, name):
     done, _ = outcomes
-    alone, first = done[1, 0]["online"], done[world, 0]["online"]
+    alone, first = done[1, 0][name], done[world, 0][name]
     for rank in range(world):
-        found = done[world, rank]["online"]
-        # Ranges follow from the generator's images alone, training from each rank's part of them.
+        found = done[world, rank][name]
         assert equal(found["0"], alone["0"]) and equal(found["3"], first["3"])
     for name, value in alone["3"].items():
         torch.testing.assert_close(first["3"][name], value, rtol=1e-4, atol=1e-6)

@@ -26,6 +26,8 @@ RECIPES: dict[str, dict[str, object]] = {
     # A generator that also reads the quantized network (AdaDFQ).
     "gdfq-digits, against the student": {**FEW, "generator.disagreement.weight": 1.0},
     "synq-fast-digits": {
+        "stages": ["synthesis", "calibration", "blocks", "norms", "finetune"],
+        "norms.images": 6,
         "blocks.images": 8,
         "blocks.steps": 3,
         "blocks.batch_size": 4,
@@ -62,7 +64,9 @@ def small(recipe: str, **options):
 def test_every_stage_that_recipes_know_is_there():
     assert tuple(STAGES) == schema.STAGES
     named = {stage for name in list_recipes() for stage in load_recipe(name).stages}
-    assert named == set(STAGES)
+    assert named <= set(STAGES)
+    tried = {stage for name in RECIPES for stage in load_recipe(name, RECIPES[name]).stages}
+    assert tried == set(STAGES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

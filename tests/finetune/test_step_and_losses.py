@@ -47,7 +47,7 @@ class Passes:
 def test_taps_and_names():
     recipe = tiny_recipe().finetune
     _, _, structure = tiny_pair(tiny_recipe())
-    assert [type(loss) for loss in recipe.losses] == list(LOSSES.values())
+    assert [type(loss) for loss in recipe.losses] == [Distillation, Features, Cam]
     table = {loss.names: (loss.taps(structure), loss.perturbed) for loss in recipe.losses}
     assert table == {
         ("kl", "ce"): ((), True),
@@ -55,7 +55,9 @@ def test_taps_and_names():
         ("cam",): ((Tap("conv2", "map"),), False),
     }
     assert not Features(in_perturbed_pass=False).perturbed
-    assert all(loss.per_image for loss in recipe.losses)
+    assert all(kind.per_image for kind in LOSSES.values())
+    names = [name for kind in LOSSES.values() for name in kind.names]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,38 @@ def test_resume_is_bit_exact(tmp_path, stop, learn):
     assert kept + rest == whole
 
 
+PSEUDO_LABELS = {
+    "finetune__steps": 12,
+    "finetune__distillation__label_weight": 0.0,
+    "finetune__pseudo_labels__entropy_thresholds": [1.0, 0.98],
+}
+
+
+def test_steps_know_how_far_the_training_is():
+    """The labels become unreliable one by one, as the threshold falls to its end."""
+    run = make_loop(**PSEUDO_LABELS)
+    shares, records = [], []
+    for _ in range(12):
+        run.advance()
+        shares.append(run.iteration.step.done.item())
+        records.append(run.look())
+    assert shares == pytest.approx([step / 12 for step in range(12)])
+    assert records[0]["unreliable_ce"] == 0 and records[0]["reliable_ce"] > 0
+    assert records[-1]["reliable_ce"] == 0 and records[-1]["unreliable_ce"] > 0
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_resumed_training_goes_on_with_the_same_threshold(tmp_path, stop):
+    straight = make_loop(**PSEUDO_LABELS)
+    whole = straight.run()
+    path = tmp_path / "checkpoint.safetensors"
+    kept = stopped(make_loop(path, **PSEUDO_LABELS), stop)
+    resumed = make_loop(path, **PSEUDO_LABELS)
+    assert resumed.resume()
+    assert kept + resumed.run() == whole
+    assert equal_states(resumed.iteration.student, straight.iteration.student)
+
+
 def test_checkpoint_before_the_first_step(tmp_path):
     path = tmp_path / "c.safetensors"
     first = make_loop(path)
@@ -315,6 +347,7 @@ def poison(run: Loop, at: int, name: str, value: float) -> None:
 
     class Poisoned:
         term_names, parameters = run.iteration.step.term_names, run.iteration.step.parameters
+        done = run.iteration.step.done
 
         def __call__(self, images, labels):
             losses = step(images, labels)

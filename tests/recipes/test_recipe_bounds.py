@@ -106,6 +106,26 @@ def test_unworkable_values_are_refused(key, value):
             ["finetune.cam", "learns nothing"],
         ),
         ({"finetune.schedule": "step"}, ["finetune.milestones"]),
+        (
+            {"finetune.mixup": 1.0},
+            ["finetune.mixup mixes", "that finetune.distillation could", "label_weight = 0"],
+        ),
+        (
+            {
+                "finetune.mixup": 1.0,
+                "finetune.distillation.label_weight": 0,
+                "finetune.cam.target": "label",
+            },
+            ["that finetune.cam could", 'finetune.cam.target = "argmax"'],
+        ),
+        (
+            {
+                "finetune.mixup": 1.0,
+                "finetune.distillation.label_weight": 0,
+                "finetune.batch_size": 1,
+            },
+            ["finetune.batch_size = 1", "no second"],
+        ),
     ],
     ids=lambda value: next(iter(value)),
 )
@@ -120,6 +140,28 @@ def test_a_part_that_is_off_may_hold_anything():
     weights = ("distillation.alpha", "distillation.label_weight", "features.weight", "cam.weight")
     off = {f"finetune.{name}": 0 for name in weights}
     assert load_recipe("synq-digits", {**off, "finetune.steps": 0}).finetune.loss(Cam).weight == 0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"finetune.mixup": 1.0, "finetune.distillation.label_weight": 0},
+        {"finetune.mixup": 1.0, "finetune.steps": 0},
+        {
+            "finetune.mixup": 0.2,
+            "finetune.distillation.label_weight": 0,
+            "finetune.cam.weight": 0,
+        },
+        {
+            "finetune.mixup": 1.0,
+            "finetune.distillation": {"alpha": 0, "label_weight": 0},
+            "finetune.pseudo_labels": {"reliable_weight": 1},
+        },
+    ],
+    ids=str,
+)
+def test_images_are_mixed_where_no_loss_reads_their_labels(overrides):
+    assert load_recipe("synq-digits", overrides).finetune.mixup
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,22 @@ IDLE = [
         },
         {"finetune.distillation.label_weight": 0.5},
     ),
+    (
+        {"finetune.distillation.alpha": 0, "finetune.distillation.reduction": "element"},
+        {"finetune.distillation.alpha": 1.0},
+    ),
+    (
+        {"finetune.disagreement.weight": 0, "finetune.disagreement.temperature": 5.0},
+        {"finetune.disagreement.weight": 1.0},
+    ),
+    (
+        {
+            "finetune.pseudo_labels.reliable_weight": 0,
+            "finetune.pseudo_labels.unreliable_weight": 0,
+            "finetune.pseudo_labels.entropy_thresholds": [0.4, 0.1],
+        },
+        {"finetune.pseudo_labels.unreliable_weight": 0.5},
+    ),
     ({"synthesis.augment_scale": [0.2, 1]}, {"synthesis.augment_probability": 0.5}),
     (
         {"synthesis.classes.weight": 0, "synthesis.classes.gamma": 1.0},

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from synq_fast.bank.batches import BatchSource
+from synq_fast.bank.batches import Batches, BatchSource
 from synq_fast.bank.images import ImageBank
+from synq_fast.bank.mixing import MixedBatches
 from synq_fast.finetune.reconstruction import (
     Blocks,
     Cache,
@@ -57,9 +58,11 @@ def iteration() -> Callable[[], object]:
 def step(reduce: Reduction | None = None, **choice: object) -> Callable[[], object]:
     recipe = tiny_recipe(**choice)
     teacher, student, points = tiny_pair(recipe)
-    source = BatchSource(
+    source: Batches = BatchSource(
         ImageBank(tiny_images(10), tiny_labels(10)), 4, (0.5, 1.0), recipe.filter, 0
     )
+    if recipe.finetune.mixup:
+        source = MixedBatches(source, 4, recipe.finetune.mixup, 0)
     own = Step(teacher, student, points, recipe.finetune)
     return training_loop(Training(own, student, source, recipe.finetune, reduce=reduce)).advance
 
@@ -88,6 +91,14 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
         quantization__learn_ranges=True, finetune__max_gradient_norm=1.0
     ),
     "step with Adam": lambda: step(quantization__learn_ranges=True, finetune__optimizer="adam"),
+    "step with pseudo labels": lambda: step(
+        finetune__pseudo_labels__unreliable_weight=0.5, finetune__feature_distance__weight=1.0
+    ),
+    "step on mixed images": lambda: step(
+        finetune__mixup=1.0,
+        finetune__distillation__label_weight=0.0,
+        finetune__disagreement__temperature=5.0,
+    ),
     "reconstruction": reconstruction,
     "step in bf16": lambda: step(finetune__precision="bf16"),
     "step of one process of several": lambda: step(reduce=lambda terms: terms),

@@ -4,6 +4,7 @@ from synq_fast.engine.stages.blocks import blocks
 from synq_fast.engine.stages.calibration import calibration
 from synq_fast.engine.stages.finetune import finetune
 from synq_fast.engine.stages.generator import generator
+from synq_fast.engine.stages.norms import norms
 from synq_fast.engine.stages.stage import Made, Stage
 from synq_fast.engine.stages.synthesis import image_bank, synthesis
 
@@ -12,6 +13,7 @@ STAGES: dict[str, Stage] = {
     "generator": generator,
     "calibration": calibration,
     "blocks": blocks,
+    "norms": norms,
     "finetune": finetune,
 }
 """By the name that recipes use, each of ``recipes.schema.STAGES``."""

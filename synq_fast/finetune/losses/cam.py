@@ -41,6 +41,11 @@ class Cam:
         """Whether it has a weight."""
         return bool(self.weight)
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the maps are those of the labels."""
+        return self.target == "label"
+
     def taps(self, structure: Structure) -> tuple[Tap, ...]:
         """The last spatial convolution that the logits depend on."""
         if not structure.maps:

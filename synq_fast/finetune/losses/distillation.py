@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from synq_fast import ops
-from synq_fast.fields import factor, flag, number
+from synq_fast.fields import choice, factor, flag, number
 from synq_fast.finetune.losses.loss import Batch, View
 from synq_fast.graph.structure import Structure
 from synq_fast.graph.taps import Tap
@@ -37,11 +37,23 @@ class Distillation:
     difficulty_threshold: float = number(
         0.5, "difficulty is 1 - the teacher's probability of the label", 0, 1
     )
+    reduction: str = choice(
+        "batch",
+        "what the KL divergence is divided by: the number of images, or of images times classes "
+        "(GDFQ)",
+        "batch",
+        "element",
+    )
 
     @property
     def active(self) -> bool:
         """Whether one of the two counts."""
         return bool(self.alpha or self.label_weight)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the cross entropy counts."""
+        return bool(self.label_weight)
 
     def taps(self, structure: Structure) -> tuple[Tap, ...]:
         """Nothing beside the logits."""
@@ -51,12 +63,13 @@ class Distillation:
         """KL and masked cross entropy."""
         # Difficulty is at most 1, so a threshold of 2 lets every label count.
         threshold = self.difficulty_threshold if self.soft_labels_only_if_difficult else 2.0
+        elements = student.logits.shape[1] if self.reduction == "element" else 1
         kl, ce, _ = ops.distillation_loss(
             student.logits,
             teacher.logits,
             batch.labels,
             temperature=self.temperature,
-            alpha=self.alpha,
+            alpha=self.alpha / elements,
             difficulty_threshold=threshold,
         )
         if batch.judge is not None:

@@ -22,6 +22,7 @@ class Features:
 
     names: ClassVar[tuple[str, ...]] = ("features",)
     per_image: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = False
 
     weight: float = factor(1000.0, "factor on the sum over the bodies")
     in_perturbed_pass: bool = flag(True, "the published code leaves the loss out there on CIFAR")

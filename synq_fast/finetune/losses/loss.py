@@ -31,6 +31,8 @@ class Batch:
     """(height, width) of the images."""
     judge: Tensor | None = None
     """(B, classes) teacher logits that decide which labels count; None: those of this pass."""
+    done: Tensor | float = 0.0
+    """Share of the training that is done, 0 to 1; 0-d where a recorded step reads it anew."""
 
 
 class Loss(Protocol):
@@ -44,6 +46,11 @@ class Loss(Protocol):
     @property
     def active(self) -> bool:
         """Whether its factors leave anything of it."""
+        ...
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it needs the labels of the images, which mixed images do not have."""
         ...
 
     @property
