@@ -15,7 +15,7 @@ from synq_fast.errors import ArgumentError, RecipeError
 LOWEST, HIGHEST = 2, 8
 WIDTHS = range(LOWEST, HIGHEST + 1)
 _PATTERN = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
-_AUTO = re.compile(r"auto:(.*)", re.IGNORECASE)
+_AUTO = re.compile(r"auto(?::(.*))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def parse_bits(text: str | Bits) -> Bits:
     match = _AUTO.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         return BitWidths.parse(text)
-    # A text that is no number is refused there.
+    # What is no number is refused there.
     return AutoBits(match[1])  # type: ignore[arg-type]
 
 
