@@ -126,8 +126,7 @@ class _Measurement(Plain):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         bits, part = self.steps[self._step]
-        # The networks are in float32 whatever the recipe's precision: bf16 alone costs more than
-        # eight bits do.
+        # In float32 whatever the recipe's precision: what bf16 costs is of the order of eight bits.
         with torch.no_grad(), tensor_float32(False):
             if self._logits is None:
                 self._logits = [self._teacher(images) for images in self._images]

@@ -23,7 +23,7 @@ def allocate(
 ) -> list[int]:
     """One width for each part, so that the summed loss is least at no more than ``average`` bits.
 
-    The integer program of HAWQ-V3 (arXiv 2011.10680, section 3.4) with a bound on the model's size:
+    The integer program of HAWQ-V3 (arXiv 2011.10680) with a bound on the size alone:
     minimize the sum of ``loss[i][b] x[i, b]`` over binary x with one width for each i and
     ``sum size[i] b x[i, b] <= average sum size[i]``. Solved to the optimum by HiGHS.
 

@@ -47,9 +47,10 @@ class Measured(Part):
 class Sensitivity:
     """What every quantizer of a network costs at every width.
 
-    The rest of the network is in floating point. The errors of different quantizers are nearly
-    independent, so that the KL divergence of all of them is about the sum of what they cost alone;
-    beside quantizers at 8 bits each would be charged for their errors as well.
+    As ZeroQ measures it (arXiv 2001.00281), of activations too. The rest of the network is in
+    floating point: beside quantizers at 8 bits each would be charged for their errors as well. The
+    errors of different quantizers are nearly independent, so that small ones add up; at three bits
+    and below all of them together cost more than the sum, which then only ranks choices.
     """
 
     network: str
