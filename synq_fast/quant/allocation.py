@@ -68,11 +68,12 @@ def allocate(
         ],
         options={"mip_rel_gap": 0.0},
     )
-    if found.x is not None:
+    if found.status == 0:
         taken = [variable for x, variable in zip(found.x, variables, strict=True) if x > 0.5]
         solved = _raised(losses, sizes, [bits for _, bits in sorted(taken)], budget)
-        if _used(sizes, solved) <= budget and _cost(losses, solved) <= _cost(losses, widths):
-            return solved
+        if _used(sizes, solved) <= budget:
+            # What the solver takes for equal may cost a little more.
+            return min(solved, widths, key=lambda each: _cost(losses, each))
     raise SynqFastError(
         f"SciPy has not found the widths of an average of {average} bits: {found.message}"
     )
