@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from synq_fast.engine.evaluation import EvaluationResult, evaluate
     from synq_fast.engine.result import QuantizationResult
     from synq_fast.engine.saved_model import coverage, load
+    from synq_fast.engine.sensitivity import sensitivity
     from synq_fast.errors import SynqFastError
     from synq_fast.models import Teacher, load_teacher
+    from synq_fast.quant.sensitivity import Sensitivity
     from synq_fast.recipes import list_recipes, load_recipe
 
 __version__ = "0.1.0"
@@ -24,6 +26,7 @@ _LAZY = {
     "Comparison": "engine.comparison",
     "EvaluationResult": "engine.evaluation",
     "QuantizationResult": "engine.result",
+    "Sensitivity": "quant.sensitivity",
     "SynqFastError": "errors",
     "Teacher": "models",
     "compare": "engine.comparison",
@@ -34,6 +37,7 @@ _LAZY = {
     "load_recipe": "recipes",
     "load_teacher": "models",
     "quantize": "engine",
+    "sensitivity": "engine.sensitivity",
     "synthesize": "engine",
 }
 _SUBMODULES = frozenset({"ops", "reference"})
@@ -42,6 +46,7 @@ __all__ = [
     "Comparison",
     "EvaluationResult",
     "QuantizationResult",
+    "Sensitivity",
     "SynqFastError",
     "Teacher",
     "compare",
@@ -54,6 +59,7 @@ __all__ = [
     "ops",
     "quantize",
     "reference",
+    "sensitivity",
     "synthesize",
 ]
 

@@ -101,6 +101,13 @@ def of_methods(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch
     }
 
 
+def mixed(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """Widths from a generator's images, which are drawn once more for the ranges."""
+    few = {"generator.steps": 2, "generator.latent": 5, "finetune.steps": 0}
+    result = run(recipe="gdfq-digits", bits="auto:3.5", overrides=few)
+    return {"model": _state(result), "widths": result.metrics["coverage"]["widths"]}
+
+
 def reconstructed(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Nothing is dropped: what chance drops depends on an image's place in its rank's part."""
     few = {"images": 8, "steps": 3, "batch_size": 4, "keep": 1.0, "mix": 1.0}
@@ -200,6 +207,7 @@ def in_every_world(rank: int, folder: Path) -> None:
         ranges,
         online,
         of_methods,
+        mixed,
         reconstructed,
         gradients,
         clipped_step,

@@ -11,7 +11,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from synq_fast.cli import bench, compare, evaluate, info, quantize, recipes, synthesize
+from synq_fast.cli import (
+    bench,
+    compare,
+    evaluate,
+    info,
+    quantize,
+    recipes,
+    sensitivity,
+    synthesize,
+)
 from synq_fast.errors import LostRankError, SynqFastError
 from synq_fast.runtime.first_process import is_first_process
 
@@ -52,7 +61,7 @@ def _of_rank() -> str:
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
-    if options.command not in ("quantize", "synthesize"):
+    if options.command not in ("quantize", "synthesize", "sensitivity"):
         return ""
     if options.output is None:
         return "Nothing was written; with --output FOLDER a run can be resumed"
@@ -66,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    for command in (quantize, synthesize, evaluate, compare, bench, info, recipes):
+    for command in (quantize, synthesize, sensitivity, evaluate, compare, bench, info, recipes):
         command.add(commands)
     return parser

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     )
     model_options(parser)
     parser.add_argument("--recipes", nargs="+", required=True, metavar="NAME")
-    parser.add_argument("--bits", nargs="+", default=["w4a4"], metavar="wXaY")
+    parser.add_argument("--bits", nargs="+", default=["w4a4"], metavar="wXaY|auto:N")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     parser.add_argument("--data", metavar="SET", help="labelled images to count top-1 on")
     parser.add_argument(

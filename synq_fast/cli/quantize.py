@@ -32,7 +32,11 @@ def add(commands: Any) -> None:
     )
     model_options(parser)
     parser.add_argument(
-        "--bits", nargs="+", default=["w4a4"], metavar="wXaY", help="one or several bit widths"
+        "--bits",
+        nargs="+",
+        default=["w4a4"],
+        metavar="wXaY|auto:N",
+        help="one or several bit widths, or widths found for an average such as auto:4.0",
     )
     run_options(parser)
     parser.add_argument(
@@ -55,12 +59,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Quantize at each width and print a table."""
     from synq_fast.engine import quantize
-    from synq_fast.quant import BitWidths
+    from synq_fast.quant.bits import folder_name, parse_bits
     from synq_fast.recipes import load_recipe
 
     if options.resume and options.output is None:
         raise RecipeError("--resume continues the run in a folder: name it with --output")
-    widths = [BitWidths.parse(text) for text in options.bits]
+    widths = [parse_bits(text) for text in options.bits]
     changes = overrides(options)
     if options.recipe is not None:
         # A mistake shows before a model is fetched.
@@ -68,9 +72,12 @@ def run(options: argparse.Namespace) -> None:
     taught = teacher(options)
     data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}
+    folders: list[Path] = []
     for bits in widths:
-        output = options.output / str(bits) if options.output else None
+        output = options.output / folder_name(bits) if options.output else None
         shared = options.bank or (options.output / "bank" if options.output else None)
+        if output is not None:
+            folders.append(output)
         result = quantize(
             taught,
             options.recipe,
@@ -88,7 +95,9 @@ def run(options: argparse.Namespace) -> None:
         recipe = result.recipe.name
         rows[str(bits)] = result.metrics
     if is_first_process():
-        _print_metrics(taught.name, recipe, data, rows, options.output)
+        _print_metrics(taught.name, recipe, data, rows)
+        if folders:
+            print(f"Models, logs and metrics: {', '.join(map(str, folders))}")
 
 
 def _print_metrics(
@@ -96,7 +105,6 @@ def _print_metrics(
     recipe: str,
     data: str | None,
     rows: dict[str, dict[str, Any]],
-    output: Path | None,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -118,5 +126,3 @@ def _print_metrics(
             ]
             table.add_row(bits, *accuracies, f"{sum(metrics['seconds'].values()):.0f}")
         console.print(table)
-    if output is not None:
-        console.print(f"Models, logs and metrics: {', '.join(str(output / b) for b in rows)}")

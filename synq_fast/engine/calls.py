@@ -21,6 +21,7 @@ from synq_fast.engine.stages import image_bank
 from synq_fast.errors import RecipeError, RunFolderError, SynqFastWarning
 from synq_fast.models import Teacher
 from synq_fast.quant import BitWidths
+from synq_fast.quant.bits import Bits, parse_bits
 from synq_fast.recipes import Recipe
 from synq_fast.runtime.devices import chosen_device
 from synq_fast.storage.paths import user_path
@@ -31,7 +32,7 @@ from synq_fast.storage.paths import user_path
 def quantize(
     teacher: str | nn.Module | Teacher,
     recipe: str | Path | Recipe | None = None,
-    bits: str | BitWidths = "w4a4",
+    bits: str | Bits = "w4a4",
     input_shape: tuple[int, int, int] | None = None,
     seed: int = 0,
     output: str | Path | None = None,
@@ -53,7 +54,10 @@ def quantize(
         teacher: a module, a ``Teacher``, or a name that ``load_teacher`` knows.
         recipe: name or path of a recipe; by default one that suits the model's image size, see
             ``recipes.default_recipe``, which the run names.
-        bits: weight and activation width, ``"w4a4"``.
+        bits: weight and activation width, ``"w4a4"``; or ``"auto:4.0"``, widths of each layer's
+            weights and of each activation that cost least at so many bits on average, of the
+            weights and of the activations' elements (``sensitivity`` says what each costs). What
+            ``quantization.end_bits`` and ``layer_bits`` fix stays and counts.
         input_shape: (C, H, W) of an image; known for named teachers.
         seed: decides images, order and crops; the same seed gives the same model on one machine.
         output: run folder; without it nothing is written.
@@ -75,7 +79,7 @@ def quantize(
     """
     if resume and output is None:
         raise RunFolderError("resume continues the run in a folder: name it with output")
-    chosen, widths = chosen_device(device), BitWidths.parse(bits)
+    chosen, widths = chosen_device(device), parse_bits(bits)
     seed = whole_number("seed", seed)
     evaluate_every = whole_number("evaluate_every", evaluate_every, 0)
     if evaluate_every and evaluation is None:

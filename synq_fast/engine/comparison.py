@@ -22,7 +22,7 @@ from synq_fast.engine.calls import quantize, synthesize
 from synq_fast.engine.identity import describe, fingerprint, tensors_hash
 from synq_fast.errors import ArgumentError, DataError
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import BitWidths
+from synq_fast.quant.bits import Bits, folder_name, parse_bits
 from synq_fast.quant.settings import Quantization
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.storage.files import write_text
@@ -155,7 +155,7 @@ class _Task(NamedTuple):
 def compare(
     teacher: str | nn.Module | Teacher,
     recipes: Sequence[str | Path | Recipe],
-    bits: Sequence[str | BitWidths] = ("w4a4",),
+    bits: Sequence[str | Bits] = ("w4a4",),
     seeds: Sequence[int] = (0, 1, 2),
     evaluation: str | Path | EvaluationSet | None = None,
     output: str | Path | None = None,
@@ -205,9 +205,9 @@ def compare(
         _Task(
             loaded,
             recipe,
-            str(BitWidths.parse(width)),
+            str(width),
             whole_number("seed", seed),
-            folder and folder / recipe.name / str(BitWidths.parse(width)) / f"seed-{seed}",
+            folder and folder / recipe.name / folder_name(width) / f"seed-{seed}",
             folder and folder / "banks" / _images_of(recipe, seed),
             evaluation,
             identity,
@@ -215,7 +215,7 @@ def compare(
             progress and jobs == 1,
             threads,
         )
-        for width in bits
+        for width in map(parse_bits, bits)
         for recipe in chosen
         for seed in seeds
     ]

@@ -11,7 +11,7 @@ from torch import nn
 from synq_fast.engine.saved_model import save_model
 from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Record
-from synq_fast.quant import BitWidths
+from synq_fast.quant.bits import Bits
 from synq_fast.recipes import Recipe
 from synq_fast.storage.paths import user_path
 
@@ -29,7 +29,7 @@ class QuantizationResult:
     metrics: Metrics
     """Accuracies where an evaluation set was given, seconds per phase, and the ops' ``kernels``."""
     teacher: Teacher = field(repr=False)
-    bits: BitWidths
+    bits: Bits
     recipe: Recipe = field(repr=False)
 
     def save(self, path: str | Path) -> None:

@@ -26,7 +26,7 @@ from synq_fast.engine.identity import describe, fingerprint, weights_hash
 from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student
-from synq_fast.engine.stages import STAGES, Made
+from synq_fast.engine.stages import STAGES, Made, widths
 from synq_fast.errors import ModelError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
@@ -43,6 +43,10 @@ from synq_fast.quant import (
     leaf_names,
     trace,
 )
+from synq_fast.quant.allocation import check_average
+from synq_fast.quant.bits import LOWEST, AutoBits, Bits
+from synq_fast.quant.settings import Quantization
+from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, dump_recipe
 from synq_fast.recipes.adapted import without_statistics
 from synq_fast.runtime.allocator import keep_freed_memory
@@ -66,7 +70,7 @@ class Run:
         self,
         teacher: Teacher,
         recipe: Recipe,
-        bits: BitWidths,
+        bits: Bits,
         device: torch.device,
         *,
         seed: int = 0,
@@ -80,7 +84,7 @@ class Run:
         Args:
             teacher: the model; it is moved to the device.
             recipe: its method.
-            bits: widths.
+            bits: widths, or the average for which widths are found once there are images.
             device: where to work.
             seed: decides images, order and crops.
             progress: show it on standard error.
@@ -91,7 +95,8 @@ class Run:
         Raises:
             ModelError: the teacher cannot be used.
             TraceError: it cannot be traced, or a form of it computes something else.
-            RecipeError: the recipe names what the model does not have.
+            RecipeError: the recipe names what the model does not have, or an average of bits is
+                out of reach.
         """
         keep_freed_memory()
         limit_threads()
@@ -121,6 +126,9 @@ class Run:
         student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.structure)
         self.coverage = coverage_of(student)
+        if isinstance(bits, AutoBits):
+            check_average(student, bits.average)
+            self.coverage = replace(self.coverage, widths=None)
         self.metrics: Metrics = {"seconds": {}, "kernels": kernels_in_use(device, self.reporter)}
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False
@@ -154,15 +162,25 @@ class Run:
         """One hash of the identity and of what else a result depends on."""
         return fingerprint({**self.identity, **describe(*sections)})
 
-    def open_folder(self, output: Path | None, resume: bool) -> None:
-        """Create the run's folder, or open that of an interrupted run; the first rank writes it."""
+    def student_fingerprint(self, student: fx.GraphModule) -> str:
+        """One hash of all that a student's weights and ranges depend on."""
+        return self.fingerprint(self.recipe, self.bits, widths_of(student))
+
+    def open_folder(self, output: Path | None, resume: bool, bits: str = "") -> None:
+        """Create the run's folder, or open that of an interrupted run; the first rank writes it.
+
+        Args:
+            output: the folder; None: nothing is written.
+            resume: go on with what is there.
+            bits: what the folder is for, by default the run's widths.
+        """
         # Counted per machine, so the first rank's own count does not say it.
         again = any(self.ranks.collect(restarted()))
         if output is not None and self.bank_folder is None:
             self.bank_folder = output / "bank"
         if output is not None and self.ranks.is_first:
             resume = resume or (again and (output / "run.json").exists())
-            identity = {**self.identity, "bits": str(self.bits)}
+            identity = {**self.identity, "bits": bits or str(self.bits)}
             self.folder = RunFolder(output, identity, dump_recipe(self.recipe), resume)
         kept = self.ranks.from_first(lambda: self.folder.read_metrics() if self.folder else {})
         self.metrics |= {k: kept[k] for k in ("post-training", "best seen") if k in kept}
@@ -188,10 +206,19 @@ class Run:
         if self.folder is not None:
             self.folder.append_history(record)
 
-    def build_student(self) -> fx.GraphModule:
-        """The student before calibration, in eval mode."""
-        quantization = self.recipe.quantization
-        return build_student(self.graph, self.bits, quantization, self.leaves).eval()
+    def build_student(
+        self, bits: BitWidths | Widths | None = None, quantization: Quantization | None = None
+    ) -> fx.GraphModule:
+        """The student before calibration, in eval mode.
+
+        Args:
+            bits: by default the run's; the least that there are, while those are to be found.
+            quantization: by default the recipe's.
+        """
+        if bits is None:
+            bits = BitWidths(LOWEST, LOWEST) if isinstance(self.bits, AutoBits) else self.bits
+        recipe = quantization or self.recipe.quantization
+        return build_student(self.graph, bits, recipe, self.leaves).eval()
 
     def report_coverage(self) -> None:
         """Say what will be quantized, before the first work."""
@@ -271,15 +298,20 @@ class Run:
         loop = training_loop(
             Training(step, student, batches, recipe, reduce=mean),
             checkpoint=self.checkpoint("checkpoint"),
-            fingerprint=self.fingerprint(self.recipe, self.bits),
+            fingerprint=self.student_fingerprint(student),
         )
         loop.resume(ranks)
         return loop
 
-    def stages(self) -> Made:
-        """Everything that the recipe names, in order."""
+    def stages(self, before: str = "") -> Made:
+        """What the recipe names, in order; where ``before`` is a stage, what comes before it."""
         made = Made(self.build_student())
         for name in self.recipe.stages:
+            if name == before:
+                break
+            # Ranges are found for widths, and widths with images.
+            if name == "calibration" and isinstance(self.bits, AutoBits):
+                made = widths(self, made)
             made = STAGES[name](self, made)
         return made
 

@@ -24,7 +24,9 @@ from synq_fast.quant import (
     quantized_copy,
     trace,
 )
+from synq_fast.quant.bits import AutoBits, Bits
 from synq_fast.quant.settings import Quantization
+from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, read_section
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.storage.files import read_tensors, write_tensors
@@ -36,7 +38,7 @@ _UNRECORDED = "not recorded"
 
 def build_student(
     teacher: fx.GraphModule,
-    bits: BitWidths,
+    bits: BitWidths | Widths,
     recipe: Quantization,
     leaves: Collection[str] = (),
 ) -> fx.GraphModule:
@@ -44,7 +46,7 @@ def build_student(
 
     Args:
         teacher: the traced model; stays as it is.
-        bits: widths.
+        bits: of all quantizers that the recipe does not name, or of each.
         recipe: quantizers and their places.
         leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
     """
@@ -58,9 +60,14 @@ def build_student(
             learn=recipe.learn_ranges,
         )
 
+    policy = (
+        BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits)
+        if isinstance(bits, BitWidths)
+        else bits
+    )
     return quantized_copy(
         teacher,
-        BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits),
+        policy,
         placement=recipe.placement,
         make_quantizer=make_quantizer,
         weight_range=recipe.weight_range,
@@ -79,10 +86,12 @@ class _Description:
     num_classes: int
     quantization: dict[str, object]
     structure: Computation
+    widths: dict[str, Any] | None
+    """Of every quantizer, where ``bits`` is an average."""
 
 
 def save_model(
-    path: Path, student: nn.Module, teacher: Teacher, bits: BitWidths, recipe: Recipe
+    path: Path, student: nn.Module, teacher: Teacher, bits: Bits, recipe: Recipe
 ) -> None:
     """Write the student's weights and ranges, and how to build it again from the teacher's name.
 
@@ -105,6 +114,7 @@ def save_model(
         teacher.num_classes,
         asdict(recipe.quantization),
         computation(student),
+        asdict(widths_of(student)) if isinstance(bits, AutoBits) else None,
     )
     metadata = {_KEY: json.dumps(asdict(description))}
     write_tensors(path, {**student.state_dict(), **_computed(student)}, metadata)
@@ -130,16 +140,17 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     base = _architecture(path, saved, model)
     # As in the engine: convolutions round differently in another memory format.
     channels_last(base.module)
+    widths = saved.get("widths")
     try:
         leaves = leaf_names(base.module, recipe.leaf_modules)
+        student = build_student(
+            trace(base.module, base.example(), leaves),
+            Widths(**widths) if widths else BitWidths.parse(saved["bits"]),
+            recipe,
+            leaves,
+        )
     except RecipeError as error:
         raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
-    student = build_student(
-        trace(base.module, base.example(), leaves),
-        BitWidths.parse(saved["bits"]),
-        recipe,
-        leaves,
-    )
     _check_structure(path, saved, student)
     _fill(path, saved["name"], student, state)
     student.eval().requires_grad_(False)

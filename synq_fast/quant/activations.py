@@ -22,8 +22,8 @@ Ste = Literal["identity", "clip"]
 class ActivationQuantizer(FullPrecision):
     """Fake-quantizes an activation with a frozen per-tensor range, float32 in networks of any type.
 
-    While an observer is attached, each call first widens the range by its batch; afterwards the
-    range never changes, whatever is evaluated.
+    While an observer is attached, each call first widens the range by its batch, inside
+    ``bypassing`` too; afterwards the range never changes, whatever is evaluated.
     """
 
     range_min: Tensor
@@ -72,16 +72,20 @@ class ActivationQuantizer(FullPrecision):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` of any shape; the result has its shape and type (float64: in float32)."""
+        double = x.dtype == torch.float64
+        if self.observer is not None:
+            self._observe(self.observer, x.float() if double else x)
         if self.bypass:
             return x
-        if x.dtype == torch.float64:
-            narrow: Tensor = self(x.float())
-            return narrow.double()
-        if self.observer is not None:
-            self.observer.observe(x)
-            low, high = self.observer.read()
-            self.range_min.copy_(low * self.shrink)
-            self.range_max.copy_(high * self.shrink)
+        return self._quantized(x.float()).double() if double else self._quantized(x)
+
+    def _observe(self, observer: RangeObserver, x: Tensor) -> None:
+        observer.observe(x)
+        low, high = observer.read()
+        self.range_min.copy_(low * self.shrink)
+        self.range_max.copy_(high * self.shrink)
+
+    def _quantized(self, x: Tensor) -> Tensor:
         if self.gain is not None:
             return self._on_learned_grid(x)
         return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)

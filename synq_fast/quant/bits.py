@@ -1,16 +1,21 @@
-"""Bit widths of a quantized model, written the way papers write them: ``w4a4``."""
+"""Bit widths of a quantized model: ``w4a4`` as papers write them, or ``auto:4.0``."""
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from synq_fast.arguments import whole_number
 from synq_fast.errors import ArgumentError, RecipeError
 
 LOWEST, HIGHEST = 2, 8
+WIDTHS = range(LOWEST, HIGHEST + 1)
 _PATTERN = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
+_AUTO = re.compile(r"auto(?::(.*))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,58 @@ class BitWidths:
 
 
 @dataclass(frozen=True)
+class AutoBits:
+    """Widths that are found for each network: so many bits on average, where they matter most.
+
+    The average holds for the weights, each counted once, and for the activations, each element
+    of each quantized tensor counted once, apart from one another. The image does not count.
+    """
+
+    average: float
+
+    def __post_init__(self) -> None:
+        """Refuse averages that no widths have."""
+        try:
+            average = float(self.average)
+        except (TypeError, ValueError):
+            average = math.nan
+        if not LOWEST <= average <= HIGHEST:
+            raise RecipeError(
+                f"auto: takes the average number of bits, from {LOWEST} to {HIGHEST}, got "
+                f'{self.average!r}; for example bits="auto:4.0"'
+            )
+        object.__setattr__(self, "average", average)
+
+    def __str__(self) -> str:
+        """Write them as ``auto:<average>``."""
+        return f"auto:{self.average}"
+
+
+Bits = BitWidths | AutoBits
+"""What a run can be asked for."""
+
+
+def parse_bits(text: str | Bits) -> Bits:
+    """Read ``"w<weight bits>a<activation bits>"`` or ``"auto:<average bits>"``, in either case.
+
+    Raises:
+        RecipeError: the text has another form, or a number is not between 2 and 8.
+    """
+    if isinstance(text, AutoBits):
+        return text
+    match = _AUTO.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        return BitWidths.parse(text)
+    # What is no number is refused there.
+    return AutoBits(match[1])  # type: ignore[arg-type]
+
+
+def folder_name(bits: Bits) -> str:
+    """What the folder of a run at these widths is called: the widths without a colon."""
+    return str(bits).replace(":", "-")
+
+
+@dataclass(frozen=True)
 class Site:
     """A layer with weights, as a policy sees it."""
 
@@ -64,6 +121,25 @@ class Site:
     """Qualified name of the module."""
     is_end: bool
     """Whether it is the first or the last that the network calls."""
+
+
+class Policy(Protocol):
+    """Says the width of every quantizer of a network."""
+
+    def check(self, layers: Collection[str]) -> None:
+        """Compare with the names of the layers that are quantized.
+
+        Raises:
+            RecipeError: the policy does not fit them.
+        """
+
+    def weight(self, site: Site) -> int:
+        """Bits of a layer's weights."""
+        ...
+
+    def activation(self, name: str, readers: Iterable[Site]) -> int:
+        """Bits of the activation quantizer ``name``, whose values these layers read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,11 +158,21 @@ class BitPolicy:
             return self.named[site.name]
         return BitWidths(self.ends, self.ends) if self.ends and site.is_end else self.widths
 
+    def check(self, layers: Collection[str]) -> None:
+        """Refuse names of layers that are not there; see ``Policy``."""
+        for name in self.named:
+            if name not in layers:
+                close = difflib.get_close_matches(name, layers, 3)
+                hint = f"; did you mean {', '.join(close)}?" if close else ""
+                raise RecipeError(
+                    f'quantization.layer_bits: no quantized layer is named "{name}"{hint}'
+                )
+
     def weight(self, site: Site) -> int:
         """Bits of a layer's weights."""
         return self.at(site).weight
 
-    def activation(self, readers: Iterable[Site]) -> int:
+    def activation(self, name: str, readers: Iterable[Site]) -> int:
         """Bits of an activation: the most that one of its readers asks for."""
         return max((self.at(site).activation for site in readers), default=self.widths.activation)
 

@@ -14,6 +14,7 @@ from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import image_nodes
 from synq_fast.quant.grid import AVERAGES, handed_on, operation, origins
 from synq_fast.quant.weight_layers import WeightLayer, weight_layers
+from synq_fast.quant.widths import Widths, widths_of
 
 _SHOWN = 3
 
@@ -52,9 +53,11 @@ class Coverage:
     """The other weight layers."""
     float_inputs: tuple[FloatPart, ...]
     """The layers whose input is in floating point, once for each call."""
+    widths: Widths | None = None
+    """Bits of every quantizer but the image's; None where they are still to be found."""
 
     def lines(self) -> list[str]:
-        """What a run prints: the numbers, then the rest by reason."""
+        """What a run prints: the numbers, the rest by reason, widths where they differ."""
         placement = f" (placement {self.placement})" if self.placement else ""
         head = (
             f"quantized: {self.weights} of {self.weights_of} weight layers, "
@@ -65,7 +68,7 @@ class Coverage:
         rest = _by_reason("weight in float", self.float_weights) + _by_reason(
             "input in float", inputs
         )
-        return [head, *rest]
+        return [head, *rest, *(self.widths.lines() if self.widths else ())]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON's values."""
@@ -100,6 +103,7 @@ def coverage_of(student: fx.GraphModule) -> Coverage:
         len(inputs),
         float_weights,
         float_inputs,
+        widths_of(student),
     )
 
 

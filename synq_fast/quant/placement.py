@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection
@@ -14,12 +13,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from synq_fast.errors import ModelError, RecipeError
+from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
 from synq_fast.graph.leaves import is_kept
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
-from synq_fast.quant.bits import BitPolicy, Site
+from synq_fast.quant.bits import Policy, Site
 from synq_fast.quant.grid import AVERAGES, handed_on, operation
 from synq_fast.quant.layers import WeightQuantized, is_quantizable, quantize_layers
 
@@ -89,7 +88,7 @@ def chosen_placement(
 
 def quantized_copy(
     teacher: fx.GraphModule,
-    policy: BitPolicy,
+    policy: Policy,
     *,
     placement: str,
     make_quantizer: QuantizerFactory,
@@ -112,7 +111,7 @@ def quantized_copy(
 
     Raises:
         ModelError: the model has no layer to quantize, or the placement finds no call site.
-        RecipeError: the policy names a layer that is not quantized.
+        RecipeError: the policy does not fit the layers, e.g. names one that is not quantized.
     """
     student = copy.deepcopy(teacher)
     layers = [
@@ -136,9 +135,10 @@ def quantized_copy(
         )
     readers = _readers(student, layers)
     for site in sites:
-        own = policy.activation(site_of[layer] for layer in readers[site])
         name = f"quantize_{site.name}"
-        width = IMAGE_BITS if site.op == "placeholder" else own
+        width = IMAGE_BITS
+        if site.op != "placeholder":
+            width = policy.activation(name, [site_of[layer] for layer in readers[site]])
         student.add_submodule(name, make_quantizer(width))
         with student.graph.inserting_after(site):
             quantized = student.graph.call_module(name, (site,))
@@ -151,17 +151,10 @@ def quantized_copy(
     return student
 
 
-def _sites(layers: list[fx.Node], policy: BitPolicy) -> dict[fx.Node, Site]:
+def _sites(layers: list[fx.Node], policy: Policy) -> dict[fx.Node, Site]:
     """The layers as the policy sees them."""
     ends = {str(node.target) for node in (*layers[:1], *layers[-1:])}
-    names = {str(node.target) for node in layers}
-    for name in policy.named:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 3)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise RecipeError(
-                f'quantization.layer_bits: no quantized layer is named "{name}"{hint}'
-            )
+    policy.check([str(node.target) for node in layers])
     return {n: Site(str(n.target), str(n.target) in ends) for n in layers}
 
 

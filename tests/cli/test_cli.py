@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import re
 import shlex
 
@@ -24,7 +25,16 @@ TINY = [
     "finetune.batch_size=4",
 ]
 QUANTIZE = ["quantize", "--quiet", *(part for text in TINY for part in ("--set", text))]
-COMMANDS = ["quantize", "synthesize", "evaluate", "compare", "bench", "info", "recipes"]
+COMMANDS = [
+    "quantize",
+    "synthesize",
+    "sensitivity",
+    "evaluate",
+    "compare",
+    "bench",
+    "info",
+    "recipes",
+]
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +277,46 @@ def test_interrupt_prints_the_command_that_continues(capsys, tmp_path, monkeypat
     # What was done is not done again, and the same command still works.
     monkeypatch.delattr(Synthesizer, "batch")
     assert main(command[1:]) == 0
+
+
+def test_sensitivity_prints_a_table_and_goes_on(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "measured"
+    few = (part for text in TINY[:5] for part in ("--set", text))
+    arguments = ["sensitivity", "--recipe", "calibrate-digits", "--quiet", *few]
+    arguments += ["--output", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "log_softmax", _stop)
+        assert main(arguments) == 130
+    command = shlex.split(capsys.readouterr().err.partition("continue with: ")[2])
+    assert command == ["synq-fast", *arguments]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed == (folder / "sensitivity.md").read_text()
+    measured = json.loads((folder / "sensitivity.json").read_text())
+    assert [measured[k] for k in ("network", "recipe", "seed", "images")] == [
+        "digits-resnet20", "calibrate-digits", 0, 6,
+    ]  # fmt: skip
+    assert [each["kind"] for each in measured["quantizers"]] == ["weights"] * 20 + [
+        "activations"
+    ] * 19
+    for each in measured["quantizers"]:
+        assert list(each["losses"]) == list("2345678")
+        assert each["losses"]["8"] < 1e-2 * each["losses"]["2"]
+        assert f"| {each['name']} | {each['kind']} | {each['size']} |" in printed
+
+
+def test_quantize_at_an_average(capsys, tmp_path):
+    arguments = [*QUANTIZE, "--set", "finetune.steps=0", "--output", str(tmp_path / "runs")]
+    assert main([*arguments, "--bits", "AUTO:3"]) == 0
+    printed = capsys.readouterr().out
+    assert "│ auto:3.0 │" in printed and f"{tmp_path / 'runs' / 'auto-3.0'}\n" in printed
+    assert main(["evaluate", str(tmp_path / "runs" / "auto-3.0")]) == 0
+    assert re.search(r"^  weights at 2 bits: .*layer", capsys.readouterr().out, re.MULTILINE)
+    assert "from 2 to 8, got '1.0'" in failing(capsys, *QUANTIZE, "--bits", "auto:1.0")
+
+
+def _stop(*args, **options):
+    raise KeyboardInterrupt
 
 
 def test_interrupt_without_a_folder_says_how_to_have_one(capsys, monkeypatch):

@@ -81,6 +81,15 @@ def test_ranks_work_on_the_same_images_and_train_one_model(outcomes, world, name
         torch.testing.assert_close(first["3"][name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_any_number_of_ranks_finds_the_same_widths(outcomes):
+    done, _ = outcomes
+    alone = done[1, 0]["mixed"]
+    assert len({*alone["widths"]["weights"].values()}) > 1
+    for each in EVERY_RANK:
+        found = done[each]["mixed"]
+        assert found["widths"] == alone["widths"] and equal(found["model"], alone["model"])
+
+
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_ranks_reconstruct_one_model(outcomes, world):
     done, _ = outcomes

@@ -77,7 +77,7 @@ def blocks(run: Run, made: Made) -> Made:
                 rest=rest,
                 precision=run.recipe.finetune.precision,
             )
-            loop = _loop(run, work)
+            loop = _loop(run, work, run.student_fingerprint(made.student))
             if loop.resume(run.ranks):
                 report({"step": loop.done})
             loop.run(report)
@@ -89,14 +89,14 @@ def blocks(run: Run, made: Made) -> Made:
     return made
 
 
-def _loop(run: Run, work: Reconstruction) -> Loop:
+def _loop(run: Run, work: Reconstruction, fingerprint: str) -> Loop:
     ranks, size = run.ranks, run.recipe.blocks.batch_size
     work.part = part_of_batch(ranks, size, "blocks")
     work.reduce = batch_mean(ranks, work.parameters, work.part, size)
     return reconstruction_loop(
         work,
         checkpoint=run.checkpoint(f"block-{work.index:03d}"),
-        fingerprint=run.fingerprint(run.recipe, run.bits),
+        fingerprint=fingerprint,
     )
 
 

@@ -22,7 +22,7 @@ def calibration(run: Run, made: Made) -> Made:
             recipe.calibration_batches,
             report=phase.show,
             checkpoint=run.checkpoint("calibration"),
-            fingerprint=run.fingerprint(run.recipe, run.bits),
+            fingerprint=run.student_fingerprint(made.student),
             precision=run.recipe.finetune.precision,
             ranks=run.ranks,
         )
