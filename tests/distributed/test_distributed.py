@@ -80,13 +80,29 @@ def test_ranks_train_one_generator_and_one_model(outcomes, world):
         torch.testing.assert_close(first["3"][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("rounding", ["soft", "straight"])
 @pytest.mark.parametrize("world", WORLDS[1:])
-def test_ranks_reconstruct_one_model(outcomes, world):
+def test_ranks_reconstruct_one_model(outcomes, world, rounding):
+    """Also where three ranks have parts of 1, 1 and 2 images, and half of all is left to chance."""
     done, _ = outcomes
-    alone, first = done[1, 0]["reconstructed"], done[world, 0]["reconstructed"]
-    assert all(equal(done[world, rank]["reconstructed"], first) for rank in range(world))
-    for name, value in alone.items():
-        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5)
+    alone, first = (done[each]["reconstructed"][rounding] for each in ((1, 0), (world, 0)))
+    for rank in range(world):
+        other = done[world, rank]["reconstructed"][rounding]
+        assert equal(other["model"], first["model"]) and other["history"] == first["history"]
+    for name, value in alone["model"].items():
+        torch.testing.assert_close(first["model"][name], value, rtol=1e-5, atol=1e-5)
+    assert len(first["history"]) == len(alone["history"]) == 3
+    for found, expected in zip(first["history"], alone["history"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_each_rank_keeps_its_values_in_a_folder_of_its_own(outcomes):
+    done, folder = outcomes
+    for world, rank in EVERY_RANK:
+        name = f"values-{rank}" if rank else "values"
+        expected = [f"{rounding}-{world}/{name}" for rounding in ("soft", "straight")]
+        assert done[world, rank]["reconstructed"]["files"]["folders"] == expected
+    assert not list(folder.glob("*/values*"))
 
 
 # Fine-tuning
