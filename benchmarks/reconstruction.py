@@ -58,6 +58,8 @@ def recipe_of(rounding: str, batch_size: int = BATCH) -> Blocks:
         steps=10**9,
         batch_size=batch_size,
         rounding=rounding,
+        # So that the distance of the values decides gradients too.
+        rounding_weight=1e-4,
         rounding_start=0.0,
         rounding_learning_rate=still,
         weight_learning_rate=still,
