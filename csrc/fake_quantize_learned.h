@@ -18,8 +18,9 @@ struct FakeQuantizeLearnedParams : Layout {
   float* grad_zero_point;   // (channels,); backward only
   double* workspace;        // backward only: fake_quantize_learned_workspace_cuda(params) doubles
   const int64_t* seed;      // (1,); dropped only
+  int64_t offset;           // see philox.h; dropped only
   double gradient_scale;
-  uint32_t threshold;  // see philox.h; dropped only
+  uint32_t threshold;  // dropped only
   int32_t bits;        // 2..16
   DType dtype;
 };

@@ -8,10 +8,12 @@
 
 namespace synq {
 
-// An element is kept where the 24 upper bits of its word are below the threshold, 2^24 times the probability.
+// An element is kept where the 24 upper bits of its word are below the threshold, 2^24 times the probability. A tensor
+// may be a part of a longer one: its first element draws what element `offset` of that does.
 struct Chance {
   uint64_t seed;
   uint32_t threshold;
+  int64_t offset = 0;
 };
 
 namespace {

@@ -19,7 +19,8 @@ struct RandomMixParams {
   void* grad_b;          // backward only; null: not wanted
   const int64_t* seed;   // (1,)
   int64_t elements;
-  uint32_t threshold;  // see philox.h
+  int64_t offset;  // see philox.h
+  uint32_t threshold;
   DType dtype;
 };
 

@@ -54,7 +54,7 @@ def affine_terms(
 def sums_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, factor_ptr, offset_ptr, min_ptr, max_ptr,
     residual_ptr, of_residual_ptr, seed_ptr, outer, channels, inner, splits, levels, half, upper,
-    threshold,
+    threshold, drawn_from,
     AFFINE: tl.constexpr, CLIP: tl.constexpr, RESIDUAL: tl.constexpr, OF_RESIDUAL: tl.constexpr,
     DROPPED: tl.constexpr, QUADS: tl.constexpr,
     BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -63,6 +63,7 @@ def sums_kernel(
 
     The channels' factor and offset are weight and bias if AFFINE, else scale and zero point. If
     DROPPED, elements are left out by chance; QUADS: rows of a tile begin with a counter's first.
+    The first element draws number `drawn_from`.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
@@ -113,11 +114,11 @@ def sums_kernel(
                 if QUADS:
                     first_column = (group if BY_COLUMN else tile % column_tiles) * COLUMNS
                     first_row = row * channels if BY_COLUMN else (row * channels + group) * inner
-                    quad = (first_row[:, None] + first_column) // 4
+                    quad = (first_row[:, None] + first_column + drawn_from) // 4
                     quad += tl.arange(0, COLUMNS // 4)[None, :]
                     kept = kept_quads(quad, seed, threshold)
                 else:
-                    kept = kept_each(offsets, seed, threshold)
+                    kept = kept_each(offsets + drawn_from, seed, threshold)
                 y = tl.where(kept, y, gradient)
                 one = tl.where(kept, one, 0.0)
                 other = tl.where(kept, other, 0.0)
@@ -219,9 +220,10 @@ def launch_sums(
             x if chance is None else chance.seed,
             outer, channels, inner, splits, float(2**bits - 1), float(2 ** (bits - 1)),
             NO_BOUND if upper is None else upper, 0 if chance is None else chance.threshold,
+            0 if chance is None else chance.offset,
             AFFINE=grid is not None, CLIP=clip,
             RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
-            DROPPED=chance is not None, QUADS=chance is not None and quads,
+            DROPPED=chance is not None, QUADS=chance is not None and quads and chance.by_quads,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -8,15 +8,24 @@ import triton.language as tl
 
 
 class Chance(NamedTuple):
-    """With which probability elements are kept, and what decides it."""
+    """With which probability elements are kept, and what decides it.
+
+    The first element of memory draws what element `offset` of a longer one does.
+    """
 
     seed: torch.Tensor
     keep: float
+    offset: int = 0
 
     @property
     def threshold(self) -> int:
         """What a draw of a kept element is below."""
         return round(self.keep * 2**24)
+
+    @property
+    def by_quads(self) -> bool:
+        """Whether the first element draws the first word of a counter."""
+        return self.offset % 4 == 0
 
 
 @triton.jit
@@ -47,6 +56,20 @@ def kept_quads(quad, seed, threshold):
     a, b, c, d = philox(quad, seed)
     words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
     return (words >> 8).to(tl.int32) < threshold
+
+
+@triton.jit
+def kept_block(start, seed, threshold, offset, QUADS: tl.constexpr, BLOCK: tl.constexpr):
+    """Returns what is kept of BLOCK elements from `start`, a multiple of four, on.
+
+    QUADS: the offset is a multiple of four too.
+    """
+    first = start.to(tl.int64) + offset
+    if QUADS:
+        kept = kept_quads(first // 4 + tl.arange(0, BLOCK // 4), seed, threshold)
+    else:
+        kept = kept_each(first + tl.arange(0, BLOCK), seed, threshold)
+    return kept
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton.language as tl
 from synq_fast.kernels._affine import dequantize, quantize
 from synq_fast.kernels._channel_sums import launch_sums
 from synq_fast.kernels._layout import dense, finished, laid_out_as, on_device_of, output_like
-from synq_fast.kernels._philox import Chance, kept_quads
+from synq_fast.kernels._philox import Chance, kept_block
 from synq_fast.kernels.fake_quantize import Result, launch, load_grid
 
 BLOCK = 1024
@@ -24,15 +24,14 @@ def quantize_kept(x, kept, scale, zero_point, half):
 @triton.jit
 def dropped_kernel(
     x_ptr, y_ptr, scale_ptr, zero_point_ptr, seed_ptr, elements, channels, inner, half, threshold,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    offset, CHANNELS: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program handles BLOCK consecutive elements, with a grid for each of CHANNELS or for all."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
     channel = (offsets // inner) % channels if CHANNELS else 0
     scale, zero_point = load_grid(scale_ptr, zero_point_ptr, channel, 0.0, half, True)
-    quad = start // 4 + tl.arange(0, BLOCK // 4)
-    kept = kept_quads(quad, tl.load(seed_ptr), threshold)
+    kept = kept_block(start, tl.load(seed_ptr), threshold, offset, QUADS, BLOCK)
     # Whole blocks carry no mask: one that ends at an odd place would split the 128-bit accesses.
     if start + BLOCK <= elements:
         y = quantize_kept(tl.load(x_ptr + offsets), kept, scale, zero_point, half)
@@ -96,17 +95,20 @@ def fake_quantize_learned_dropped(
     bits: int,
     axis: int | None,
     keep: float,
+    gradient_scale: float,
+    offset: int = 0,
 ) -> torch.Tensor:
     """Returns `x` with the elements that are kept rounded, in the dtype and layout of `x`."""
     x, layout = dense(x, axis)
     y = output_like(x)
     if x.numel() > 0:
-        chance = Chance(seed, keep)
+        chance = Chance(seed, keep, offset)
         with on_device_of(x):
             dropped_kernel[(triton.cdiv(x.numel(), BLOCK),)](
                 x, y, scale.contiguous(), zero_point.contiguous(), chance.seed, x.numel(),
                 layout.channels, layout.inner, float(2 ** (bits - 1)), chance.threshold,
-                CHANNELS=layout.channels > 1, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+                chance.offset, CHANNELS=layout.channels > 1, QUADS=chance.by_quads, BLOCK=BLOCK,
+                num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return finished(y, x)
 
@@ -121,8 +123,8 @@ def fake_quantize_learned_dropped_backward(
     axis: int | None,
     keep: float,
     gradient_scale: float,
+    offset: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the gradients of `x`, scale and zero point."""
-    return _backward(
-        gradient, x, (scale, zero_point), bits, axis, gradient_scale, Chance(seed, keep)
-    )
+    chance = Chance(seed, keep, offset)
+    return _backward(gradient, x, (scale, zero_point), bits, axis, gradient_scale, chance)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from synq_fast.kernels._layout import dense, laid_out_as, on_device_of
-from synq_fast.kernels._philox import Chance, kept_quads
+from synq_fast.kernels._philox import Chance, kept_block
 
 BLOCK = 1024
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -17,11 +17,14 @@ def as_words(x: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def mix_kernel(a_ptr, b_ptr, y_ptr, seed_ptr, elements, threshold, BLOCK: tl.constexpr):
+def mix_kernel(
+    a_ptr, b_ptr, y_ptr, seed_ptr, elements, threshold, offset,
+    QUADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """A program handles BLOCK consecutive elements."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    kept = kept_quads(start // 4 + tl.arange(0, BLOCK // 4), tl.load(seed_ptr), threshold)
+    kept = kept_block(start, tl.load(seed_ptr), threshold, offset, QUADS, BLOCK)
     # Whole blocks carry no mask: one that ends at an odd place would split the 128-bit accesses.
     if start + BLOCK <= elements:
         y = tl.where(kept, tl.load(a_ptr + offsets), tl.load(b_ptr + offsets))
@@ -35,13 +38,13 @@ def mix_kernel(a_ptr, b_ptr, y_ptr, seed_ptr, elements, threshold, BLOCK: tl.con
 
 @triton.jit
 def parts_kernel(
-    gradient_ptr, a_ptr, b_ptr, seed_ptr, elements, threshold,
-    OF_A: tl.constexpr, OF_B: tl.constexpr, BLOCK: tl.constexpr,
+    gradient_ptr, a_ptr, b_ptr, seed_ptr, elements, threshold, offset,
+    OF_A: tl.constexpr, OF_B: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Divides the gradient; each part is written if wanted."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    kept = kept_quads(start // 4 + tl.arange(0, BLOCK // 4), tl.load(seed_ptr), threshold)
+    kept = kept_block(start, tl.load(seed_ptr), threshold, offset, QUADS, BLOCK)
     if start + BLOCK <= elements:
         gradient = tl.load(gradient_ptr + offsets)
         zero = tl.zeros_like(gradient)
@@ -64,16 +67,18 @@ def _launch(kernel, tensors: tuple[torch.Tensor, ...], chance: Chance, **options
     if count > 0:
         with on_device_of(tensors[0]):
             kernel[(triton.cdiv(count, BLOCK),)](
-                *map(as_words, tensors), chance.seed, count, chance.threshold,
-                **options, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+                *map(as_words, tensors), chance.seed, count, chance.threshold, chance.offset,
+                **options, QUADS=chance.by_quads, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
 
 
-def random_mix(a: torch.Tensor, b: torch.Tensor, seed: torch.Tensor, keep: float) -> torch.Tensor:
+def random_mix(
+    a: torch.Tensor, b: torch.Tensor, seed: torch.Tensor, keep: float, offset: int = 0
+) -> torch.Tensor:
     """Returns the mixture in the layout of `a`."""
     a, _ = dense(a, None)
     y = torch.empty_like(a)
-    _launch(mix_kernel, (a, laid_out_as(b, a), y), Chance(seed, keep))
+    _launch(mix_kernel, (a, laid_out_as(b, a), y), Chance(seed, keep, offset))
     return y
 
 
@@ -84,10 +89,11 @@ def random_mix_backward(
     keep: float,
     of_a: bool,
     of_b: bool,
+    offset: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the gradients of both tensors, each empty unless wanted."""
     first = grad.new_empty_strided(grad.shape, strides)
     second = torch.empty_like(first) if of_b else grad.new_empty(0)
     tensors = laid_out_as(grad, first), first, second
-    _launch(parts_kernel, tensors, Chance(seed, keep), OF_A=of_a, OF_B=of_b)
+    _launch(parts_kernel, tensors, Chance(seed, keep, offset), OF_A=of_a, OF_B=of_b)
     return first if of_a else grad.new_empty(0), second

@@ -108,11 +108,26 @@ def mixed(folder: Path, rank: int, world: int) -> dict[str, Any]:
     return {"model": _state(result), "widths": result.metrics["coverage"]["widths"]}
 
 
-def reconstructed(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Nothing is dropped: what chance drops depends on an image's place in its rank's part."""
-    few = {"images": 8, "steps": 3, "batch_size": 4, "keep": 1.0, "mix": 1.0}
-    overrides = {**{f"blocks.{key}": value for key, value in few.items()}, "finetune.steps": 0}
-    return _state(run(recipe="synq-fast-digits", overrides=overrides))
+def reconstructed(folder: Path, rank: int, world: int) -> dict[str, dict[str, Any]]:
+    """Half is dropped and mixed: each rank draws for its part what one draws for the batch."""
+    few = {"images": 8, "steps": 3, "batch_size": 4, "keep": 0.5, "mix": 0.5, "memory": "files",
+           "global_weight": 0.5}  # fmt: skip
+    from_file, files = torch.from_file, []
+
+    def noted(path: str, **options: Any) -> torch.Tensor:
+        files.append(str(Path(path).parent.relative_to(folder)))
+        return from_file(path, **options)
+
+    done = {}
+    torch.from_file = noted
+    for rounding in ("soft", "straight"):
+        overrides = {f"blocks.{key}": value for key, value in few.items()}
+        overrides |= {"blocks.rounding": rounding, "finetune.steps": 0}
+        output = folder / f"{rounding}-{world}"
+        result = run(recipe="synq-fast-digits", overrides=overrides, output=output)
+        done[rounding] = {"model": _state(result), "history": result.history}
+    torch.from_file = from_file
+    return {**done, "files": {"folders": sorted(set(files))}}
 
 
 def ranges(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:

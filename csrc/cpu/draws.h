@@ -56,7 +56,7 @@ inline WideWords pair_lanes(WideWords a, WideWords b) {
 
 class Draws {
  public:
-  explicit Draws(Chance chance) : threshold_(static_cast<int32_t>(chance.threshold)) {
+  explicit Draws(Chance chance) : offset_(chance.offset), threshold_(static_cast<int32_t>(chance.threshold)) {
     uint32_t low = static_cast<uint32_t>(chance.seed), high = static_cast<uint32_t>(chance.seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {
       keys_[round][0] = low;
@@ -71,8 +71,8 @@ class Draws {
 
   // For each of at most kBlock elements from any place on: all bits where it is kept, else none.
   const int32_t* flags(int64_t begin, int64_t count) {
-    const int64_t first = begin / 4;
-    const int64_t skipped = begin - first * 4;
+    const int64_t first = (offset_ + begin) / 4;
+    const int64_t skipped = offset_ + begin - first * 4;
     for (int64_t i = 0; i < skipped + count; i += 4 * kQuads) draw(first + i / 4, flags_ + i);
     return flags_ + skipped;
   }
@@ -102,6 +102,7 @@ class Draws {
 
   WideWords lanes_;
   uint64_t keys_[kPhiloxRounds][2];
+  int64_t offset_;
   int32_t threshold_;
   alignas(64) int32_t flags_[kBlock + 4 * kQuads + 4];
 };

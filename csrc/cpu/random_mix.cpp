@@ -6,7 +6,9 @@
 namespace synq::cpu {
 namespace {
 
-Chance chance_of(const RandomMixParams& params) { return {static_cast<uint64_t>(*params.seed), params.threshold}; }
+Chance chance_of(const RandomMixParams& params) {
+  return {static_cast<uint64_t>(*params.seed), params.threshold, params.offset};
+}
 
 // With bits, because a choice between loads is a branch where the instruction set has no masked ones.
 template <typename Word>

@@ -11,8 +11,9 @@ namespace synq {
 struct ChanceArguments {
   const int64_t* seed;
   uint32_t threshold;
+  int64_t offset;
 
-  __device__ __forceinline__ Chance load() const { return {static_cast<uint64_t>(*seed), threshold}; }
+  __device__ __forceinline__ Chance load() const { return {static_cast<uint64_t>(*seed), threshold, offset}; }
 };
 
 // Such an operation derives from this; its Arguments have a member `chance`, and its `apply` takes whether the element
@@ -38,12 +39,13 @@ __device__ __forceinline__ unsigned quad_flags(const Chance& chance, int64_t qua
 // A bit for each of the kCount elements from `place` on.
 template <int kCount>
 __device__ __forceinline__ unsigned pack_flags(const Chance& chance, int64_t place) {
-  const int64_t first = place / 4;
-  const int skipped = static_cast<int>(place - first * 4);
+  const int64_t drawn = chance.offset + place;
+  const int64_t first = drawn / 4;
+  const int skipped = static_cast<int>(drawn - first * 4);
   unsigned flags = quad_flags(chance, first);
 #pragma unroll
   for (int i = 1; i < kCount / 4; ++i) flags |= quad_flags(chance, first + i) << 4 * i;
-  // The same for all packs: memory may begin off a boundary.
+  // The same for all packs: memory, or what is drawn, may begin off a boundary.
   if (kCount > 1 && skipped > 0) flags |= quad_flags(chance, first + kCount / 4) << kCount;
   return flags >> skipped;
 }

@@ -98,7 +98,7 @@ LearnedArguments arguments_of(const FakeQuantizeLearnedParams& params) {
           params.grad_zero_point,
           params.gradient_scale,
           params.bits,
-          {params.seed, params.threshold}};
+          {params.seed, params.threshold, params.offset}};
 }
 
 }  // namespace

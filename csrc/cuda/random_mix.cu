@@ -82,7 +82,7 @@ int launch_typed(const RandomMixParams& params, void* stream) {
                                   static_cast<const Word*>(params.gradient),
                                   static_cast<Word*>(params.grad_a),
                                   static_cast<Word*>(params.grad_b),
-                                  {params.seed, params.threshold},
+                                  {params.seed, params.threshold, params.offset},
                                   params.elements,
                                   0,
                                   0};

@@ -15,6 +15,12 @@ inline uint32_t check_keep(const char* op, double keep) {
   return static_cast<uint32_t>(std::nearbyint(keep * (1 << 24)));
 }
 
+// So that places within any tensor are numbers too.
+inline int64_t check_offset(const char* op, int64_t offset) {
+  require(offset >= 0 && offset < int64_t{1} << 62, op, "offset");
+  return offset;
+}
+
 // Where the seed lies, on the device of x.
 inline const int64_t* check_seed(const char* op, const at::Tensor& seed, const at::Tensor& x) {
   require_type(seed.scalar_type() == at::kLong, op, "seed");

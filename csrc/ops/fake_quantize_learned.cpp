@@ -69,8 +69,9 @@ struct LearnedTable {
 struct Choice {
   const int64_t* seed = nullptr;
   uint32_t threshold = 0;
+  int64_t offset = 0;
 
-  Chance chance() const { return {static_cast<uint64_t>(*seed), threshold}; }
+  Chance chance() const { return {static_cast<uint64_t>(*seed), threshold, offset}; }
 };
 
 FakeQuantizeLearnedParams learned_params(const Input& input, const Grid& grid, int64_t bits, double gradient_scale,
@@ -82,6 +83,7 @@ FakeQuantizeLearnedParams learned_params(const Input& input, const Grid& grid, i
   params.gradient_scale = gradient_scale;
   params.seed = choice.seed;
   params.threshold = choice.threshold;
+  params.offset = choice.offset;
   return params;
 }
 
@@ -169,17 +171,18 @@ Triple backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, co
 
 template <Device device>
 Tensor dropped(const Tensor& x, const Tensor& scale, const Tensor& zero_point, const Tensor& seed, int64_t bits,
-               Axis axis, double keep, double) {
+               Axis axis, double keep, double, int64_t offset) {
   const char* op = "fake_quantize_learned_dropped";
-  const Choice choice{check_seed(op, seed, x), check_keep(op, keep)};
+  const Choice choice{check_seed(op, seed, x), check_keep(op, keep), check_offset(op, offset)};
   return run_forward<device>(op, x, scale, zero_point, bits, axis, choice);
 }
 
 template <Device device>
 Triple dropped_backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                        const Tensor& seed, int64_t bits, Axis axis, double keep, double gradient_scale) {
+                        const Tensor& seed, int64_t bits, Axis axis, double keep, double gradient_scale,
+                        int64_t offset) {
   const char* op = "fake_quantize_learned_dropped_backward";
-  const Choice choice{check_seed(op, seed, x), check_keep(op, keep)};
+  const Choice choice{check_seed(op, seed, x), check_keep(op, keep), check_offset(op, offset)};
   return run_backward<device>(op, gradient, x, scale, zero_point, bits, axis, gradient_scale, choice);
 }
 

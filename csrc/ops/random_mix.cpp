@@ -22,20 +22,22 @@ const cpu::RandomMixKernels& kernels() {
   return SYNQ_SELECT(random_mix_kernels);
 }
 
-RandomMixParams make_params(const char* op, const Tensor& seed, double keep, const char* name, const Tensor& x) {
+RandomMixParams make_params(const char* op, const Tensor& seed, double keep, int64_t offset, const char* name,
+                            const Tensor& x) {
   RandomMixParams params{};
   params.dtype = check_dtype(op, name, x);
   params.elements = x.numel();
   params.seed = check_seed(op, seed, x);
   params.threshold = check_keep(op, keep);
+  params.offset = check_offset(op, offset);
   return params;
 }
 
 template <Device device>
-Tensor forward(const Tensor& a, const Tensor& b, const Tensor& seed, double keep) {
+Tensor forward(const Tensor& a, const Tensor& b, const Tensor& seed, double keep, int64_t offset) {
   const char* op = "random_mix";
   const Guard<device> guard(a);
-  RandomMixParams params = make_params(op, seed, keep, "a", a);
+  RandomMixParams params = make_params(op, seed, keep, offset, "a", a);
   require_type(b.scalar_type() == a.scalar_type(), op, "b");
   require(b.device() == a.device() && b.sizes() == a.sizes(), op, "b");
   const Tensor first = make_dense(a);
@@ -55,10 +57,10 @@ Tensor forward(const Tensor& a, const Tensor& b, const Tensor& seed, double keep
 
 template <Device device>
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& seed, at::IntArrayRef strides, double keep,
-                                    bool of_a, bool of_b) {
+                                    bool of_a, bool of_b, int64_t offset) {
   const char* op = "random_mix_backward";
   const Guard<device> guard(grad);
-  RandomMixParams params = make_params(op, seed, keep, "grad", grad);
+  RandomMixParams params = make_params(op, seed, keep, offset, "grad", grad);
   require(strides.size() == static_cast<size_t>(grad.dim()), op, "strides");
   // Draws follow memory, which these strides fill.
   const Tensor like = at::empty_strided(grad.sizes(), strides, grad.options());

@@ -22,6 +22,11 @@ cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
           dtype};
 }
 
+bool is_kept(const Chance& chance, int64_t i) {
+  const int64_t place = chance.offset + i;
+  return keeps(chance, draw(chance, place / 4).values[place % 4]);
+}
+
 // d y / d scale is distance / scale^2; see LearnedTerms.
 double distance_of(const Model& model, float x) {
   const double position = rounded(double(rounded(double(model.scale) * x)) - model.zero_point);
@@ -47,8 +52,7 @@ TEST(gradients_of_x) {
 }
 
 TEST(dropped) {
-  const Chance chance{0x123456789abcdef0u, 1u << 23};
-  const auto is_kept = [&](int64_t i) { return keeps(chance, draw(chance, i / 4).values[i % 4]); };
+  const Chance chance{0x123456789abcdef0u, 1u << 23, 1001};
   for_each_case(SYNQ_TABLES(cpu::fake_quantize_learned_kernels), [&](const auto& kernels, const Case& c, const auto& in,
                                                                      DType dtype) {
     using T = decltype(element_type(in));
@@ -56,14 +60,14 @@ TEST(dropped) {
         c,
         [&](const Model& model, int64_t i) {
           const float x = to_float(in.x[i]);
-          return is_kept(i) ? from_float<T>(value_of(model, x)) : in.x[i];
+          return is_kept(chance, i) ? from_float<T>(value_of(model, x)) : in.x[i];
         },
         [&](T* y, int64_t begin, int64_t end) { kernels.dropped(make_job(c, in, dtype, y), chance, begin, end); });
     Buffer<double> of_scale(c.shape.channels, c.place), of_zero(c.shape.channels, c.place);
     check_elements<T>(
         c,
         [&](const Model& model, int64_t i) {
-          const bool blocked = is_kept(i) && is_outside(model, to_float(in.x[i]));
+          const bool blocked = is_kept(chance, i) && is_outside(model, to_float(in.x[i]));
           return blocked ? from_float<T>(0.0f) : in.gradient[i];
         },
         [&](T* y, int64_t begin, int64_t end) {
@@ -84,7 +88,7 @@ TEST(sums_over_channels) {
           const Inputs<T> in(c, 0);
           const size_t channels = static_cast<size_t>(shape.channels);
           std::vector<double> scale(channels), zero(channels);
-          const Chance chance{3, 1u << 22};
+          const Chance chance{3, 1u << 22, 2};
           std::vector<double> dropped_scale(channels), dropped_zero(channels);
           for (int64_t i = 0; i < c.count(); ++i) {
             const size_t channel = static_cast<size_t>(i / shape.inner) % channels;
@@ -93,7 +97,7 @@ TEST(sums_over_channels) {
             const double of_zero = is_outside(c.model_of(i), to_float(in.x[i])) ? gradient : 0.0;
             scale[channel] += of_scale;
             zero[channel] += of_zero;
-            if (!keeps(chance, draw(chance, i / 4).values[i % 4])) continue;
+            if (!is_kept(chance, i)) continue;
             dropped_scale[channel] += of_scale;
             dropped_zero[channel] += of_zero;
           }

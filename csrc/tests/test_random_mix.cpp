@@ -28,10 +28,16 @@ constexpr Vector kPublished[] = {
      {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}},
 };
 
-constexpr Chance kChances[] = {
-    {0, 1u << 23}, {0x243f6a8885a308d3u, 14680064}, {~uint64_t{0}, 0}, {uint64_t{1} << 63, 1u << 24}, {7, 1}};
+constexpr Chance kChances[] = {{0, 1u << 23, 6},
+                               {0x243f6a8885a308d3u, 14680064},
+                               {~uint64_t{0}, 0, 3},
+                               {uint64_t{1} << 63, 1u << 24, int64_t{1} << 40},
+                               {7, 1u << 22, (int64_t{1} << 34) - 517}};
 
-bool is_kept(const Chance& chance, int64_t i) { return keeps(chance, draw(chance, i / 4).values[i % 4]); }
+bool is_kept(const Chance& chance, int64_t i) {
+  const int64_t place = chance.offset + i;
+  return keeps(chance, draw(chance, place / 4).values[place % 4]);
+}
 
 template <typename T>
 RandomMixParams make_params(const int64_t& seed, const Chance& chance, DType dtype, const Buffer<T>& a,
@@ -43,6 +49,7 @@ RandomMixParams make_params(const int64_t& seed, const Chance& chance, DType dty
   params.seed = &seed;
   params.elements = a.count();
   params.threshold = chance.threshold;
+  params.offset = chance.offset;
   params.dtype = dtype;
   return params;
 }

@@ -23,17 +23,20 @@ def add(commands: Any) -> None:
     what = {
         "ops": "time each op, in GB/s and beside PyTorch, torch.compile and a plain copy",
         "step": "time a fine-tuning step beside the published one, and where its time goes",
+        "blocks": "time a step of block reconstruction beside plain PyTorch",
         "synthesis": "time a synthesis iteration beside the published one, and where its time goes",
     }
     for part, help in what.items():
         example = "ops --op fake_quantize low_pass --threads 2 --plot ops.png"
-        example = example if part == "ops" else f"{part} --model resnet18 --json {part}.json"
+        if part != "ops":
+            own = "" if part == "blocks" else " --model resnet18"
+            example = f"{part}{own} --json {part}.json"
         parser = add_command(parts, part, run, help, f"synq-fast bench {example}")
         if part == "ops":
             parser.add_argument(
                 "--op", nargs="+", metavar="NAME", help="only these ops, by default all"
             )
-        else:
+        elif part != "blocks":
             _workload_options(parser, part)
         parser.add_argument(
             "--device", choices=["cpu", "cuda"], help="by default a GPU where there is one"
@@ -80,17 +83,9 @@ def run(options: argparse.Namespace) -> int:
 
     whole = options.part in suites.WHOLE
     names = [options.part] if whole else suites.op_suites(options.op)
-    workload = (
-        suites.Workload(
-            options.model,
-            options.batch,
-            options.size,
-            options.switches,
-            getattr(options, "aging", False),
-        )
-        if whole
-        else None
-    )
+    given = vars(options)
+    fields = ("model", "batch", "size", "switches", "aging")
+    workload = suites.Workload(**{name: given[name] for name in fields if name in given})
     passed = suites.run(
         names,
         device=options.device,

@@ -17,7 +17,7 @@ import torch
 from synq_fast.errors import SynqFastError
 
 # The suites of whole steps; every other one is of an op.
-WHOLE = ("step", "synthesis")
+WHOLE = ("step", "blocks", "synthesis")
 _PACKAGE = "synq_fast.benchmarks"
 _PREFIX = "bench_"
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from synq_fast.engine.saved_model import save_model
 from synq_fast.models import Teacher
-from synq_fast.optimize.loop import Record
 from synq_fast.quant.bits import Bits
 from synq_fast.recipes import Recipe
 from synq_fast.storage.paths import user_path
+from synq_fast.storage.run_folder import HistoryRecord
 
 Metrics = dict[str, Any]
 
@@ -24,8 +24,9 @@ class QuantizationResult:
 
     model: nn.Module
     """Fake-quantized, in eval mode, on the device that it was made on."""
-    history: list[Record]
-    """One record per logged step: step, learning rate, mean of each loss term."""
+    history: list[HistoryRecord]
+    """One record per logged step: ``stage``, ``step``, the mean of each loss term, and of the stage
+    ``finetune`` the learning rate, of ``blocks`` the ``block`` by the name of what it gives."""
     metrics: Metrics
     """Accuracies where an evaluation set was given, seconds per phase, and the ops' ``kernels``."""
     teacher: Teacher = field(repr=False)

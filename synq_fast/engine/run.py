@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -32,7 +32,7 @@ from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import Teacher
-from synq_fast.optimize.loop import Loop, Record
+from synq_fast.optimize.loop import Loop
 from synq_fast.quant import (
     BitWidths,
     check_forms,
@@ -54,7 +54,7 @@ from synq_fast.runtime.memory_format import channels_last
 from synq_fast.runtime.progress import Phase, Reporter
 from synq_fast.runtime.threads import limit_threads
 from synq_fast.storage.checkpoint_file import CheckpointFile
-from synq_fast.storage.run_folder import RunFolder
+from synq_fast.storage.run_folder import HistoryRecord, RunFolder
 from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.synthesizer import Synthesizer
 from synq_fast.synthesis.teacher import ImageTeacher
@@ -112,6 +112,7 @@ class Run:
         self.bits, self.seed, self.device = bits, seed, device
         self.ranks, self.evaluate_every, self.bank_folder = ranks, evaluate_every, bank
         self.folder: RunFolder | None = None
+        self.values_folder: Path | None = None
         self.reporter = Reporter(progress and ranks.is_first)
         example = self.teacher.example()
         self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
@@ -178,6 +179,10 @@ class Run:
         again = any(self.ranks.collect(restarted()))
         if output is not None and self.bank_folder is None:
             self.bank_folder = output / "bank"
+        if output is not None:
+            # Ranks may share a file system, and need not.
+            own = "values" if self.ranks.is_first else f"values-{self.ranks.rank}"
+            self.values_folder = output / own
         if output is not None and self.ranks.is_first:
             resume = resume or (again and (output / "run.json").exists())
             identity = {**self.identity, "bits": bits or str(self.bits)}
@@ -195,13 +200,13 @@ class Run:
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
 
-    def read_history(self, last_step: int) -> list[Record]:
-        """The records of training up to a step, from the folder."""
+    def read_history(self, source: Mapping[str, str], last_step: int) -> list[HistoryRecord]:
+        """The records of one training up to a step, from the folder; see ``RunFolder``."""
         return self.ranks.from_first(
-            lambda: self.folder.read_history(last_step) if self.folder else []
+            lambda: self.folder.read_history(source, last_step) if self.folder else []
         )
 
-    def append_history(self, record: Record) -> None:
+    def append_history(self, record: HistoryRecord) -> None:
         """Keep a record in the folder, where there is one."""
         if self.folder is not None:
             self.folder.append_history(record)

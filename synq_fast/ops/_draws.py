@@ -1,4 +1,4 @@
-"""Arguments of the ops that draw random numbers: a probability and a seed."""
+"""Arguments of the ops that draw random numbers: a probability, a seed and an offset."""
 
 import torch
 
@@ -20,6 +20,14 @@ def check_seed(seed: object, name: str, x: torch.Tensor) -> None:
     if seed.numel() != 1:
         raise ValueError(f"seed must hold one number, got shape {tuple(seed.shape)}")
     check_same_device("seed", seed, name, x)
+
+
+def check_offset(offset: object) -> None:
+    """Raises unless the places of a tensor's elements can begin at `offset`."""
+    if not isinstance(offset, int):
+        raise TypeError(f"offset must be an int, got {offset!r} ({type(offset).__name__})")
+    if not 0 <= offset < 2**62:
+        raise ValueError(f"offset must be an element's place, from 0 to 2^62 - 1, got {offset}")
 
 
 def to_seed(seed: object, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from synq_fast.ops._checks import (
     check_scale,
     to_range,
 )
-from synq_fast.ops._draws import check_keep, check_seed, to_seed
+from synq_fast.ops._draws import check_keep, check_offset, check_seed, to_seed
 from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import like, register
 from synq_fast.reference._affine import along_axis, as_range
@@ -86,10 +86,12 @@ def _fake_dropped(
     axis: int | None,
     keep: float,
     gradient_scale: float,
+    offset: int = 0,
 ) -> Tensor:
     y = _fake(x, scale, zero_point, bits, axis, gradient_scale)
     check_keep(keep)
     check_seed(seed, "x", x)
+    check_offset(offset)
     return y
 
 
@@ -110,8 +112,10 @@ def _reference_dropped(
     axis: int | None,
     keep: float,
     gradient_scale: float,
+    offset: int = 0,
 ) -> Tensor:
-    return like(_plain(x, scale, zero_point, bits, axis=axis, keep=keep, seed=seed), x)
+    y = _plain(x, scale, zero_point, bits, axis=axis, keep=keep, seed=seed, offset=offset)
+    return like(y, x)
 
 
 def _reference_dropped_backward(
@@ -124,8 +128,9 @@ def _reference_dropped_backward(
     axis: int | None,
     keep: float,
     gradient_scale: float,
+    offset: int = 0,
 ) -> Triple:
-    chosen = kept(x, seed, keep)
+    chosen = kept(x, seed, keep, offset)
     return _reference_backward(grad, x, scale, zero_point, bits, axis, gradient_scale, chosen)
 
 
@@ -155,7 +160,8 @@ _op = register(
 register(
     "fake_quantize_learned_dropped_backward",
     "(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, Tensor seed, int bits, int? axis, "
-    "float keep, float gradient_scale) -> (Tensor of_x, Tensor of_scale, Tensor of_zero_point)",
+    "float keep, float gradient_scale, int offset=0) "
+    "-> (Tensor of_x, Tensor of_scale, Tensor of_zero_point)",
     fake=_fake_dropped_backward,
     reference=_reference_dropped_backward,
     check_values=lambda grad, x, scale, *_: check_scale(scale),
@@ -164,15 +170,14 @@ register(
 _dropped = register(
     "fake_quantize_learned_dropped",
     "(Tensor x, Tensor scale, Tensor zero_point, Tensor seed, int bits, int? axis, float keep, "
-    "float gradient_scale) -> Tensor",
+    "float gradient_scale, int offset=0) -> Tensor",
     fake=_fake_dropped,
     reference=_reference_dropped,
     check_values=lambda x, scale, *_: check_scale(scale),
     gradients={
         "x, scale, zero_point": "fake_quantize_learned_dropped_backward("
-        "grad, x, scale, zero_point, seed, bits, axis, keep, gradient_scale)"
+        "grad, x, scale, zero_point, seed, bits, axis, keep, gradient_scale, offset)"
     },
-    triton_arguments=7,
 )
 
 
@@ -186,6 +191,7 @@ def fake_quantize_learned(
     gradient_scale: float = 1.0,
     keep: float = 1.0,
     seed: torch.Tensor | int | None = None,
+    offset: int = 0,
 ) -> torch.Tensor:
     """Rounds `x` to the `2^bits` levels of a grid whose scale and zero point are trained.
 
@@ -211,9 +217,10 @@ def fake_quantize_learned(
     With `keep` below 1 (QDrop) an element is rounded with that probability, and is else `x` itself:
     its gradient passes, and it has no part in the sums. Draws are not stored but made again for the
     gradient. They are the same on every backend: with i an element's place in the memory of
-    `torch.empty_like(x)` and r the four 32-bit words of Philox 4x32-10 for the counter i // 4 and
-    the key `seed`, the element is rounded where `r[i % 4] >> 8` is below `round(keep * 2^24)`. As
-    they follow memory, a channels_last image has its draws at other pixels than a contiguous one.
+    `torch.empty_like(x)`, plus `offset`, and r the four 32-bit words of Philox 4x32-10 for the
+    counter i // 4 and the key `seed`, the element is rounded where `r[i % 4] >> 8` is below
+    `round(keep * 2^24)`. As they follow memory, a channels_last image has its draws at other pixels
+    than a contiguous one.
 
     Args:
         x: Any shape; float32, float16 or bfloat16.
@@ -232,15 +239,19 @@ def fake_quantize_learned(
         seed: Needed for `keep` below 1: an int of 64 bits, or an int64 tensor with one element on
             x's device, which is read there, so that a recorded CUDA graph draws anew when it is
             changed between replays, and which must be the same when the gradient is computed.
+        offset: Where `x` is a part of a batch, the place of its first element in the memory of the
+            whole: the rows before it times the elements of a row. Contiguous and channels_last
+            parts then draw what they would draw as rows of the whole. With `keep` 1 it says
+            nothing.
 
     Returns:
         The quantized values, with the shape, type and layout of `x`. There is no second derivative.
 
     Raises:
         TypeError: An argument is of another type than said above.
-        ValueError: `bits` or `keep` is not allowed, or a parameter has the wrong length or device,
-            or a scale is not positive (for tensors on a GPU the values are not read), or `keep` is
-            below 1 and there is no seed.
+        ValueError: `bits`, `keep` or `offset` is not allowed, or a parameter has the wrong length
+            or device, or a scale is not positive (for tensors on a GPU the values are not read), or
+            `keep` is below 1 and there is no seed.
         IndexError: `axis` is not a dimension of `x`.
         BackendUnavailableError: The backend asked for cannot run here.
 
@@ -258,13 +269,13 @@ def fake_quantize_learned(
         check_keep(keep)
         seed = to_seed(seed, x.device)
         registered = _dropped
-        arguments = (x, scale, zero_point, seed, bits, axis, keep, gradient_scale)
+        arguments = (x, scale, zero_point, seed, bits, axis, keep, gradient_scale, offset)
     op = registered.on(x)
     if op is None or type(bits) is not int:
         registered.check(*arguments)
         return _plain(
             x, scale, zero_point, bits,
-            axis=axis, gradient_scale=gradient_scale, keep=keep, seed=seed,
+            axis=axis, gradient_scale=gradient_scale, keep=keep, seed=seed, offset=offset,
         )  # fmt: skip
     try:
         result: Tensor = op(*arguments)

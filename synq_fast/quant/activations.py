@@ -34,6 +34,12 @@ class ActivationQuantizer(FullPrecision):
     """Share of the elements that is quantized, the others pass (QDrop); needs a learned range."""
     seed: Tensor | None = None
     """0-d int64: decides which, where ``keep`` is below 1."""
+    part = (0, 1)
+    """Where a call sees a part of a batch: how many images are before it, and how many in it.
+
+    A part then keeps what it would keep within the whole, if images come one after the other in
+    memory.
+    """
 
     def __init__(
         self,
@@ -95,6 +101,7 @@ class ActivationQuantizer(FullPrecision):
         assert self.gain is not None
         grid = learned_grid(self.range_min, self.range_max, self.gain, self.bits)
         elements = max(1, math.prod(x.shape[1:]))
+        before, images = self.part
         return ops.fake_quantize_learned(
             x,
             grid.scale,
@@ -103,6 +110,7 @@ class ActivationQuantizer(FullPrecision):
             gradient_scale=lsq_scale(elements, self.bits),
             keep=self.keep,
             seed=self.seed,
+            offset=before * (x.numel() // images),
         )
 
     def grid(self) -> Grid:

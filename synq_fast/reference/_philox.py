@@ -38,22 +38,24 @@ def as_seed(seed: torch.Tensor | int | None, device: torch.device) -> torch.Tens
     return torch.full((), signed, dtype=torch.int64, device=device)
 
 
-def draws(seed: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns the first `count` draws of a seed."""
+def draws(seed: torch.Tensor, count: int, offset: int = 0) -> torch.Tensor:
+    """Returns `count` draws of a seed, from draw `offset` on."""
     seed = seed.reshape(())
-    quad = torch.arange((count + 3) // 4, dtype=torch.int64, device=seed.device)
+    skipped = offset % 4
+    quad = torch.arange((skipped + count + 3) // 4, dtype=torch.int64, device=seed.device)
+    quad = quad + offset // 4
     zero = torch.zeros_like(quad)
     words = philox((quad & MASK, quad >> 32, zero, zero), (seed & MASK, seed >> 32 & MASK))
-    return torch.stack(words, -1).flatten()[:count] >> (32 - DRAW_BITS)
+    return torch.stack(words, -1).flatten()[skipped : skipped + count] >> (32 - DRAW_BITS)
 
 
-def kept(x: torch.Tensor, seed: torch.Tensor | int, keep: float) -> torch.Tensor:
+def kept(x: torch.Tensor, seed: torch.Tensor | int, keep: float, offset: int = 0) -> torch.Tensor:
     """Returns where the draw is below `keep`, in the shape of `x`.
 
-    Draw i belongs to the element at place i of the memory of `empty_like(x)`.
+    Draw `offset` + i belongs to the element at place i of the memory of `empty_like(x)`.
     """
     # Beside `x` itself, whose memory holds a whole batch below `torch.func.vmap`.
     memory = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-    flags = draws(as_seed(seed, x.device), x.numel()) < round(keep * 2**DRAW_BITS)
+    flags = draws(as_seed(seed, x.device), x.numel(), offset) < round(keep * 2**DRAW_BITS)
     laid_out: torch.Tensor = flags.as_strided(x.shape, torch.empty_like(memory).stride())
     return laid_out

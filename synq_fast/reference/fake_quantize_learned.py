@@ -59,28 +59,29 @@ class LearnedGrid(torch.autograd.Function):
         bits: int,
         gradient_scale: float,
         keep: float,
+        offset: int,
     ) -> torch.Tensor:
         """Returns the quantized values in float32, and with a seed some of `x` as they are."""
-        offset = whole(zero_point)
-        codes = clamp_codes(unclamped_codes(x, scale, offset), bits)
-        y = (codes + offset) / scale
-        return y if seed is None else torch.where(kept(x, seed, keep), y, x.float())
+        zero = whole(zero_point)
+        codes = clamp_codes(unclamped_codes(x, scale, zero), bits)
+        y = (codes + zero) / scale
+        return y if seed is None else torch.where(kept(x, seed, keep, offset), y, x.float())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Saves what the derivatives need."""
-        *tensors, ctx.bits, ctx.gradient_scale, ctx.keep = inputs
+        *tensors, ctx.bits, ctx.gradient_scale, ctx.keep, ctx.offset = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Returns the gradients of `x`, scale and zero point."""
         x, scale, zero_point, seed = ctx.saved_tensors
-        chosen = None if seed is None else kept(x, seed, ctx.keep)
+        chosen = None if seed is None else kept(x, seed, ctx.keep, ctx.offset)
         results = learned_gradients(
             gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale, chosen
         )
-        return *results, None, None, None, None
+        return *results, None, None, None, None, None
 
 
 class _LearnedGridForward(LearnedGrid):
@@ -107,7 +108,7 @@ class _LearnedGridForward(LearnedGrid):
         parameters = (by_scale + by_zero) / scale * ctx.gradient_scale
         tangent: torch.Tensor = parameters + of_x.float().masked_fill(clipped, 0.0)
         if seed is not None:
-            tangent = torch.where(kept(x, seed, ctx.keep), tangent, of_x.float())
+            tangent = torch.where(kept(x, seed, ctx.keep, ctx.offset), tangent, of_x.float())
         return tangent
 
 
@@ -121,6 +122,7 @@ def fake_quantize_learned(
     gradient_scale: float = 1.0,
     keep: float = 1.0,
     seed: torch.Tensor | int | None = None,
+    offset: int = 0,
 ) -> torch.Tensor:
     """Rounds `x` to a learned grid; see `synq_fast.ops.fake_quantize_learned`."""
     pair = (as_range(value, x, axis) for value in (scale, zero_point))
@@ -128,5 +130,7 @@ def fake_quantize_learned(
     # Inside the function a conversion that changes nothing would lose the gradient when compiled.
     function = _LearnedGridForward if in_forward_mode() else LearnedGrid
     drawn = None if keep == 1 else as_seed(seed, x.device)
-    y: torch.Tensor = function.apply(x, scale, zero_point, drawn, bits, gradient_scale, keep)
+    y: torch.Tensor = function.apply(
+        x, scale, zero_point, drawn, bits, gradient_scale, keep, offset
+    )
     return y.to(x.dtype)

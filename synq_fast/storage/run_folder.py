@@ -11,6 +11,8 @@ from synq_fast.errors import RunFolderError
 from synq_fast.storage.files import remove_leftovers, storage_errors, write_text
 
 _IDENTITY = "run.json"
+HistoryRecord = dict[str, Any]
+"""``stage``, what else says whose it is, ``step``, and figures."""
 
 
 class RunFolder:
@@ -82,23 +84,35 @@ class RunFolder:
         """The finished model."""
         return self.path / "model.safetensors"
 
-    def read_history(self, last_step: int) -> list[dict[str, float]]:
-        """Records up to a step; later ones, which a resumed run makes again, are dropped."""
+    def read_history(self, source: Mapping[str, str], last_step: int) -> list[HistoryRecord]:
+        """The records of one training up to a step.
+
+        Its later ones, which a resumed run makes again, are dropped; those of others stay.
+
+        Args:
+            source: the fields that all its records have, e.g. ``{"stage": "finetune"}``.
+            last_step: the last one that is kept.
+        """
         log = self.path / "log.jsonl"
         if not log.exists():
             return []
-        records = []
-        for line in log.read_text(encoding="utf-8").splitlines():
+        text = log.read_text(encoding="utf-8")
+        kept, own = "", []
+        for line in text.splitlines(keepends=True):
             try:
                 record = json.loads(line)
             except ValueError:
                 break  # a kill, or a full disk, in the middle of a write
-            if record["step"] <= last_step:
-                records.append(record)
-        write_text(log, "".join(json.dumps(record) + "\n" for record in records))
-        return records
+            is_own = source.items() <= record.items()
+            if is_own and record["step"] <= last_step:
+                own.append(record)
+            if not is_own or record["step"] <= last_step:
+                kept += line.rstrip("\n") + "\n"
+        if kept != text:
+            write_text(log, kept)
+        return own
 
-    def append_history(self, record: Mapping[str, float]) -> None:
+    def append_history(self, record: HistoryRecord) -> None:
         """Add one line to the log."""
         path = self.path / "log.jsonl"
         with storage_errors(path), path.open("a", encoding="utf-8") as log:

@@ -10,8 +10,10 @@ import torch
 from benchmarks import harness
 from benchmarks.baselines.published_augmentation import augment_each, augment_together
 from benchmarks.baselines.published_synthesis import PublishedSynthesis
+from benchmarks.cases import Case
 from benchmarks.engine import EngineSynthesis, Parts, engine_trainer
 from benchmarks.published import PublishedIterations, published_step, step_config, synthesis_config
+from benchmarks.reconstruction import EAGER_LAYOUTS, both_sides, difference
 from synq_fast.finetune.losses import Distillation
 from tests.benchmarks.workloads import tiny_workload
 
@@ -59,6 +61,33 @@ def test_steps_do_not_move():
         trainer.advance()
     for old, new in zip(before, trainer.iteration.student.parameters(), strict=True):
         torch.testing.assert_close(old, new.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layout", EAGER_LAYOUTS)
+@pytest.mark.parametrize("rounding", ["soft", "straight"])
+def test_plain_reconstruction_has_the_engines_gradients(rounding, layout):
+    case = Case("resnet18", 8, 32)
+    loop, sides = both_sides(rounding, case, batch_size=4)
+    work, twin = loop.iteration, sides[layout]
+    assert len(twin.parameters) == len(work.parameters) == 6
+    assert difference(work, twin) < 1e-4
+    twin.draws = [lambda x, keep: torch.ones_like(x, dtype=torch.bool)] * 3
+    *values, _ = work.prepare(0)
+    before = [p.grad.clone() for p in twin.parameters]
+    twin.step(*values)
+    changed = zip(before, twin.parameters, strict=True)
+    assert all((old - p.grad).norm() > 0.1 * old.norm() for old, p in changed)
+
+
+def test_steps_on_blocks_do_not_move():
+    loop, sides = both_sides("straight", Case("resnet18", 8, 32), batch_size=4)
+    for side in (loop, *sides.values()):
+        trained = loop.iteration.parameters if side is loop else side.parameters
+        before = [p.detach().clone() for p in trained]
+        for _ in range(3):
+            side.advance()
+        for old, new in zip(before, trained, strict=True):
+            torch.testing.assert_close(old, new.detach(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (15, 9), (32, 32)])

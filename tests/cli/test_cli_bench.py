@@ -12,7 +12,7 @@ from synq_fast.cli import suites as bench
 
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
 
-PARTS = ["ops", "step", "synthesis"]
+PARTS = ["ops", "step", "blocks", "synthesis"]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_ops_are_all_suites_but_those_of_whole_steps(command):
     main(["bench", "ops"])
     assert "bench_fake_quantize" in command["suites"]
     assert "bench_call_overhead" in command["suites"]
-    assert not {"bench_step", "bench_synthesis"} & set(command["suites"])
+    assert not {"bench_step", "bench_blocks", "bench_synthesis"} & set(command["suites"])
 
 
 def test_options_reach_the_suites(command, tmp_path):
@@ -72,7 +72,7 @@ def test_options_reach_the_suites(command, tmp_path):
     assert wanted.items() <= command["options"].items()
 
 
-@pytest.mark.parametrize("part", ["step", "synthesis"])
+@pytest.mark.parametrize("part", PARTS[1:])
 def test_whole_steps_have_their_own_suite(command, part):
     main(["bench", part])
     assert command["suites"] == [f"bench_{part}"]
@@ -91,7 +91,11 @@ def test_the_workload_reaches_the_suite(command, part):
 def test_aging_is_of_steps_alone(command, capsys):
     main(["bench", "step", "--aging"])
     assert command["options"]["aging"] is True
-    for arguments in (["synthesis", "--aging"], ["ops", "--model", "resnet18"]):
+    for arguments in (
+        ["synthesis", "--aging"],
+        ["ops", "--model", "resnet18"],
+        ["blocks", "--batch", "3"],
+    ):
         with pytest.raises(SystemExit) as caught:
             main(["bench", *arguments])
         assert caught.value.code == 2

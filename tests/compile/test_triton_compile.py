@@ -129,14 +129,17 @@ def launch_learned_and_relu(dtype: torch.dtype) -> None:
     one, seed = torch.ones(32), torch.tensor(0)
     image = torch.zeros(4, 32, 14, 16, dtype=dtype)
     for x in (image, image.to(memory_format=torch.channels_last)):
-        kernels.random_mix(x, x, seed, 0.5)
-        for wanted in ((True, True), (True, False), (False, True)):
-            kernels.random_mix_backward(x, seed, x.stride(), 0.5, *wanted)
+        for offset in (0, 3):
+            kernels.random_mix(x, x, seed, 0.5, offset)
+            for wanted in ((True, True), (True, False), (False, True)):
+                kernels.random_mix_backward(x, seed, x.stride(), 0.5, *wanted, offset)
         for pair, axis in (((one[0], one[0]), None), ((one, one), 1)):
             kernels.fake_quantize_learned(x, *pair, 4, axis)
             kernels.fake_quantize_learned_backward(x, x, *pair, 4, axis, 0.5)
-            kernels.fake_quantize_learned_dropped(x, *pair, seed, 4, axis, 0.5)
-            kernels.fake_quantize_learned_dropped_backward(x, x, *pair, seed, 4, axis, 0.5, 0.5)
+            for offset in (0, 3):
+                chance = seed, 4, axis, 0.5, 0.5, offset
+                kernels.fake_quantize_learned_dropped(x, *pair, *chance)
+                kernels.fake_quantize_learned_dropped_backward(x, x, *pair, *chance)
             kernels.relu_fake_quantize(x, *pair, 4, axis, None)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)

@@ -37,6 +37,8 @@ SHAPES = [
     (33, 7, 1, 1),
     (2, 32, 64, 64),
 ]
+# None, within a counter, a multiple of 16, and beyond 32 bits.
+OFFSETS = (0, 1, 3, 4, 16, 2**34, 2**34 + 1)
 # For occupancy, which is tuned with one version of the compiler; another has its own ways.
 MAXIMUM_REGISTERS = 128 if version("triton").startswith("3.6.") else 255
 # Tiles of a product, or of a sum over pairs, live in registers.
@@ -49,9 +51,10 @@ def launch_quantizers(x: torch.Tensor) -> None:
     from synq_fast import kernels
 
     one, seed = torch.ones(x.shape[1]), torch.tensor(0)
-    kernels.random_mix(x, x, seed, 0.5)
-    for wanted in ((True, True), (True, False), (False, True)):
-        kernels.random_mix_backward(x, seed, x.stride(), 0.5, *wanted)
+    for offset in OFFSETS:
+        kernels.random_mix(x, x, seed, 0.5, offset)
+        for wanted in ((True, True), (True, False), (False, True)):
+            kernels.random_mix_backward(x, seed, x.stride(), 0.5, *wanted, offset)
     for bound, axis in ((one[0], None), (one, 1)):
         kernels.fake_quantize(x, bound, bound, 4, axis, None)
         kernels.fake_quantize_backward(x, x, bound, bound, 4, axis, None)
@@ -61,10 +64,10 @@ def launch_quantizers(x: torch.Tensor) -> None:
             kernels.fake_quantize_dynamic(x, 4, axis, None, symmetric)
         kernels.fake_quantize_learned(x, bound, bound, 4, axis)
         kernels.fake_quantize_learned_backward(x, x, bound, bound, 4, axis, 0.5)
-        for keep in (2**-24, 0.5, 0.3):
-            chance = seed, 4, axis, keep
+        for keep, offset in ((2**-24, 0), (0.5, 0), (0.3, 0), *((0.5, o) for o in OFFSETS[1:])):
+            chance = seed, 4, axis, keep, 0.5, offset
             kernels.fake_quantize_learned_dropped(x, bound, bound, *chance)
-            kernels.fake_quantize_learned_dropped_backward(x, x, bound, bound, *chance, 0.5)
+            kernels.fake_quantize_learned_dropped_backward(x, x, bound, bound, *chance)
         kernels.relu_fake_quantize(x, bound, bound, 4, axis, None)
         for clip in (False, True):
             kernels.relu_fake_quantize_backward(x, x, bound, bound, 4, axis, 6.0, clip)

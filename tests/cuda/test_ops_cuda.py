@@ -62,9 +62,15 @@ def samples(name: str):
                 yield tensors, {"axis": axis}
                 yield tensors, {"axis": axis, "keep": 0.5, "seed": 3}
             yield (noise(8_000_003), constant(3.0), constant(0.3)), {"keep": 0.5, "seed": 2**63}
+            yield (
+                (noise(8_000_003), constant(3.0), constant(0.3)),
+                {"keep": 0.5, "seed": 4, "offset": 2**34 - 4_000_001},
+            )
         case "random_mix":
             for shape, _ in LONG:
-                yield (noise(*shape), noise(*shape, seed=1)), {"keep": 0.3, "seed": -5}
+                pair = noise(*shape), noise(*shape, seed=1)
+                yield pair, {"keep": 0.3, "seed": -5}
+                yield pair, {"keep": 0.3, "seed": -5, "offset": 2**34 - 1001}
         case "affine_relu_fake_quantize":
             for shape, _ in LONG[1:3]:
                 x = noise(*shape)

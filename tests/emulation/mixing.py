@@ -23,17 +23,18 @@ class Params(ctypes.Structure):
 
     _fields_ = fields(
         (POINTER, "a b y gradient grad_a grad_b seed"),
-        (LONG, "elements"),
+        (LONG, "elements offset"),
         (UNSIGNED, "threshold"),
         (INT, "dtype"),
     )
 
 
-def chance(keep: float, seed: Any) -> dict[str, Any]:
-    """The threshold, and the seed in memory of its own."""
+def chance(keep: float, seed: Any, offset: int) -> dict[str, Any]:
+    """The threshold and the offset, and the seed in memory of its own."""
     number = int(seed)
     signed = number - 2**64 if number >= 2**63 else number
-    return {"threshold": round(keep * 2**24), "seed": torch.tensor([signed])}
+    threshold = round(keep * 2**24)
+    return {"threshold": threshold, "seed": torch.tensor([signed]), "offset": offset}
 
 
 class Mixing:
@@ -42,10 +43,10 @@ class Mixing:
     def __init__(self, launch: Launcher) -> None:
         self.launch = launch
 
-    def random_mix(self, a: Any, b: Any, keep: float, seed: Any) -> Any:
+    def random_mix(self, a: Any, b: Any, keep: float, seed: Any, *, offset: int = 0) -> Any:
         place = arrange(a, None)
         numbers = {
-            **chance(keep, seed), "elements": a.numel(), "dtype": DTYPES.index(a.dtype),
+            **chance(keep, seed, offset), "elements": a.numel(), "dtype": DTYPES.index(a.dtype),
         }  # fmt: skip
 
         def forward(*_: Any) -> Any:

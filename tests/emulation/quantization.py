@@ -42,6 +42,7 @@ class LearnedParams(ctypes.Structure):
     _fields_ = fields(
         SIZES,
         (POINTER, "x gradient y scale zero_point grad_scale grad_zero_point workspace seed"),
+        (LONG, "offset"),
         (DOUBLE, "gradient_scale"),
         (UNSIGNED, "threshold"),
         (INT, "bits dtype"),
@@ -146,14 +147,14 @@ class Quantization:
 
     def fake_quantize_learned(
         self, x: Any, scale: Any, zero_point: Any, bits: int, *, axis=None, gradient_scale=1.0,
-        keep=1.0, seed=None,
+        keep=1.0, seed=None, offset=0,
     ) -> Any:  # fmt: skip
         place = arrange(x, axis)
         pair = [bound(v.detach(), place.channels) for v in (scale, zero_point)]
         values = dict(zip(("scale", "zero_point"), pair, strict=True)) | {"bits": bits}
         name = "learned"
         if keep < 1:
-            name, values = "learned_dropped", values | chance(keep, seed)
+            name, values = "learned_dropped", values | chance(keep, seed, offset)
 
         def backward(_: Any, g: torch.Tensor) -> Any:
             sums = torch.full((2, place.channels), float("nan") if x.numel() else 0.0)

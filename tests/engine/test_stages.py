@@ -10,9 +10,11 @@ import synq_fast
 from synq_fast.engine.stages import STAGES
 from synq_fast.errors import RecipeError, SynqFastWarning
 from synq_fast.finetune import training
+from synq_fast.finetune.reconstruction import iteration
 from synq_fast.optimize.loop import Loop
+from synq_fast.quant import find_structure, trace
 from synq_fast.recipes import list_recipes, load_recipe, schema
-from tests.tiny import equal_states, labelled, run, tiny_net
+from tests.tiny import equal_states, labelled, run, tiny_images, tiny_net
 
 FEW = {
     "generator.steps": 4,
@@ -52,6 +54,7 @@ RECIPES: dict[str, dict[str, object]] = {
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
+    monkeypatch.setattr(iteration, "LOG_EVERY", 2)
 
 
 def small(recipe: str, **options):
@@ -129,6 +132,25 @@ def test_calibration_alone_does_not_train(tmp_path):
     weights = {n: v for n, v in result.model.state_dict().items() if n.endswith("weight")}
     assert all(torch.equal(value, teacher[name]) for name, value in weights.items())
     assert equal_states(synq_fast.load(tmp_path, model=tiny_net()), result.model)
+
+
+def blocks_of(net):
+    return find_structure(trace(net, tiny_images(2)), tiny_images(2)).blocks
+
+
+def test_history_tells_stages_and_blocks_apart():
+    result = small("synq-fast-digits")
+    told = [(r["stage"], r.get("block"), r["step"]) for r in result.history]
+    names = [block.exit for block in blocks_of(tiny_net())]
+    assert told == [
+        *(("blocks", name, step) for name in names for step in (2, 3)),
+        *(("finetune", None, step) for step in (2, 4, 6)),
+    ]
+    for record in result.history[:6]:
+        assert set(record) == {"stage", "block", "step", "local", "global", "rounding"}
+        assert 0 < record["local"] < 100 and record["rounding"] == 0
+    # The last block, and the one whose value that reads, compare nothing beyond themselves.
+    assert [record["global"] > 0 for record in result.history[:6:2]] == [True, False, False]
 
 
 def test_generator_and_model_are_trained_in_turn():

@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 
 from synq_fast.storage.files import read_tensors
-from tests.faults.victim import PHASES, Progress, start
-from tests.tiny import run
+from tests.faults.victim import PHASES, Progress, start, work
 
-KILLS_PER_PHASE, ATTEMPTS, CHAINS, KILLS_PER_CHAIN = 6, 30, 2, 4
+# More than the suite has time for find rarer moments.
+KILLS_PER_PHASE = int(os.environ.get("SYNQ_FAST_KILLS", "6"))
+ATTEMPTS, CHAINS, KILLS_PER_CHAIN = 5 * KILLS_PER_PHASE, 2, 4
 
 
 def finish(child: int) -> bool:
@@ -110,7 +111,7 @@ def main(root: Path, seed: int) -> None:
     """Run every scenario."""
     torch.set_num_threads(1)
     random.seed(seed)
-    run(output=root / "warm")  # what torch and fx prepare once is shared by all children
+    work(root / "warm")  # what torch and fx prepare once is shared by all children
     gc.disable()  # a collection would copy the parent's memory into each child
     progress = Progress()
     lengths = time_phases(start(root / "undisturbed", progress), progress)

@@ -42,12 +42,12 @@ def test_kills_land_in_every_phase(scenarios):
     landed = Counter(
         where for s in scenarios for where in s["landed"] if s["kind"] in ("random", "chain")
     )
-    for phase in ("centers", "synthesis", "calibration", "fine-tuning", "saving"):
+    for phase in ("centers", "synthesis", "calibration", "reconstruction", "fine-tuning", "saving"):
         assert landed[phase] >= 3, landed
-    assert landed.total() >= 30
+    assert landed.total() >= 36
     events = " ".join(w for s in scenarios for w in s["landed"] if s["kind"] == "event")
     for file in ("run", "shard-0", "shard-0000..partial", "centers-00000", "calibration",
-                 "checkpoint", "checkpoint.previous", "model"):  # fmt: skip
+                 "block-00.", "checkpoint", "checkpoint.previous", "model"):  # fmt: skip
         assert re.search(rf"rename to {file}\S*\.(json|safetensors)", events), events
     assert "unlink shard" in events and "flush checkpoint" in events
 

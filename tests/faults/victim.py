@@ -19,12 +19,13 @@ import torch
 
 from synq_fast.bank.batches import BatchSource
 from synq_fast.finetune import training
+from synq_fast.finetune.reconstruction import Reconstruction, iteration
 from synq_fast.finetune.training import Training
 from synq_fast.runtime.progress import Reporter
 from synq_fast.storage import files
 from tests.tiny import run
 
-PHASES = ("", "centers", "synthesis", "calibration", "fine-tuning")
+PHASES = ("", "centers", "synthesis", "calibration", "reconstruction", "fine-tuning")
 OVERRIDES = {
     "synthesis.images": 4,
     "synthesis.batch_size": 2,
@@ -33,6 +34,10 @@ OVERRIDES = {
     "synthesis.steps": 4,
     "quantization.calibration_batches": 4,
     "quantization.learn_ranges": True,
+    "blocks.images": 8,
+    "blocks.steps": 5,
+    "blocks.batch_size": 4,
+    "finetune.perturbation.weight": 0.0,
     "finetune.steps": 8,
 }
 # A moment in which a kill can land, also in phases that take no time on so small a model.
@@ -56,7 +61,7 @@ class Progress:
     @property
     def steps(self) -> dict[str, int]:
         """Steps begun in each phase."""
-        return dict(zip(PHASES[1:], self._numbers[2:6].tolist(), strict=True))
+        return dict(zip(PHASES[1:], self._numbers[2:7].tolist(), strict=True))
 
     def enter(self, phase: str) -> None:
         self._numbers[0] = PHASES.index(phase)
@@ -83,23 +88,29 @@ def fork(work: Callable[[], None]) -> int:
         os._exit(status)
 
 
+def work(folder: Path) -> None:
+    """Start or resume the run in ``folder``."""
+    resume = (folder / "run.json").exists()
+    run(recipe="synq-fast-digits", output=folder, resume=resume, overrides=OVERRIDES)
+
+
 def start(folder: Path, progress: Progress, die_at: int = -1) -> int:
     """Start or resume the run in ``folder``; it kills itself at the file event ``die_at``."""
 
-    def work() -> None:
+    def watched_work() -> None:
         with (folder.parent / "errors.txt").open("a") as errors:
             os.dup2(errors.fileno(), 2)
         _watch(progress)
         _number_file_events(folder, die_at)
-        run(output=folder, resume=(folder / "run.json").exists(), overrides=OVERRIDES)
+        work(folder)
 
     progress.clear()
-    return fork(work)
+    return fork(watched_work)
 
 
 def _watch(progress: Progress) -> None:
-    training.LOG_EVERY = 3
-    phase, replace, prepare = Reporter.phase, files._replace, Training.prepare
+    training.LOG_EVERY, iteration.LOG_EVERY = 3, 2
+    phase, replace = Reporter.phase, files._replace
     adam, batch = torch.optim.Adam.step, BatchSource.inputs
 
     @contextmanager
@@ -116,12 +127,16 @@ def _watch(progress: Progress) -> None:
         time.sleep(PAUSE / 4)
         progress.save(False)
 
-    def watched_prepare(self: Training, step: int) -> object:
-        progress.step()
-        return prepare(self, step)
+    def watched(prepare: Callable[..., object]) -> Callable[..., object]:
+        def prepared(self: object, step: int) -> object:
+            progress.step()
+            return prepare(self, step)
+
+        return prepared
 
     def watched_adam(self: torch.optim.Adam, *args: object) -> object:
-        progress.step()
+        if progress.phase in ("centers", "synthesis"):
+            progress.step()
         return adam(self, *args)
 
     def watched_batch(self: BatchSource, step: int) -> object:
@@ -129,11 +144,9 @@ def _watch(progress: Progress) -> None:
             progress.step()
         return batch(self, step)
 
-    Reporter.phase, files._replace, Training.prepare = (
-        watched_phase,
-        watched_replace,
-        watched_prepare,
-    )
+    Reporter.phase, files._replace = watched_phase, watched_replace
+    for work in (Reconstruction, Training):
+        work.prepare = watched(work.prepare)
     torch.optim.Adam.step, BatchSource.inputs = watched_adam, watched_batch
 
 

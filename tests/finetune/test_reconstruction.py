@@ -1,8 +1,13 @@
 """Training block by block: rounding, the form of a block, its loop."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
+from synq_fast.engine.saved_model import build_student
 from synq_fast.finetune.reconstruction import (
     Blocks,
     BlockValues,
@@ -14,10 +19,17 @@ from synq_fast.finetune.reconstruction import (
 )
 from synq_fast.finetune.reconstruction.rounding import SoftRounding
 from synq_fast.graph.blocks import Block, subnetwork
-from synq_fast.quant import BitWidths, folded, held_weights
+from synq_fast.quant import (
+    BitWidths,
+    find_structure,
+    folded,
+    held_weights,
+    observing,
+    trace,
+)
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.quantizer import Grid
-from tests.tiny import tiny_images, tiny_pair, tiny_recipe
+from tests.tiny import SHAPE, tiny_images, tiny_pair, tiny_recipe
 
 LEARNED = {"quantization__weight_range": "learned", "quantization__learn_ranges": True}
 CPU = torch.device("cpu")
@@ -159,6 +171,52 @@ def _distance(student, cut: Block, values: BlockValues) -> float:
         return (part(values.inputs) - values.targets).square().mean().item()
 
 
+class Biased(nn.Module):
+    """A block that also has a layer of a parameter, which is the same for all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(SHAPE[0], 6, 3, padding=1)
+        self.table = nn.Parameter(torch.randn(1, 7))
+        self.bias = nn.Linear(7, 6)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.conv(x) + self.bias(self.table)[:, :, None, None])
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("rounding", ["soft", "straight"])
+def test_gradients_of_parts_are_those_of_the_batch(rounding):
+    """Whatever is left to chance; parts of 1, 2 and 2 images of 5."""
+    graph = trace(Biased().eval(), tiny_images(2))
+    quantization = tiny_recipe(**LEARNED, quantization__placement="all_inputs").quantization
+    student = build_student(graph, BitWidths(3, 4), quantization).eval()
+    with torch.no_grad(), observing(student):
+        student(tiny_images(8, seed=99))
+    structure = find_structure(graph, tiny_images(2))
+    first, *_, last = structure.blocks
+    middle = Block(first.exit, last.entry)
+    structure = dataclasses.replace(structure, blocks=(first, middle, last))
+    recipe = Blocks(steps=9, batch_size=5, rounding=rounding, rounding_weight=0.0)
+
+    def gradients(part: slice) -> list[torch.Tensor]:
+        work = work_on(copy.deepcopy(student), structure, 1, recipe, tiny_images(12), graph)
+        work.part = part
+        work(*work.prepare(3))
+        return [p.grad.clone() for p in work.parameters]
+
+    whole = gradients(slice(0, 5))
+    parts = [gradients(slice(*ends)) for ends in ((0, 1), (1, 3), (3, 5))]
+    assert len(whole) == 2 + 2 + 2
+    for expected, *found in zip(whole, *parts, strict=True):
+        assert expected.norm() > 0
+        mean = sum(share * g for share, g in zip((0.2, 0.4, 0.4), found, strict=True))
+        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+
+
 def test_values_follow_both_networks():
     graph, student, structure = pair()
     teacher, images = teacher_of(graph, structure), tiny_images(12)
@@ -195,7 +253,7 @@ def test_values_in_files_are_those_in_memory(tmp_path):
         made.append(values.of(2))
     for one, other in zip(*(v.take(torch.tensor([3, 0, 11]), CPU) for v in made), strict=True):
         assert torch.equal(one, other) and one.stride() == other.stride()
-    assert not list((tmp_path / "values").iterdir())
+    assert not (tmp_path / "values").exists()
 
 
 def test_interrupted_training_of_a_block_goes_on_bit_for_bit(tmp_path):

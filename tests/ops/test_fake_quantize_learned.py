@@ -185,6 +185,11 @@ def test_arguments_of_a_draw(backend):
                 ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=keep, seed=1)
         with pytest.raises(TypeError, match="keep must be a number"):
             ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep="half", seed=1)
+        for offset in (-1, 2**62):
+            with pytest.raises(ValueError, match="offset must be an element's place"):
+                ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=1, offset=offset)
+        with pytest.raises(TypeError, match="offset must be an int, got 'two'"):
+            ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5, seed=1, offset="two")
         with pytest.raises(ValueError, match="keep below 1 needs seed"):
             ops.fake_quantize_learned(x, 1.0, 0.0, 4, keep=0.5)
         with pytest.raises(ValueError, match="at most 64 bits"):

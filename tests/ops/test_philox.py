@@ -33,6 +33,17 @@ def test_draws_are_the_words_in_turn():
     assert len(set(found.tolist())) == 6
 
 
+@pytest.mark.parametrize("offset", [1, 4, 4093, 2**34 - 2, 2**62 - 1])
+def test_draws_from_a_place_on(offset):
+    seed = torch.tensor(2**40 + 3)
+    for count in (1, 5, 70):
+        found = draws(seed, count, offset)
+        expected = [draws(seed, 4, 4 * (i // 4))[i % 4] for i in range(offset, offset + count)]
+        assert torch.equal(found, torch.stack(expected))
+        x = torch.empty(count)
+        assert torch.equal(kept(x, seed, 0.5, offset), drawn(x, seed, 0.5, offset))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**40 + 3, 2**64 - 1, -(2**63)])
 @pytest.mark.parametrize("keep", [0.0, 0.25, 0.7, 1.0])
 def test_what_is_kept(seed, keep):

@@ -1,5 +1,7 @@
 """What a random mixture is; the conformance suite compares the backends."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -41,6 +43,34 @@ def test_draws_follow_the_memory_of_the_first(device):  # noqa: F811
     (of_a,) = torch.autograd.grad(ops.random_mix(leaf, b, 0.5, 5), leaf, gradient)
     assert of_a.stride() == last.stride()
     assert_same(of_a, torch.where(kept.permute(0, 3, 1, 2), gradient, 0.0))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(7, 3, 5, 2), (6, 4, 3, 8)], ids=str)
+def test_parts_draw_what_the_whole_draws(device, shape, memory_format):  # noqa: F811
+    """Rows of 30 elements begin within a counter, rows of 96 with one."""
+    a, b, gradient = torch.randn(3, *shape, device=device).unbind()
+    a = a.to(memory_format=memory_format)
+    rows = a[0].numel()
+
+    def both(rows_of: slice, offset: int) -> list[torch.Tensor]:
+        x, other = (v[rows_of].clone().requires_grad_() for v in (a, b))
+        scale = torch.tensor(3.0, device=device, requires_grad=True)
+        y = ops.random_mix(x, other, 0.4, 77, offset=offset)
+        z = ops.fake_quantize_learned(x, scale, 0.5, 4, keep=0.3, seed=78, offset=offset)
+        incoming = gradient[rows_of]
+        of_both = torch.autograd.grad(y, (x, other), incoming)
+        of_x, of_scale = torch.autograd.grad(z, (x, scale), incoming)
+        return [y.detach(), z.detach(), *of_both, of_x, of_scale.view(1).double()]
+
+    *whole, of_scale = both(slice(None), 0)
+    cuts = [0, 1, 4, shape[0]]
+    parts = [both(slice(*ends), ends[0] * rows) for ends in itertools.pairwise(cuts)]
+    *values, sums = zip(*parts, strict=True)
+    for found, expected in zip(values, whole, strict=True):
+        assert_same(torch.cat(found), expected)
+    torch.testing.assert_close(torch.cat(sums).sum(0, keepdim=True), of_scale, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(both(slice(1, 4), 0)[0], parts[1][0])
 
 
 def test_nothing_but_the_seed_is_saved(device):  # noqa: F811
@@ -89,5 +119,12 @@ def test_arguments_are_checked(backend):
             ops.random_mix(a, a, 0.5, 0.5)
         with pytest.raises(ValueError, match="needs seed"):
             ops.random_mix(a, a, 0.5, None)
+        for offset in (0.5, None):
+            with pytest.raises(TypeError, match="offset must be an int, got"):
+                ops.random_mix(a, a, 0.5, 1, offset=offset)
+        for offset in (-1, 2**62, 2**64):
+            with pytest.raises(ValueError, match="offset must be an element's place, from 0"):
+                ops.random_mix(a, a, 0.5, 1, offset=offset)
+        assert ops.random_mix(a, a, 0.5, 1, offset=2**62 - 1).shape == a.shape
         with pytest.raises(TypeError, match="seed must be int64"):
             ops.random_mix(a, a, 0.5, torch.tensor(0.0))

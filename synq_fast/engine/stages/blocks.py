@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from synq_fast.engine.stages.stage import Made
 from synq_fast.errors import ModelError, RecipeError
@@ -20,15 +21,21 @@ from synq_fast.finetune.reconstruction import (
     reconstruction_loop,
 )
 from synq_fast.graph.blocks import subnetwork
-from synq_fast.optimize.loop import Loop
+from synq_fast.optimize.loop import Loop, Record
 from synq_fast.quant import folded
+from synq_fast.storage.run_folder import HistoryRecord
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
 
 
 def blocks(run: Run, made: Made) -> Made:
-    """Train each block on what the blocks before it give, and measure the model as it is then."""
+    """Train each block on what the blocks before it give, and measure the model as it is then.
+
+    A layer that several blocks call is trained in the first of them alone. Training it again would
+    undo what the first block, whose values the later ones read, was fitted to; one block from its
+    first call to its last could be the whole network. The later blocks are trained around it.
+    """
     recipe, cuts = run.recipe.blocks, run.structure.blocks
     if recipe.steps == 0:
         return made
@@ -37,15 +44,14 @@ def blocks(run: Run, made: Made) -> Made:
             "the network cannot be cut into blocks: no value of it belongs to single images alone; "
             "take a recipe without the stage blocks"
         )
-    if recipe.memory == "files" and run.folder is None and run.ranks.is_first:
+    if recipe.memory == "files" and run.values_folder is None:
         raise RecipeError(
             'blocks.memory = "files" needs a folder: name one with --output (output=), or set '
             'blocks.memory = "auto"'
         )
     last = cuts[-1].entry
     teacher = folded(run.graph, {name for block in cuts for name in (block.entry, block.exit)})
-    folder = run.folder.path / "values" if run.folder is not None else None
-    cache = Cache(recipe.memory, run.device, folder)
+    cache = Cache(recipe.memory, run.device, run.values_folder)
     values = NetworkValues(
         teacher,
         made.student,
@@ -56,14 +62,16 @@ def blocks(run: Run, made: Made) -> Made:
         ends=recipe.global_weight > 0,
         precision=run.recipe.finetune.precision,
     )
+    history = list(made.history)
+    finished: set[nn.Module] = set()
     with run.phase("reconstruction", len(cuts) * recipe.steps) as phase:
-        report = phase.in_turn(recipe.steps, recipe.batch_size)
+        show = phase.in_turn(recipe.steps, recipe.batch_size)
         for index, block in enumerate(cuts):
-            trained = TrainedBlock(
-                subnetwork(made.student, block.entry, block.exit), recipe.rounding
-            )
-            if not trained.layers:
-                report({"step": recipe.steps})
+            part = subnetwork(made.student, block.entry, block.exit)
+            trained = TrainedBlock(part, recipe.rounding, finished)
+            finished.update(trained.modules)
+            if not trained.modules:
+                show({"step": recipe.steps})
                 continue
             far = recipe.global_weight > 0 and last not in (block.entry, block.exit)
             rest = subnetwork(teacher, block.exit, last) if far else None
@@ -79,14 +87,27 @@ def blocks(run: Run, made: Made) -> Made:
             )
             loop = _loop(run, work, run.student_fingerprint(made.student))
             if loop.resume(run.ranks):
-                report({"step": loop.done})
+                show({"step": loop.done})
+            source = {"stage": "blocks", "block": block.exit}
+            records = run.read_history(source, loop.done)
+
+            def report(
+                record: Record,
+                source: dict[str, str] = source,
+                records: list[HistoryRecord] = records,
+            ) -> None:
+                records.append({**source, **record})
+                run.append_history(records[-1])
+                show(record)
+
             loop.run(report)
+            history += records
             trained.harden()
     run.ranks.check_equal(made.student, "after reconstruction")
     if "reconstructed" not in run.metrics:
         run.measure("reconstructed", made.student)
         run.write_metrics()
-    return made
+    return replace(made, history=history)
 
 
 def _loop(run: Run, work: Reconstruction, fingerprint: str) -> Loop:

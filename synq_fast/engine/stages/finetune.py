@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from synq_fast.engine.run import Run
 
 
+_SOURCE = {"stage": "finetune"}
+
+
 def finetune(run: Run, made: Made) -> Made:
     """Train the student, and measure it on the way where that is asked for."""
     ranks, recipe, student = run.ranks, run.recipe.finetune, made.student
     loop = run.training(student, made.source)
-    history = run.read_history(loop.done)
+    history = run.read_history(_SOURCE, loop.done)
     best = run.metrics.get("best seen", {"top1": 0.0, "step": 0})
     started = loop.done
     with run.phase("fine-tuning", recipe.steps) as phase, closing(loop.iteration):
@@ -25,8 +28,8 @@ def finetune(run: Run, made: Made) -> Made:
         def report(record: Record) -> None:
             ranks.check_equal(student, f"after step {record['step']}")
             before = int(history[-1]["step"]) if history else 0
-            history.append(record)
-            run.append_history(record)
+            history.append({**_SOURCE, **record})
+            run.append_history(history[-1])
             done = int(record["step"])
             phase.show(record, (done - started) * recipe.batch_size)
             every = run.evaluate_every
@@ -39,4 +42,4 @@ def finetune(run: Run, made: Made) -> Made:
                     run.write_metrics()
 
         loop.run(report)
-    return replace(made, history=history)
+    return replace(made, history=[*made.history, *history])

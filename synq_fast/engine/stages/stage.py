@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import fx
 
 from synq_fast.bank.source import ImageSource
-from synq_fast.optimize.loop import Record
+from synq_fast.storage.run_folder import HistoryRecord
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -21,8 +21,8 @@ class Made:
     student: fx.GraphModule
     """The quantized model, in place."""
     images: ImageSource | None = None
-    history: list[Record] = field(default_factory=list)
-    """The records of training."""
+    history: list[HistoryRecord] = field(default_factory=list)
+    """The records of training, of all stages."""
 
     @property
     def source(self) -> ImageSource:

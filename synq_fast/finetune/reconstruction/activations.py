@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Cache:
         Args:
             where: "memory", "files", or "auto".
             device: where batches are wanted.
-            folder: of the files; None: only memory.
+            folder: of the files, of this process alone, made and removed; None: only memory.
         """
         self.where, self.device, self.folder = where, device, folder
 
@@ -45,8 +46,10 @@ class Cache:
                 folder.mkdir(parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)
                 flat = torch.from_file(str(path), shared=True, size=elements, dtype=torch.float32)
-                # The map keeps the file's memory; the name would outlive a killed process.
+                # The map keeps the file's memory; names would outlive a killed process.
                 path.unlink()
+                with suppress(OSError):  # some network file systems keep a name until the end
+                    folder.rmdir()
         if len(shape) != 3:
             return flat.view(count, *shape)
         channels, height, width = shape

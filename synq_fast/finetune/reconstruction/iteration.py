@@ -68,7 +68,10 @@ class Reconstruction:
         self.seed, self.index, self.device = seed, index, device
         self.rest, self.precision = rest, precision
         self.part = slice(None)
-        """Which images of each batch; ranks that work together take one part each."""
+        """Which images of each batch; ranks that work together take one part each.
+
+        Each draws for its part what one process alone draws for the whole batch.
+        """
         self.reduce: Reduction | None = None
         """Sees the terms of each step, may change the gradients, and returns the terms to record:
         several processes average both."""
@@ -99,7 +102,7 @@ class Reconstruction:
     def _draw(self, step: int, count: int) -> tuple[Tensor, Tensor]:
         """Numbers (B,) out of ``count`` and seeds (quantizers + 1,) of a step, both int64."""
         chosen = shuffled(count, self.recipe.batch_size, step, self.seed, "block", self.index)
-        generator = generator_for(self.seed, "drop", self.index, step, self.part.start or 0)
+        generator = generator_for(self.seed, "drop", self.index, step)
         seeds = torch.randint(
             2**62, (len(self.block.quantizers) + 1,), generator=generator, device="cpu"
         )
@@ -110,11 +113,12 @@ class Reconstruction:
         self.optimizer.zero_grad()
         quantized, given, target, *ends, seeds = inputs
         own, *others = seeds.unbind()
-        x = quantized
+        x, before = quantized, self.part.start or 0
         if self.recipe.mix < 1:
-            x = ops.random_mix(quantized, given, self.recipe.mix, own)
+            offset = before * x[0].numel()
+            x = ops.random_mix(quantized, given, self.recipe.mix, own, offset=offset)
         with tensor_float32(self.precision == "tf32"):
-            y, undecided = self.block(x, self.recipe.keep, others)
+            y, undecided = self.block(x, self.recipe.keep, others, before)
             local, far = _distance(y, target), torch.zeros_like(undecided)
             if self.rest is not None:
                 far = self.recipe.global_weight * _distance(self.rest(y), ends[0])

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-_DRAWN: dict[int, list[int]] = {}
+# By seed and the counter that they begin with.
+_DRAWN: dict[tuple[int, int], list[int]] = {}
 
 
 def _words(counter: int, seed: int) -> list[int]:
@@ -19,12 +20,14 @@ def _words(counter: int, seed: int) -> list[int]:
     return [a, b, c, d]
 
 
-def drawn(x: torch.Tensor, seed: Any, keep: float) -> torch.Tensor:
-    """Returns where the draw of an element's place in memory is below `keep`."""
-    known = _DRAWN.setdefault(int(seed), [])
-    while len(known) < x.numel():
-        known += [word >> 8 for word in _words(len(known) // 4, int(seed))]
-    flags = torch.tensor(known[: x.numel()], dtype=torch.int64, device="cpu") < round(keep * 2**24)
+def drawn(x: torch.Tensor, seed: Any, keep: float, offset: int = 0) -> torch.Tensor:
+    """Returns where the draw of an element's place in memory, from `offset` on, is below `keep`."""
+    counter, skipped = divmod(offset, 4)
+    known = _DRAWN.setdefault((int(seed), counter), [])
+    while len(known) < skipped + x.numel():
+        known += [word >> 8 for word in _words(counter + len(known) // 4, int(seed))]
+    own = known[skipped : skipped + x.numel()]
+    flags = torch.tensor(own, dtype=torch.int64, device="cpu") < round(keep * 2**24)
     memory = torch.empty_like(x, dtype=torch.bool, device="cpu")
     # In the order of its strides the tensor is contiguous.
     strides = memory.stride()

@@ -31,6 +31,8 @@ from synq_fast.testing.cases._quantization import (
 SUM = Tolerance(atol=3e-7, rtol=1e-5)
 # Each half of the key, both, and what is negative as int64.
 SEEDS = (0, 1, 2**32, 0x243F6A8885A308D3, 2**64 - 1, -(2**63))
+# The start, every place within a counter, beyond 32 bits, and where the counter's lower half ends.
+OFFSETS = (0, 1024, 3, 2**31 - 2, 2**34 - 7, 2**61 + 8)
 
 
 def call(
@@ -64,6 +66,7 @@ def inputs() -> Iterator[Sample]:
         pair = learned_pair(part.x, part.axis, bits)
         yield Sample(part.reason, (part.x, *pair), options, **part.flags)
         drops = {"keep": part.choose(0.5, 0.875, 0.1), "seed": part.choose(*SEEDS)}
+        drops["offset"] = part.choose(*OFFSETS)
         yield Sample(f"{part.reason}, dropped", (part.x, *pair), options | drops, **part.flags)
     for keep in (0.0, 1e-9, 1 - 2**-24, 1 - 2**-30):
         pair = constant(2.0), constant(0.3)
@@ -95,6 +98,7 @@ def oracle(
     gradient_scale: float = 1.0,
     keep: float = 1.0,
     seed: Any = None,
+    offset: int = 0,
 ) -> torch.Tensor:
     """The definition: float32 decides the codes, float64 sums the gradients."""
     s, z = (over_channels(v, x, axis) for v in (scale, zero_point))
@@ -107,7 +111,7 @@ def oracle(
     parameters = torch.where(inside, within, clipped)
     y = straight_through(x, y32, inside)
     y = y + parameters - parameters.detach()
-    return y if seed is None else torch.where(drawn(x, seed, keep), y, x)
+    return y if seed is None else torch.where(drawn(x, seed, keep, offset), y, x)
 
 
 def units(sample: Sample) -> tuple[Any, ...]:

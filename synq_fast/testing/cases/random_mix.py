@@ -27,6 +27,14 @@ SHAPES = {
 }
 # Each half of the key, both, and what is negative as int64.
 SEEDS = (0, 1, 2**32, 0x243F6A8885A308D3, 2**64 - 1, -(2**63))
+OFFSETS = {
+    4: "whole counters",
+    3: "the last word of a counter",
+    1024 * 7 + 2: "two words, beyond a Triton block",
+    2**31 - 1: "beyond 32 bits within the tensor",
+    2**34 - 6: "the counter's lower half ends within the tensor",
+    2**61 + 4: "far",
+}
 
 
 def call(namespace: Any, a: torch.Tensor, b: torch.Tensor, **options: Any) -> Any:
@@ -47,6 +55,11 @@ def inputs() -> Iterator[Sample]:
         pair = noise(41, 5), noise(41, 5, seed=1)
         options = {"keep": keep, "seed": constant(5).long()}
         yield Sample(f"keep {keep}, a seed in a tensor", pair, options)
+    for offset, reason in OFFSETS.items():
+        for shape in ((5, 3, 8, 9), (517,)):
+            pair = noise(*shape), noise(*shape, seed=1)
+            options = {"keep": 0.5, "seed": 2**33 + 1, "offset": offset}
+            yield Sample(f"offset: {reason}", pair, options, every_layout=len(shape) > 1)
     image = noise(2, 6, 5, 4)
     others = {
         "channels_last": noise(2, 6, 5, 4, seed=1).to(memory_format=torch.channels_last),
@@ -62,9 +75,11 @@ def inputs() -> Iterator[Sample]:
     yield Sample("several threads", pair, {"keep": 0.5, "seed": 1}, large=True)
 
 
-def oracle(a: torch.Tensor, b: torch.Tensor, *, keep: float, seed: Any) -> torch.Tensor:
+def oracle(
+    a: torch.Tensor, b: torch.Tensor, *, keep: float, seed: Any, offset: int = 0
+) -> torch.Tensor:
     """The definition, with draws in Python's own integers."""
-    return torch.where(drawn(a, seed, keep), a, b)
+    return torch.where(drawn(a, seed, keep, offset), a, b)
 
 
 def nearest(a: torch.Tensor, b: torch.Tensor) -> Any:
