@@ -7,10 +7,15 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.interpreter import remember_builtins
+
 ROOT = Path(__file__).parent.parent
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("repeatable")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    remember_builtins()
 
 
 def data_root() -> Path:

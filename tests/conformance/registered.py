@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from synq_fast import ops
 from synq_fast.ops._registry import OPS, reference_kernel
@@ -29,6 +30,12 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         return self.op._schema.name.removeprefix("synq_fast::")
+
+    @property
+    def trained(self) -> int:
+        """How many tensors get a gradient."""
+        leaves = tree_leaves(self.arguments)
+        return sum(torch.is_tensor(leaf) and leaf.requires_grad for leaf in leaves)
 
     @property
     def kind(self) -> str:

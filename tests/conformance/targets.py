@@ -10,11 +10,13 @@ import torch
 
 from synq_fast import ops
 from synq_fast.testing import OpCase, Sample
+from synq_fast.testing.layouts import LAYOUTS
 from tests.emulation.filters import LONGEST
 from tests.emulation.launching import Setting
 from tests.emulation.namespace import Emulated
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ONLY = os.environ.get("SYNQ_FAST_TEST_TARGET")
 
 
 class Target(NamedTuple):
@@ -33,6 +35,16 @@ class Target(NamedTuple):
     slow: bool = False
     setting: Setting | None = None
     every: int = 1
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Those to test: of the others the ops make a copy before their kernels run."""
+        if self.slow:
+            return "given", "channels_last"
+        if self.backend == "cpu" and ONLY is not None:
+            # What decides about copies is one code for all instruction sets, asked with one.
+            return "given", "channels_last", "offset"
+        return tuple(LAYOUTS)
 
     def runs(self, sample: Sample) -> bool:
         """Says whether there are kernels for it: transforms filter what the emulated do not."""
@@ -78,11 +90,10 @@ INTERPRETER = {"interpreter": Target("triton", "cpu", slow=True)}
 def parameters(*, emulated: bool = False) -> list[Any]:
     """The targets of this process: Triton interprets its kernels from the start or never."""
     chosen = INTERPRETER if INTERPRETED else TARGETS
-    only = os.environ.get("SYNQ_FAST_TEST_TARGET")
     return [
         pytest.param(target, id=name, marks=[pytest.mark.cuda] * (target.device == "cuda"))
         for name, target in chosen.items()
-        if only in (None, name) and (emulated or target.setting is None)
+        if ONLY in (None, name) and (emulated or target.setting is None)
     ]
 
 

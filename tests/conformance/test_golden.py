@@ -69,8 +69,10 @@ def test_grad_cam(golden, namespace, target) -> None:
     for _, case in golden_cases(golden("grad_cam")):
         if case["kind"] == "grad_cam":
             a, g, cam = put(case, target, "activations", "gradients", "map")
-            size = tuple(case["size"].tolist())
-            assert close(namespace.grad_cam(a, g, size).cpu(), case["map"], _maps.MAP) == ""
+            size, expected = tuple(case["size"].tolist()), case["map"]
+            if target.slow:
+                a, g, cam, expected = (x[:1].contiguous() for x in (a, g, cam, expected))
+            assert close(namespace.grad_cam(a, g, size).cpu(), expected, _maps.MAP) == ""
             assert float(namespace.cam_alignment_loss(a, g, cam)) < 1e-6
 
 

@@ -34,9 +34,8 @@ def test_values_and_gradients(
             case,
             dtype,
             wanted=lambda sample: target.takes(case, sample, dtype, next(turns)),
+            layouts=target.layouts,
             definition=target.backend == "reference",
-            # Of the other layouts the ops make a copy before their kernels run.
-            **({"layouts": ("given", "channels_last")} if target.slow else {}),
         ):
             faults += check.faults(namespace, target.device)
             count += 1

@@ -9,6 +9,6 @@ def interpreter() -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip(
             "TRITON_INTERPRET=1 is not set; "
-            "tests/test_triton_interpreter.py runs these in their own process"
+            "tests/conformance/test_processes.py runs these in their own process"
         )
     pytest.importorskip("triton", reason="Triton is not installed")
