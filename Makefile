@@ -21,7 +21,7 @@ CONFORMANCE := tests/conformance tests/ops tests/kernels tests/emulation tests/c
 # A new run each time; `synq-fast quantize --resume` is for interrupted ones.
 demo: build
 	rm -rf runs/demo
-	$(BIN)/synq-fast quantize --bits w4a4 w3a3 --output runs/demo
+	$(BIN)/synq-fast quantize --bits w4a4 w3a3 w2a2 --output runs/demo
 
 # Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
 test demo conformance: export OMP_WAIT_POLICY = passive

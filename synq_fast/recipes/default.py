@@ -8,24 +8,24 @@ import math
 # that the recipes were made for (16, 32 and 224), because the cut-off of the low-pass filter and
 # the number of steps follow the size.
 _BY_SIZE = (
-    ("synq-digits", 22),
-    ("synq-cifar", 84),
-    ("synq-imagenet", math.inf),
+    ("synq-fast-digits", 22),
+    ("synq-fast-cifar", 84),
+    ("synq-fast-imagenet", math.inf),
 )
 
 
 def default_recipe(input_shape: tuple[int, int, int]) -> tuple[str, str]:
     """The recipe that suits a model, chosen by the size of its images.
 
-    ========  =================  ==========================
-    longest   recipe             made for
-    ========  =================  ==========================
-    to 22     ``synq-digits``    the embedded digits, 16 px
-    to 84     ``synq-cifar``     CIFAR, 32 px
-    above     ``synq-imagenet``  ImageNet, 224 px
-    ========  =================  ==========================
+    ========  ======================  ==========================
+    longest   recipe                  made for
+    ========  ======================  ==========================
+    to 22     ``synq-fast-digits``    the embedded digits, 16 px
+    to 84     ``synq-fast-cifar``     CIFAR, 32 px
+    above     ``synq-fast-imagenet``  ImageNet, 224 px
+    ========  ======================  ==========================
 
-    All of them are for convolutional networks with BatchNorm.
+    All of them are for convolutional networks, best with BatchNorm.
 
     Args:
         input_shape: (C, H, W) of one image.

@@ -31,10 +31,10 @@ def taken(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "shape", "expected"),
     [
-        ("tiny:tiny_net", (2, 224, 224), "synq-imagenet"),
-        ("tiny:tiny_net", (2, 64, 64), "synq-cifar"),
-        ("cifar100-resnet20kd", None, "synq-cifar"),
-        ("digits-resnet20", None, "synq-digits"),
+        ("tiny:tiny_net", (2, 224, 224), "synq-fast-imagenet"),
+        ("tiny:tiny_net", (2, 64, 64), "synq-fast-cifar"),
+        ("cifar100-resnet20kd", None, "synq-fast-cifar"),
+        ("digits-resnet20", None, "synq-fast-digits"),
     ],
 )
 def test_recipe_follows_the_model_everywhere(taken, tmp_path, model, shape, expected):
@@ -52,13 +52,13 @@ def test_recipe_follows_the_model_everywhere(taken, tmp_path, model, shape, expe
 
 def test_resnet18_is_an_imagenet_network(taken):
     teacher = synq_fast.load_teacher("resnet18", weights="random")
-    assert taken(synq_fast.quantize, teacher) == "synq-imagenet"
+    assert taken(synq_fast.quantize, teacher) == "synq-fast-imagenet"
 
 
 def test_modules_of_ones_own(taken):
-    assert taken(synq_fast.quantize, tiny_net(), input_shape=(2, 8, 8)) == "synq-digits"
-    assert taken(synq_fast.quantize, tiny_net(), input_shape=(2, 32, 32)) == "synq-cifar"
-    assert taken(synq_fast.quantize, tiny_net(), input_shape=(2, 96, 96)) == "synq-imagenet"
+    assert taken(synq_fast.quantize, tiny_net(), input_shape=(2, 8, 8)) == "synq-fast-digits"
+    assert taken(synq_fast.quantize, tiny_net(), input_shape=(2, 32, 32)) == "synq-fast-cifar"
+    assert taken(synq_fast.quantize, tiny_net(), input_shape=(2, 96, 96)) == "synq-fast-imagenet"
 
 
 def test_a_named_recipe_is_taken_and_checked_first():
@@ -74,6 +74,6 @@ def test_a_named_recipe_is_taken_and_checked_first():
 
 def test_the_run_says_which_and_why(capsys):
     result = synq_fast.quantize(tiny_net(), input_shape=SHAPE, overrides=TINY_OVERRIDES)
-    assert result.recipe.name == "synq-digits"
+    assert result.recipe.name == "synq-fast-digits"
     said = capsys.readouterr().err
-    assert "recipe synq-digits, for images of 8 x 8 pixels (choose another with recipe=" in said
+    assert "recipe synq-fast-digits, for images of 8 x 8 pixels (choose another with recipe=" in said

@@ -167,15 +167,15 @@ def test_images_are_mixed_where_no_loss_reads_their_labels(overrides):
 @pytest.mark.parametrize(
     ("shape", "name"),
     [
-        ((1, 8, 8), "synq-digits"),
-        ((1, 16, 16), "synq-digits"),
-        ((1, 28, 28), "synq-cifar"),
-        ((3, 32, 32), "synq-cifar"),
-        ((3, 64, 64), "synq-cifar"),
-        ((3, 16, 64), "synq-cifar"),
-        ((3, 96, 96), "synq-imagenet"),
-        ((3, 224, 224), "synq-imagenet"),
-        ((3, 32, 400), "synq-imagenet"),
+        ((1, 8, 8), "synq-fast-digits"),
+        ((1, 16, 16), "synq-fast-digits"),
+        ((1, 28, 28), "synq-fast-cifar"),
+        ((3, 32, 32), "synq-fast-cifar"),
+        ((3, 64, 64), "synq-fast-cifar"),
+        ((3, 16, 64), "synq-fast-cifar"),
+        ((3, 96, 96), "synq-fast-imagenet"),
+        ((3, 224, 224), "synq-fast-imagenet"),
+        ((3, 32, 400), "synq-fast-imagenet"),
     ],
 )
 def test_default_recipe_follows_the_image_size(shape, name):
