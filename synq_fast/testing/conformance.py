@@ -1,14 +1,14 @@
 """Runs an op on the samples of its case and says where it is wrong."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from synq_fast import reference
 from synq_fast.testing.case import EXACT, OpCase, Sample, Tolerance
-from synq_fast.testing.layouts import DENSE, LAYOUTS, converted, lay_out
+from synq_fast.testing.layouts import DENSE, LAYOUTS, OTHER_VALUES, converted, lay_out
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_TYPES = DTYPES[1:]
@@ -145,12 +145,14 @@ class Check:
         sample: The input, in that type and layout, on the CPU.
         layout: A name of `LAYOUTS`.
         definition: Whether it is the reference that is checked: by the oracle alone.
+        known: What must come out, by the way it was computed; other layouts of the sample share it.
     """
 
     case: OpCase
     sample: Sample
     layout: str
     definition: bool = False
+    known: dict[str, Results] = field(default_factory=dict)
 
     def faults(self, namespace: Any, device: torch.device | str = "cpu") -> list[str]:
         """Runs the op and returns what is wrong, an empty list where nothing is."""
@@ -214,10 +216,10 @@ class Check:
         by_bits = [tolerance is EXACT for tolerance in (*case.values, *case.gradients)]
         # The definition is compared with its own float32 where the oracle says nothing.
         bits = any(by_bits) and (sample.special or not self.definition)
-        exact = self._reference(wide=False) if bits else None
+        exact = self._once("in float32", lambda: self._reference(wide=False)) if bits else None
         # Where bits alone count, the oracle judges the definition and that judges the kernels.
         judged = all(by_bits) and not self.definition
-        wide = exact if judged and exact is not None else self._oracle()
+        wide = exact if judged and exact is not None else self._once("oracle", self._oracle)
         exact = exact or wide
         units = case.units(sample) if case.units is not None else ()
         units = (*units, *[1.0] * (len(case.values) + len(case.gradients) - len(units)))
@@ -267,6 +269,11 @@ class Check:
         has_nan = any(x.is_floating_point() and x.isnan().any() for x in self.sample.tensors)
         return close(mine, wide, tolerance, unit, nan_stays=is_value and bool(has_nan))
 
+    def _once(self, way: str, compute: Callable[[], Results]) -> Results:
+        if way not in self.known:
+            self.known[way] = compute()
+        return self.known[way]
+
     def _reference(self, wide: bool) -> Results:
         case, sample = self.case, self.sample
         tensors = tuple(moved(x, "cpu", wide) for x in sample.tensors)
@@ -301,10 +308,13 @@ def checks(
             converted(x, dtype) if i in case.cast and x.is_floating_point() else x
             for i, x in enumerate(sample.tensors)
         )
+        known: dict[str, Results] = {}
         for layout in layouts if sample.every_layout else ("given",):
             tensors = lay_out(cast, layout, case.laid_out)
             if tensors is not None:
-                yield Check(case, sample._replace(tensors=tensors), layout, definition)
+                alone = case.by_place or layout in OTHER_VALUES
+                shared = {} if alone else known
+                yield Check(case, sample._replace(tensors=tensors), layout, definition, shared)
 
 
 def check(

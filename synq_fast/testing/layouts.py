@@ -48,6 +48,7 @@ def converted(
     return whole.as_strided(x.size(), x.stride(), x.storage_offset())
 
 
+OTHER_VALUES = ("expanded",)
 DENSE = ("given", "channels_last", "transposed", "offset")
 
 

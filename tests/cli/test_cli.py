@@ -24,7 +24,8 @@ TINY = [
     "finetune.steps=2",
     "finetune.batch_size=4",
 ]
-QUANTIZE = ["quantize", "--quiet", *(part for text in TINY for part in ("--set", text))]
+SETTINGS = [part for text in TINY for part in ("--set", text)]
+QUANTIZE = ["quantize", "--quiet", "--recipe", "synq-digits", *SETTINGS]
 COMMANDS = [
     "quantize",
     "synthesize",

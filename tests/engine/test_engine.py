@@ -152,7 +152,7 @@ def test_progress_goes_to_standard_error_or_nowhere(capfd, progress):
         ({"recipe": "nothing"}, RecipeError, 'no recipe "nothing"'),
         ({"overrides": {"finetune.stepz": 1}}, RecipeError, "did you mean"),
         ({"teacher": nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.ReLU())}, ModelError,
-         "BatchNorm"),
+         "no convolution"),
         ({"teacher": "resnet999"}, ModelError, "resnet"),
         ({"teacher": tiny_net().double()}, ModelError, r"torch\.float64.*\.float\(\)"),
         ({"evaluation": Path("missing-set")}, DataError, "missing-set"),
@@ -167,7 +167,7 @@ def test_teacher_with_nan():
     net = tiny_net()
     with torch.no_grad():
         net.fc.weight[0] = torch.nan
-    with pytest.raises(NonFiniteLossError, match='"class" is nan'):
+    with pytest.raises(NonFiniteLossError, match='"classes" is nan'):
         run(net)
 
 

@@ -144,7 +144,9 @@ def test_mobile_networks_go_all_the_way(name, tmp_path):
     teacher = Teacher(module, name, (3, 32, 32), (0.0,) * 3, (1.0,) * 3, 1000)
     steps = {"synthesis.steps": 1, "quantization.calibration_batches": 1, "finetune.steps": 1}
     images = {"synthesis.images": 4, "synthesis.batch_size": 4, "finetune.batch_size": 2}
-    result = synq_fast.quantize(teacher, overrides={**steps, **images}, progress=False)
+    result = synq_fast.quantize(
+        teacher, "synq-cifar", overrides={**steps, **images}, progress=False
+    )
     coverage = synq_fast.coverage(result.model)
     assert (coverage.weights, coverage.inputs) == (coverage.weights_of, coverage.inputs_of)
     result.save(tmp_path / "m.safetensors")

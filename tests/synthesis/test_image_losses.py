@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
 
 from synq_fast.errors import ModelError
 from synq_fast.synthesis.losses import (
@@ -36,6 +35,11 @@ def seen(**changes) -> Seen:
         "student": torch.randn(B, C, generator=g) * 3,
     }
     return Seen(**(values | changes))
+
+
+def softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
 
 
 def numpy(x: torch.Tensor) -> np.ndarray:

@@ -130,6 +130,7 @@ def nearest(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> A
 
 CASE = OpCase(
     name="fake_quantize_learned",
+    by_place=True,
     call=call,
     inputs=inputs,
     oracle=oracle,

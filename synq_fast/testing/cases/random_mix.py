@@ -89,6 +89,7 @@ def nearest(a: torch.Tensor, b: torch.Tensor) -> Any:
 
 CASE = OpCase(
     name="random_mix",
+    by_place=True,
     call=call,
     inputs=inputs,
     oracle=oracle,
