@@ -25,6 +25,7 @@ from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant.bits import Bits, folder_name, parse_bits
 from synq_fast.quant.settings import Quantization
 from synq_fast.recipes import Recipe, dump_recipe, load_recipe
+from synq_fast.runtime.progress import Reporter
 from synq_fast.storage.files import write_text
 from synq_fast.storage.paths import user_path
 
@@ -221,8 +222,13 @@ def compare(
     ]
     done = _read(folder)
     waiting = [task for task in tasks if _identity(task) not in done]
-    for trial in _run(waiting, jobs):
+    reporter = Reporter(progress)
+    for number, trial in enumerate(_run(waiting, jobs, reporter), 1):
         done[trial.fingerprint] = trial
+        reporter.line(
+            f"run {number} of {len(waiting)}, {trial.recipe} {trial.bits} seed {trial.seed}: "
+            f"top-1 {trial.top1:.2f} % of {trial.images} images, {trial.minutes:.1f} min"
+        )
         if folder is not None:
             _write(folder, Comparison(loaded.name, tuple(done.values())))
     trials = tuple(done[_identity(task)] for task in tasks)
@@ -235,14 +241,17 @@ def _batches(evaluation: Any) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(torch.as_tensor(value) for value in batch)
 
 
-def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[Trial]:
+def _run(tasks: Sequence[_Task], jobs: int, reporter: Reporter) -> Iterator[Trial]:
     """Do the tasks, those that make images for others first."""
     if jobs == 1 or len(tasks) < 2:
         yield from map(_trial, tasks)
         return
     makers = {task.bank: task for task in tasks if task.bank and "synthesis" in task.recipe.stages}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_images, makers.values()))
+        if makers:
+            reporter.line(f"making the images of {len(tasks)} runs, {jobs} sets at a time")
+        for number, _ in enumerate(pool.map(_images, makers.values()), 1):
+            reporter.line(f"images {number} of {len(makers)} are there")
         yield from pool.map(_trial, tasks)
 
 

@@ -97,10 +97,16 @@ def test_other_weights_of_the_same_name_are_another_network(tmp_path):
     assert found[0].trials[0].fingerprint != found[1].trials[0].fingerprint
 
 
-def test_in_several_processes_it_finds_the_same(tmp_path):
+def test_in_several_processes_it_finds_the_same(tmp_path, capsys):
     options = {"bits": ["w4a4"], "seeds": [0, 1]}
-    alone, together = small(**options), small(**options, jobs=2, output=tmp_path)
+    alone = small(**options)
+    together = small(**options, jobs=2, output=tmp_path, progress=True)
     assert [t.top1 for t in together.trials] == [t.top1 for t in alone.trials]
+    said = capsys.readouterr().err
+    assert "images 2 of 2 are there" in said
+    assert (
+        f"run 4 of 4, synq-fast-digits w4a4 seed 1: top-1 {together.trials[-1].top1:.2f} %" in said
+    )
 
 
 def test_rows_of_other_policies_stay_apart():
