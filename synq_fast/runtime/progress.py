@@ -90,7 +90,7 @@ class Phase:
 
         Args:
             steps: steps of each.
-            images: images that each makes.
+            images: images that each makes, or works on in all of its steps.
         """
         finished = 0
 

@@ -40,6 +40,18 @@ def test_a_resumed_phase_counts_what_it_does_itself(clock, capsys):
     assert lines(capsys)[-1].endswith("10 s, about 10 s left")
 
 
+def test_parts_in_turn_count_their_images(clock, capsys):
+    phase = Phase("reconstruction", 20, None, True)
+    report = phase.in_turn(10, images=320)
+    clock(10)
+    report({"step": 10})
+    clock(10)
+    report({"step": 5})
+    first, second = lines(capsys)
+    assert "10/20" in first and "32 images/s" in first
+    assert "15/20" in second and "24 images/s" in second
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -65,7 +65,7 @@ def blocks(run: Run, made: Made) -> Made:
     history = list(made.history)
     finished: set[nn.Module] = set()
     with run.phase("reconstruction", len(cuts) * recipe.steps) as phase:
-        show = phase.in_turn(recipe.steps, recipe.batch_size)
+        show = phase.in_turn(recipe.steps, recipe.steps * recipe.batch_size)
         for index, block in enumerate(cuts):
             part = subnetwork(made.student, block.entry, block.exit)
             trained = TrainedBlock(part, recipe.rounding, finished)
