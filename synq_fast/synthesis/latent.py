@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synq_fast.optimize.named import named, part_of
+from synq_fast.runtime.defaults import plain_defaults
 from synq_fast.synthesis.parametrization import Decaying
 from synq_fast.synthesis.settings import Latent
 
@@ -63,7 +64,7 @@ class LatentImages:
         device = labels.device
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.set_state(generator.get_state())
-            with torch.device("cpu"):
+            with plain_defaults():
                 network = LatentNetwork(recipe.size, shape)
                 latents = torch.randn(len(labels), recipe.size, dtype=torch.float32)
             generator.set_state(torch.default_generator.get_state())

@@ -104,7 +104,7 @@ class Synthesizer:
         else:
             start = normal_images(count, self.input_shape, generator).to(self.device)
             images = Pixels(start, labels)
-        begins = Start(labels, generator, *self._earlier(labels))
+        begins = Start(labels, generator, *self._earlier())
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}
         weighted = WeightedLosses(self.teacher, self.losses, held)
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
@@ -123,13 +123,10 @@ class Synthesizer:
         augmentation = Augmentation(recipe.augment_probability, recipe.augment_scale)
         return self._loop(images, terms, schedule, generator, _shard(index), augmentation), images
 
-    def _earlier(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _earlier(self) -> tuple[Tensor, Tensor]:
         """Mean features (classes, D) of earlier batches, and counts (classes,)."""
-        if self._means is not None:
-            return self._means.means(), self._means.counts
-        return torch.zeros(self.classes, 1, device=self.device), torch.zeros(
-            self.classes, device=self.device
-        )
+        means = self._means or ClassMeans(self.classes, 1, self.device)
+        return means.means(), means.counts
 
     def _loop(
         self,

@@ -13,6 +13,7 @@ from synq_fast.bank.batches import Batches, Filter
 from synq_fast.bank.source import WHOLE
 from synq_fast.engine.stages.stage import Made
 from synq_fast.optimize.loop import Advice
+from synq_fast.runtime.defaults import plain_defaults
 from synq_fast.runtime.seeding import generator_for
 from synq_fast.synthesis.generator import ConditionalGenerator, Generated, OnlineBatches
 from synq_fast.synthesis.losses import GENERATOR_LOSSES, ImageLoss, named_losses
@@ -33,7 +34,7 @@ _ADVICE = Advice(
 def generator(run: Run, made: Made) -> Made:
     """Train the generator alone, before its images are used."""
     recipe, classes = run.recipe.generator, run.teacher.num_classes
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), plain_defaults():
         seed = generator_for(run.seed, "generator network").initial_seed()
         torch.default_generator.manual_seed(seed)
         network = ConditionalGenerator(recipe.latent, classes, run.teacher.input_shape)
