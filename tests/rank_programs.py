@@ -101,7 +101,14 @@ def of_methods(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch
     }
 
 
-def mixed(folder: Path, rank: int, world: int) -> dict[str, Any]:
+def following(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Images of which each batch keeps a distance from those before it."""
+    apart = {"weight": 1.0, "low": 1.5, "high": 2.0}
+    overrides = {f"synthesis.margin.{key}": value for key, value in apart.items()}
+    return _state(run(overrides={**overrides, "finetune.steps": 0}))
+
+
+def found_widths(folder: Path, rank: int, world: int) -> dict[str, Any]:
     """Widths from a generator's images, which are drawn once more for the ranges."""
     few = {"generator.steps": 2, "generator.latent": 5, "finetune.steps": 0}
     result = run(recipe="gdfq-digits", bits="auto:3.5", overrides=few)
@@ -222,7 +229,8 @@ def in_every_world(rank: int, folder: Path) -> None:
         ranges,
         online,
         of_methods,
-        mixed,
+        following,
+        found_widths,
         reconstructed,
         gradients,
         clipped_step,

@@ -38,7 +38,7 @@ class _Observed(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule, norms: Collection[str]) -> None:
         super().__init__(network)
-        self.norms = norms
+        self.network, self.norms = network, norms
         self.moments: dict[str, Moments] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -67,7 +67,7 @@ class _Corrected(_Observed):
         self.wanted, self.spread = wanted, spread
 
     def seen(self, node: fx.Node) -> None:
-        norm = called_module(self.module, node)  # type: ignore[arg-type]
+        norm = called_module(self.network, node)
         assert isinstance(norm, nn.BatchNorm2d)
         correct(norm, self.moments[node.name], self.wanted[node.name], self.spread)
 

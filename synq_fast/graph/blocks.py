@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from synq_fast.graph.nodes import called_module, constants, shape_of
+from synq_fast.graph.nodes import TRACED_IMAGES, called_module, constants, shape_of
 
 _LAYERS = (nn.Conv2d, nn.Linear)
-_IMAGES = 2
-"""What noted shapes are of; a value with another first dimension has no rows of single images."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def _single_values(graph_module: fx.GraphModule) -> list[fx.Node]:
         if len(alive) == 1:
             (value,) = alive
             shape = shape_of(value)
-            if shape is not None and len(shape) > 1 and shape[0] == _IMAGES:
+            if shape is not None and len(shape) > 1 and shape[0] == TRACED_IMAGES:
                 found[value] = None
     return list(found)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 _SHAPE = "shape"
+TRACED_IMAGES = 2
+"""What noted shapes are of; a value with another first dimension has no rows of single images."""
 
 
 def copied(module: fx.GraphModule) -> fx.GraphModule:
@@ -31,13 +33,13 @@ def called_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | No
 
 
 def note_shape(node: fx.Node, value: Any) -> None:
-    """Keep the shape of what a node gave for two images; nothing for what is no tensor."""
+    """Keep the shape of what a node gave for ``TRACED_IMAGES``; nothing for what is no tensor."""
     if isinstance(value, Tensor):
         node.meta[_SHAPE] = value.shape
 
 
 def shape_of(node: fx.Node) -> torch.Size | None:
-    """The shape that a node's value has for two images; None where it is no tensor, or unknown."""
+    """The shape that a node's value has for ``TRACED_IMAGES``; None where there is none."""
     shape: torch.Size | None = node.meta.get(_SHAPE)
     return shape
 

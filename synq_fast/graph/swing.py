@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from synq_fast.graph.nodes import called_module, copied, shape_of
+from synq_fast.runtime.memory import send
 
 _REACH = 1
 
@@ -37,7 +38,8 @@ class Swing(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """Shift anew."""
-        self.offset.copy_(torch.randint(2 * _REACH + 1, (2,), generator=generator, device="cpu"))
+        drawn = torch.randint(2 * _REACH + 1, (2,), generator=generator, device="cpu")
+        self.offset.copy_(send(drawn, self.offset.device))
 
 
 def swung(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Swing, ...]]:

@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from synq_fast.graph.nodes import attribute, run_node
+from synq_fast.graph.nodes import TRACED_IMAGES, attribute, run_node
 from synq_fast.graph.writes import Write, memory_of
 
 Pair = tuple[Any, Any]
-_BATCHES = (2, 3)
+_BATCHES = (TRACED_IMAGES, 3)
 """Two sizes: what differs between them follows the batch and stays symbolic."""
 _CONCRETE = (bool, int, float, complex, str, torch.dtype, torch.device, torch.memory_format)
 

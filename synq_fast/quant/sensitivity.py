@@ -14,13 +14,13 @@ from torch import Tensor, fx
 
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module, shape_of
+from synq_fast.graph.nodes import TRACED_IMAGES
 from synq_fast.quant.activations import ActivationQuantizer, bypassing
 from synq_fast.quant.bits import WIDTHS
 from synq_fast.quant.layers import WeightQuantized
 from synq_fast.quant.widths import reads_image
 
 WEIGHTS, ACTIVATIONS, IMAGE = "weights", "activations", "image"
-_TRACED_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def parts_of(student: fx.GraphModule) -> list[Part]:
             if shape is None:
                 raise ModelError(f"tracing has not seen the size of what {name} quantizes")
             kind = IMAGE if reads_image(node) else ACTIVATIONS
-            activations.append(Part(name, kind, math.prod(shape) // _TRACED_IMAGES))
+            activations.append(Part(name, kind, math.prod(shape) // TRACED_IMAGES))
     return [*weights.values(), *activations]
 
 

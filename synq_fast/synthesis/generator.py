@@ -13,7 +13,7 @@ from synq_fast.bank.batches import Filter, filtered
 from synq_fast.optimize.named import named, part_of
 from synq_fast.runtime.memory import send
 from synq_fast.runtime.seeding import generator_for
-from synq_fast.synthesis.optimization import ImageOptimization
+from synq_fast.synthesis.optimization import ImageOptimization, Terms
 
 _WIDTH = 128
 
@@ -123,6 +123,8 @@ class OnlineBatches:
     filter: Filter
     first: int
     """Number of the generator's step that makes batch 0."""
+    terms: Terms
+    """What the generator minimizes while it makes these batches."""
     part: slice = field(default_factory=lambda: slice(None))
     """Which images of each batch; the generator sees all of them on every rank."""
 
@@ -137,6 +139,7 @@ class OnlineBatches:
 
     def made(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the generator; its images from before the update, filtered."""
+        self.optimization.terms = self.terms
         terms = self.optimization(*inputs)
         assert self.optimization.seen is not None
         images = filtered(self.optimization.seen[self.part], self.filter)

@@ -179,8 +179,7 @@ def test_recipes_lists_and_shows(capsys, tmp_path):
 
 
 def test_synthesize_makes_a_bank_that_quantize_takes(capsys, tmp_path, monkeypatch):
-    settings = [part for text in TINY for part in ("--set", text)]
-    assert main(["synthesize", "--quiet", *settings, "--output", str(tmp_path)]) == 0
+    assert main(["synthesize", "--quiet", *SETTINGS, "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"12 images in {tmp_path}\n"
     monkeypatch.delattr(Synthesizer, "batch")
     assert main([*QUANTIZE, "--bank", str(tmp_path)]) == 0

@@ -91,11 +91,17 @@ def test_ranks_work_on_the_same_images_and_train_one_model(outcomes, world, name
 
 def test_any_number_of_ranks_finds_the_same_widths(outcomes):
     done, _ = outcomes
-    alone = done[1, 0]["mixed"]
+    alone = done[1, 0]["found_widths"]
     assert len({*alone["widths"]["weights"].values()}) > 1
     for each in EVERY_RANK:
-        found = done[each]["mixed"]
+        found = done[each]["found_widths"]
         assert found["widths"] == alone["widths"] and equal(found["model"], alone["model"])
+
+
+def test_batches_that_follow_each_other_are_the_same_on_any_number_of_ranks(outcomes):
+    done, _ = outcomes
+    alone = done[1, 0]["following"]
+    assert all(equal(done[each]["following"], alone) for each in EVERY_RANK)
 
 
 @pytest.mark.parametrize("rounding", ["soft", "straight"])

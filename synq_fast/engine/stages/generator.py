@@ -89,8 +89,10 @@ class _Online:
         part: slice = WHOLE,
         student: nn.Module | None = None,
     ) -> Batches:
-        self.optimization.terms = WeightedLosses(self.teacher, self.losses, student=student)
+        terms = WeightedLosses(self.teacher, self.losses, student=student)
         # Numbers far apart, so that no batch is drawn twice.
         self.asked += 1
         first = self.asked << 40
-        return OnlineBatches(self.optimization, self.generated, size, self.filter, first, part)
+        return OnlineBatches(
+            self.optimization, self.generated, size, self.filter, first, terms, part
+        )

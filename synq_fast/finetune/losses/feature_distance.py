@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from synq_fast.errors import ModelError
 from synq_fast.fields import factor
+from synq_fast.finetune.losses.features import bodies_of
 from synq_fast.finetune.losses.loss import Batch, View
 from synq_fast.graph.structure import Structure
 from synq_fast.graph.taps import Tap
@@ -34,12 +34,7 @@ class FeatureDistance:
 
     def taps(self, structure: Structure) -> tuple[Tap, ...]:
         """The values of every residual body."""
-        if not structure.bodies:
-            raise ModelError(
-                "the recipe compares features of residual bodies, but this model has none, and no "
-                "BatchNorm2d in their place; set finetune.feature_distance.weight = 0"
-            )
-        return tuple(Tap(node, "activation") for node in structure.bodies)
+        return tuple(Tap(node, "activation") for node in bodies_of(structure, "feature_distance"))
 
     def __call__(self, student: View, teacher: View, batch: Batch) -> tuple[Tensor, ...]:
         """Sum over bodies of the mean squared difference of (B, C, H, W)."""

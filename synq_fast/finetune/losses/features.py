@@ -16,6 +16,20 @@ from synq_fast.graph.structure import Structure
 from synq_fast.graph.taps import Tap
 
 
+def bodies_of(structure: Structure, section: str) -> tuple[str, ...]:
+    """The nodes that a loss on features reads.
+
+    Raises:
+        ModelError: there is none; names the loss's ``section`` of a recipe.
+    """
+    if not structure.bodies:
+        raise ModelError(
+            "the recipe compares what convolutions give, but this model has no convolution with "
+            f"more than one output pixel; set finetune.{section}.weight = 0"
+        )
+    return structure.bodies
+
+
 @dataclass(frozen=True)
 class Features:
     """Channel energies of the residual bodies, student against teacher (HAST)."""
@@ -39,12 +53,7 @@ class Features:
 
     def taps(self, structure: Structure) -> tuple[Tap, ...]:
         """The energies of every residual body."""
-        if not structure.bodies:
-            raise ModelError(
-                "the recipe compares channel energies, but this model has no convolution with more "
-                "than one output pixel; set finetune.features.weight = 0"
-            )
-        return tuple(Tap(node, "energy") for node in structure.bodies)
+        return tuple(Tap(node, "energy") for node in bodies_of(structure, "features"))
 
     def __call__(self, student: View, teacher: View, batch: Batch) -> tuple[Tensor, ...]:
         """Sum over bodies of the mean squared distance between normalised energies (B, C)."""

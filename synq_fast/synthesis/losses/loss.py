@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -50,7 +51,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class ImageLoss:
+class ImageLoss(ABC):
     """A part of what images minimize: a frozen dataclass of its recipe's values."""
 
     reads: ClassVar[frozenset[Reads]] = frozenset()
@@ -61,6 +62,6 @@ class ImageLoss:
         """What the call gets while a batch is optimized; follows from the batch's start alone."""
         return ()
 
+    @abstractmethod
     def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
         """The scalar, which ``weight`` multiplies afterwards."""
-        raise NotImplementedError
