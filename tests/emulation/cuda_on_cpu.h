@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cuda_runtime.h>
-#include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
@@ -14,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "coroutine.h"
 #include "faults.h"
 #include "schedule.h"
 #include "shared_memory.h"
@@ -46,9 +46,8 @@ namespace emulation {
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Block {
-  ucontext_t scheduler;
-  std::vector<ucontext_t> threads;
-  std::vector<std::vector<char>> stacks;
+  Resumption scheduler;
+  std::vector<Coroutine> threads;
   std::vector<State> states;
   std::vector<uint64_t> exchange;
   std::vector<unsigned> order;
@@ -80,9 +79,19 @@ void store_global(T* pointer, T value) {
 
 inline int64_t launches = 0;
 
+// Runs the threads of one block after another with this index.
 inline void enter() {
-  block().body();
-  block().states[block().current] = State::kDone;
+  for (Block& b = block();;) {
+    b.body();
+    b.states[b.current] = State::kDone;
+    change_places(b.threads[b.current].resumption, b.scheduler);
+  }
+}
+
+// Forgets threads that stopped in the middle.
+inline cudaError_t abandon(cudaError_t error) {
+  for (Coroutine& thread : block().threads) thread.started = false;
+  return error;
 }
 
 // Releases threads [first, last) once all that still run wait at the barrier.
@@ -100,21 +109,13 @@ inline void release(unsigned first, unsigned last, State barrier) {
 inline cudaError_t run_block(unsigned count, const std::function<void()>& body) {
   Block& b = block();
   b.body = body;
-  b.threads.resize(count);
-  b.stacks.resize(count, std::vector<char>(64 * 1024));
+  if (b.threads.size() < count) b.threads.resize(count);
   b.states.assign(count, State::kReady);
   b.exchange.assign(count, 0);
   b.order = random_order(count);
   faults().any = false;
   faults().scheduler = &b.scheduler;
   poison_shared_memory();
-  for (unsigned i = 0; i < count; ++i) {
-    getcontext(&b.threads[i]);
-    b.threads[i].uc_stack.ss_sp = b.stacks[i].data();
-    b.threads[i].uc_stack.ss_size = b.stacks[i].size();
-    b.threads[i].uc_link = &b.scheduler;
-    makecontext(&b.threads[i], enter, 0);
-  }
   for (bool finished = false; !finished;) {
     bool moved = false;
     finished = true;
@@ -124,14 +125,14 @@ inline cudaError_t run_block(unsigned count, const std::function<void()>& body) 
         b.current = i;
         threadIdx.x = i;
         faults().in_thread = true;
-        swapcontext(&b.scheduler, &b.threads[i]);
+        go_on(b.scheduler, b.threads[i], enter);
         faults().in_thread = false;
-        if (faults().any) return cudaErrorAssert;
+        if (faults().any) return abandon(cudaErrorAssert);
         moved = true;
       }
       finished = finished && b.states[i] == State::kDone;
     }
-    if (!finished && !moved) return cudaErrorLaunchTimeout;
+    if (!finished && !moved) return abandon(cudaErrorLaunchTimeout);
     for (unsigned first = 0; first < count; first += warpSize) {
       release(first, first + warpSize < count ? first + warpSize : count, State::kAtWarpBarrier);
     }
@@ -143,7 +144,7 @@ inline cudaError_t run_block(unsigned count, const std::function<void()>& body) 
 inline void wait(State barrier) {
   Block& b = block();
   b.states[b.current] = barrier;
-  swapcontext(&b.threads[b.current], &b.scheduler);
+  change_places(b.threads[b.current].resumption, b.scheduler);
 }
 
 // The value that another lane of the warp gives; its own where that lane does not exist. Every lane that the mask names

@@ -4,18 +4,18 @@
 // a check ends the emulated thread before the access is made.
 #pragma once
 
-#include <ucontext.h>
-
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+
+#include "coroutine.h"
 
 namespace emulation {
 
 struct Faults {
   bool any = false;
   bool in_thread = false;  // an emulated thread runs
-  ucontext_t* scheduler = nullptr;
+  Resumption* scheduler = nullptr;
 };
 
 inline Faults& faults() {
@@ -29,8 +29,7 @@ inline Faults& faults() {
   if (!faults().in_thread) abort();
   faults().any = true;
   faults().in_thread = false;
-  setcontext(faults().scheduler);
-  abort();
+  resume(*faults().scheduler);
 }
 
 // Begins the compiler's description of every check.
