@@ -12,6 +12,8 @@ from synq_fast.testing.layouts import DENSE, LAYOUTS, OTHER_VALUES, converted, l
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_TYPES = DTYPES[1:]
+Known = dict[int, dict[str, "Results"]]
+"""What must come out of each sample of a case, by its place and the way it was computed."""
 
 
 class Results(NamedTuple):
@@ -299,21 +301,33 @@ def checks(
     layouts: Iterable[str] = tuple(LAYOUTS),
     wanted: Callable[[Sample], bool] = lambda sample: True,
     definition: bool = False,
+    known: Known | None = None,
 ) -> Iterator[Check]:
-    """Yields the samples of a case in one type, those that are tested so in every layout."""
-    for sample in case.inputs():
+    """Yields the samples of a case in one type, those that are tested so in every layout.
+
+    Args:
+        case: The op.
+        dtype: What to cast the tensors to that `OpCase.cast` names.
+        layouts: Names of `LAYOUTS`.
+        wanted: Chooses among the samples.
+        definition: Whether it is the reference that is checked.
+        known: What other backends were compared with, of the same case and type; gets the rest.
+    """
+    known = {} if known is None else known
+    for place, sample in enumerate(case.inputs()):
         if not wanted(sample) or (definition and sample.beyond_reference):
             continue
         cast = tuple(
             converted(x, dtype) if i in case.cast and x.is_floating_point() else x
             for i, x in enumerate(sample.tensors)
         )
-        known: dict[str, Results] = {}
+        # Large results are not worth their memory.
+        expected = {} if sample.large else known.setdefault(place, {})
         for layout in layouts if sample.every_layout else ("given",):
             tensors = lay_out(cast, layout, case.laid_out)
             if tensors is not None:
                 alone = case.by_place or layout in OTHER_VALUES
-                shared = {} if alone else known
+                shared = {} if alone else expected
                 yield Check(case, sample._replace(tensors=tensors), layout, definition, shared)
 
 

@@ -11,6 +11,8 @@ from synq_fast.testing.cases.fake_quantize import oracle as fake_quantize
 
 # Two candidates whose losses differ by less than this, relative to the least, are as good.
 EXCESS = 1e-5
+# Elements of all candidates together, which stay in a cache.
+AT_ONCE = 1 << 15
 DISTRIBUTIONS = {
     "normal": "no surprise",
     "relu": "half of it one value, the range's end",
@@ -159,14 +161,13 @@ def losses(
     factors = torch.tensor(
         [1 - 0.01 * i for i in range(candidates)], dtype=torch.float32, device="cpu"
     )
-    means = [
-        (fake_quantize(x.double(), low * factor, high * factor, bits=bits) - x)
-        .abs()
-        .pow(norm)
-        .mean()
-        for factor in factors
-    ]
-    return factors, torch.stack(means)
+    values = x.double().reshape(1, -1)
+    means = []
+    for some in factors.split(max(1, AT_ONCE // x.numel())):
+        rows = values.expand(len(some), -1)
+        errors = fake_quantize(rows, low * some, high * some, bits=bits, axis=0) - rows
+        means.append(errors.abs().pow(norm).mean(1))
+    return factors, torch.cat(means)
 
 
 def excess(
