@@ -27,7 +27,7 @@ from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student
 from synq_fast.engine.stages import STAGES, Made, widths
-from synq_fast.errors import ModelError, SynqFastWarning
+from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
@@ -136,14 +136,27 @@ class Run:
         ranks.check_same({**self.identity, "recipe": dump_recipe(recipe), "bits": str(bits)})
 
     def _with_image_losses(self, recipe: Recipe) -> Recipe:
-        """The recipe, without what the model has no BatchNorm statistics for."""
-        if self.image_teacher.has_statistics:
+        """The recipe, without what the model has no BatchNorm statistics for.
+
+        Raises:
+            RecipeError: its images come from attentions, and the model has none.
+        """
+        teacher = self.image_teacher
+        losses = (*recipe.synthesis.losses, *recipe.generator.losses)
+        if not teacher.has_attentions and any("attentions" in loss.reads for loss in losses):
+            raise RecipeError(
+                f"the recipe's images come from a transformer's attentions (patches), and "
+                f"{self.teacher.name} has none that could be found; use a recipe for "
+                f"convolutional networks, such as synq-fast-imagenet"
+            )
+        if teacher.has_statistics:
             return recipe
-        adapted = without_statistics(recipe)
+        adapted = without_statistics(recipe, attends=teacher.has_attentions)
         if adapted != recipe:
+            instead = "the similarity of its patches" if teacher.has_attentions else "smoothness"
             warnings.warn(
                 f"{self.teacher.name} has no BatchNorm2d with running statistics to match: images "
-                f"come from its classes and from smoothness alone, which says less of the data it "
+                f"come from its classes and from {instead} alone, which says less of the data it "
                 f"was trained on; expect less accuracy, most of all below 6 bits",
                 SynqFastWarning,
                 stacklevel=3,

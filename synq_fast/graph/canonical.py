@@ -124,8 +124,10 @@ def _path(node: fx.Node, weight: fx.Node) -> str:
     """The path of the module that a call was traced in."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = str(stack[-1][0]) if stack else ""
-    if not path and weight.op == "get_attr":
-        path = str(weight.target).rpartition(".")[0]
+    if weight.op == "get_attr":
+        # A module may use the weight of a part that it never calls.
+        owner = str(weight.target).rpartition(".")[0]
+        path = owner if not path or owner.startswith(f"{path}.") else path
     return path or node.name
 
 

@@ -32,6 +32,12 @@ def called_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | No
     return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def is_foreign(node: fx.Node) -> bool:
+    """Whether a node calls a function that is not torch's own: its name says nothing then."""
+    place = getattr(node.target, "__module__", None) or "torch"
+    return node.op == "call_function" and place.split(".")[0] not in ("torch", "_operator")
+
+
 def note_shape(node: fx.Node, value: Any) -> None:
     """Keep the shape of what a node gave for ``TRACED_IMAGES``; nothing for what is no tensor."""
     if isinstance(value, Tensor):

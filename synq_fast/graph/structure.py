@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
+from synq_fast.graph.attention import Attention, find_attentions
 from synq_fast.graph.blocks import Block, find_blocks
 from synq_fast.graph.nodes import called_module, shape_of
 from synq_fast.graph.taps import Tapped
@@ -31,6 +32,8 @@ class Structure:
     and decides the logits; empty where there is none."""
     blocks: tuple[Block, ...] = ()
     """The parts between which one value alone is alive, in order."""
+    attentions: tuple[Attention, ...] = ()
+    """In order of execution."""
     features: str = ""
     """What the layer that gives the logits reads; the logits, where no one layer gives them."""
 
@@ -77,7 +80,8 @@ def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
     last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
     maps = () if last is None else (last,)
     blocks = find_blocks(graph_module)
-    return Structure(tuple(norms), named, maps, blocks, _features(graph_module))
+    attentions = find_attentions(graph_module)
+    return Structure(tuple(norms), named, maps, blocks, attentions, _features(graph_module))
 
 
 def _features(graph_module: fx.GraphModule) -> str:

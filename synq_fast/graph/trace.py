@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from synq_fast.errors import TraceError
 from synq_fast.graph.canonical import plain_layers
-from synq_fast.graph.nodes import attribute, note_shape
+from synq_fast.graph.nodes import attribute, is_foreign, note_shape
 from synq_fast.graph.tracer import ConcreteTracer
 from synq_fast.graph.writes import layout_decides, without_writes
 
@@ -46,6 +46,9 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
     for node in graph.nodes:
         if node in tracer.values:
             note_shape(node, tracer.values[node][0])
+        if not is_foreign(node):
+            # torch.fx marks what a function gave that was opened, and would wrap torch's own.
+            node.meta.pop("is_wrapped", None)
     layers = plain_layers(graph, module)
     # A graph module names its tracer when it is pickled; ours cannot be made without an example.
     graph._tracer_cls = fx.Tracer

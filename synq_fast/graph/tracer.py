@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from synq_fast.graph.attention import opened
 from synq_fast.graph.nodes import TRACED_IMAGES, attribute, run_node
 from synq_fast.graph.writes import Write, memory_of
 
@@ -62,8 +63,11 @@ class ConcreteTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one call: what the caller named, and torch's own layers."""
-        named = {module_qualified_name, type(m).__name__}
-        return bool(named & self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        if {module_qualified_name, type(m).__name__} & self.leaves:
+            return True
+        # Its products are quantized one by one.
+        attends = isinstance(m, nn.MultiheadAttention)
+        return not attends and super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -108,6 +112,9 @@ class ConcreteTracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *naming: Any, **more: Any
     ) -> Any:
         """Record a node and run it; gives a plain value where the batch has no part in it."""
+        open_form = opened(target) if kind == "call_function" else None
+        if open_form is not None:
+            return open_form(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *naming, **more)
         node = proxy.node
         pair = self._images if kind == "placeholder" else self._evaluated(node)

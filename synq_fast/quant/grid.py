@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import fx, nn
 
 from synq_fast.graph import called_module
+from synq_fast.graph.nodes import is_foreign
 
 # Zero is a value of every grid whose range holds it, so ReLU and padding stay on the grid. Averages
 # do not: the mean of quantized values lies between two of them.
@@ -59,12 +60,6 @@ def operation(graph_module: fx.GraphModule, node: fx.Node) -> str:
     if callable(node.target):
         return str(getattr(node.target, "__name__", node.target))
     return str(node.target)
-
-
-def is_foreign(node: fx.Node) -> bool:
-    """Whether a node calls a function that is not torch's own: its name says nothing then."""
-    place = getattr(node.target, "__module__", None) or "torch"
-    return node.op == "call_function" and place.split(".")[0] not in ("torch", "_operator")
 
 
 def handed_on(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:

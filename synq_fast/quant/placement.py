@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
+from synq_fast.graph.attention import find_attentions, products
 from synq_fast.graph.leaves import is_kept
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
@@ -57,9 +58,20 @@ def all_inputs(graph_module: fx.GraphModule) -> list[fx.Node]:
     return list(dict.fromkeys(read))
 
 
+def transformer(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """What layers read and what attention multiplies: queries, keys, probabilities and values.
+
+    RepQ-ViT's placement, which later work on vision transformers shares. Residual sums, logits of
+    the attention, LayerNorm, softmax and GELU stay in floating point.
+    """
+    operands = [o for node in products(graph_module) for o in node.all_input_nodes]
+    return list(dict.fromkeys([*all_inputs(graph_module), *operands]))
+
+
 PLACEMENTS: dict[str, Callable[[fx.GraphModule], list[fx.Node]]] = {
     "after_relu": after_relu,
     "all_inputs": all_inputs,
+    "vit": transformer,
 }
 AUTO = "auto"
 
@@ -71,6 +83,7 @@ def chosen_placement(
 
     A network with other activation functions (SiLU, hard-swish, GELU, squeeze and excitation) gets
     ``all_inputs``: after its ReLUs alone most of what its layers read would stay in floating point.
+    One with attention gets ``vit``.
 
     Args:
         placement: ``auto`` or a name in ``PLACEMENTS``.
@@ -79,6 +92,8 @@ def chosen_placement(
     """
     if placement != AUTO:
         return placement
+    if find_attentions(graph_module):
+        return "vit"
 
     def is_relu(node: fx.Node) -> bool:
         return relu_bound(graph_module, node) is not None

@@ -13,11 +13,13 @@ class Quantization:
 
     placement: str = choice(
         "auto",
-        "where activations are quantized: after every ReLU (SynQ's), or all that layers read; auto "
-        "takes the first for networks whose only activation function is ReLU",
+        "where activations are quantized: after every ReLU (SynQ's), all that layers read, or that "
+        "and what attention multiplies (vit); auto takes the last where there is attention, and "
+        "the first for networks whose only activation function is ReLU",
         "auto",
         "after_relu",
         "all_inputs",
+        "vit",
     )
     range: str = choice(
         "mse", "how an activation range follows from the batches", "ema", "minmax", "mse"

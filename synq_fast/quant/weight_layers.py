@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from synq_fast.graph import attribute, called_module, constants
 from synq_fast.graph.leaves import is_kept
-from synq_fast.quant.grid import is_foreign, operation
+from synq_fast.graph.nodes import is_foreign
+from synq_fast.quant.grid import operation
 from synq_fast.quant.layers import WeightQuantized
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)

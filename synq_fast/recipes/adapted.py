@@ -6,29 +6,40 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from synq_fast.recipes.schema import Recipe
-from synq_fast.synthesis.losses import Classes, ImageLoss, Variation
+from synq_fast.synthesis.losses import Classes, ImageLoss, Patches, Roughness, Variation
 
 
-def without_statistics(recipe: Recipe) -> Recipe:
-    """The recipe without the losses that read BatchNorms; classes and smoothness take their place.
+def without_statistics(recipe: Recipe, *, attends: bool) -> Recipe:
+    """The recipe without the losses that read BatchNorms; others take their place.
 
-    A recipe that has either keeps its own.
+    These are classes, and the patches of a transformer (PSAQ-ViT) or else smoothness. A recipe
+    that has one of them keeps its own.
+
+    Args:
+        recipe: for a network with BatchNorm statistics.
+        attends: whether the network has attentions.
     """
+    kinds = (Classes, Patches, Roughness) if attends else (Classes, Variation)
     synthesis, generator = recipe.synthesis, recipe.generator
+    if "generator" in recipe.stages:
+        losses = _without_norms(generator.losses, (Classes, Variation))
+        generator = replace(generator, losses=losses)
     return replace(
         recipe,
         synthesis=replace(
             synthesis,
             centers=replace(synthesis.centers, weight=0.0),
-            losses=_without_norms(synthesis.losses),
+            losses=_without_norms(synthesis.losses, kinds),
         ),
-        generator=replace(generator, losses=_without_norms(generator.losses)),
+        generator=generator,
     )
 
 
-def _without_norms(losses: Iterable[ImageLoss]) -> tuple[ImageLoss, ...]:
+def _without_norms(
+    losses: Iterable[ImageLoss], kinds: Iterable[type[ImageLoss]]
+) -> tuple[ImageLoss, ...]:
     kept = [loss for loss in losses if "norms" not in loss.reads]
-    for kind in (Classes, Variation):
+    for kind in kinds:
         if not any(type(loss) is kind and loss.weight for loss in kept):
             kept.append(kind())
     return tuple(kept)

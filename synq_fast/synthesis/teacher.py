@@ -43,13 +43,20 @@ class ImageTeacher:
             ):
                 self.running.append((norm.running_mean, norm.running_var))
                 inputs.append(call.all_input_nodes[0].name)
-        read = [*inputs, structure.features]
+        attentions = [attention.output for attention in structure.attentions]
+        read = [*inputs, *attentions, structure.features]
         self.tapped = Tapped(simplified(graph_module, read), read)
+        self._norms, self._attends = len(inputs), bool(attentions)
 
     @property
     def has_statistics(self) -> bool:
         """Whether there is a BatchNorm whose statistics images can match."""
         return bool(self.running)
+
+    @property
+    def has_attentions(self) -> bool:
+        """Whether there are attentions, whose patches images can tell apart."""
+        return self._attends
 
     @torch.no_grad()
     def judged(self, images: Tensor, labels: Tensor) -> Seen:
@@ -61,10 +68,11 @@ class ImageTeacher:
     def __call__(self, images: Tensor, labels: Tensor) -> Seen:
         """Run it on images (B, C, H, W) with labels (B,)."""
         view = self.tapped(images)
-        *norms, features = view.features
+        *taps, features = view.features
+        norms, attentions = tuple(taps[: self._norms]), tuple(taps[self._norms :])
         if features.ndim > 2:
             features = features.flatten(2).mean(2)
-        return Seen(images, labels, view.logits, features, tuple(norms), self.running)
+        return Seen(images, labels, view.logits, features, norms, attentions, self.running)
 
 
 class WeightedLosses:

@@ -31,6 +31,7 @@ def seen(**changes) -> Seen:
         "logits": torch.randn(B, C, generator=g) * 3,
         "features": torch.randn(B, D, generator=g),
         "norms": norms,
+        "attentions": tuple(torch.randn(B, 2, 10, c, generator=g) for c in (4, 3)),
         "running": [(torch.randn(c, generator=g), torch.rand(c, generator=g)) for c in (2, 3)],
         "student": torch.randn(B, C, generator=g) * 3,
     }

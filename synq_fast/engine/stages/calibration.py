@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from synq_fast.engine.stages.stage import Made
 from synq_fast.finetune.calibration import calibrate
+from synq_fast.finetune.probabilities import fit_probabilities
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -26,6 +28,10 @@ def calibration(run: Run, made: Made) -> Made:
             precision=run.recipe.finetune.precision,
             ranks=run.ranks,
         )
+    if run.structure.attentions:
+        with closing(made.source.batches(recipe.calibration_batch_size)) as batches:
+            images, _ = batches(0)
+        fit_probabilities(made.student, run.structure.attentions, images)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
         run.write_metrics()

@@ -6,6 +6,7 @@ from synq_fast.synthesis.losses.classes import Classes, focal_class_loss
 from synq_fast.synthesis.losses.disagreement import Disagreement
 from synq_fast.synthesis.losses.loss import ImageLoss, Seen, Start, Targets
 from synq_fast.synthesis.losses.margin import Margin
+from synq_fast.synthesis.losses.patches import Patches, Roughness
 from synq_fast.synthesis.losses.prior import Prior
 from synq_fast.synthesis.losses.soft_labels import SoftLabels
 from synq_fast.synthesis.losses.statistics import (
@@ -24,6 +25,8 @@ IMAGE_LOSSES: dict[str, type[ImageLoss]] = {
     "soft_labels": SoftLabels,
     "margin": Margin,
     "prior": Prior,
+    "patches": Patches,
+    "roughness": Roughness,
     "variation": Variation,
 }
 """Of images that are optimized, by the name of their section in a recipe, in the order in which
@@ -53,7 +56,9 @@ __all__ = [
     "Disagreement",
     "ImageLoss",
     "Margin",
+    "Patches",
     "Prior",
+    "Roughness",
     "Seen",
     "SoftLabels",
     "Start",

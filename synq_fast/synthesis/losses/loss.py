@@ -11,9 +11,9 @@ from torch import Tensor
 
 Targets = list[tuple[Tensor, Tensor]]
 """Mean and variance (C,) per BatchNorm layer."""
-Reads = Literal["labels", "norms", "earlier", "student"]
-"""What a loss needs beside images and logits: labels, the inputs of BatchNorms, the images of
-earlier batches, or the quantized network."""
+Reads = Literal["labels", "norms", "attentions", "earlier", "student"]
+"""What a loss needs beside images and logits: labels, the inputs of BatchNorms, what attention
+gives, the images of earlier batches, or the quantized network."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Seen:
     """(B, D): what the layer that gives the logits reads, its mean over the pixels"""
     norms: tuple[Tensor, ...]
     """The input (B, C, H, W) of every BatchNorm."""
+    attentions: tuple[Tensor, ...]
+    """What each attention gives (..., H, N, D), head by head; windows come first."""
     running: Targets
     """The statistics that each BatchNorm has stored."""
     student: Tensor | None = None
