@@ -11,7 +11,7 @@ from synq_fast import ops
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import Attention
 from synq_fast.graph.taps import Tapped
-from synq_fast.quant import ActivationQuantizer, bypassing
+from synq_fast.quant.activations import ActivationQuantizer, bypassing
 from synq_fast.runtime.out_of_memory import memory_errors
 
 SHARES = 20

@@ -139,6 +139,7 @@ def multi_head_attention_forward(
         "key_padding_mask": key_padding_mask is not None,
         "static keys": static_k is not None or static_v is not None,
         "unbatched input": len(query.shape) != 3,
+        "a mask for each image": attn_mask is not None and len(attn_mask.shape) != 2,
     }
     if any(refused.values()):
         what = ", ".join(name for name, given in refused.items() if given)
@@ -163,8 +164,6 @@ def multi_head_attention_forward(
     logits = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(size))
     if is_causal and attn_mask is None:
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1)
-    elif attn_mask is not None and len(attn_mask.shape) == 3:
-        attn_mask = attn_mask.reshape(-1, num_heads, q.shape[-2], k.shape[-2])
     # Here true means masked, in scaled_dot_product_attention it means kept.
     inverted = attn_mask is not None and _dtype(attn_mask) == torch.bool
     mask = ~attn_mask if inverted else attn_mask

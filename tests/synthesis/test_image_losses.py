@@ -1,17 +1,22 @@
 """The losses of images, each against its formula in float64 NumPy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from synq_fast.errors import ModelError
+from synq_fast import reference
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,
     Deviations,
     Disagreement,
     Margin,
+    Patches,
     Prior,
+    Roughness,
     Seen,
     SoftLabels,
     Start,
@@ -134,3 +139,39 @@ def test_disagreement_stays_finite(student):
 def test_losses_of_weight_zero_are_left_out_and_the_order_is_the_registrys(registry):
     losses = [kind(weight=float(index % 2)) for index, kind in enumerate(registry.values())]
     assert list(named_losses(registry, losses[::-1])) == list(registry)[1::2]
+
+
+def test_patches():
+    one = seen()
+    total = 0.0
+    for output in one.attentions:
+        # Of ten tokens the last nine are a square of patches.
+        tokens = output.mean(1)[:, 1:]
+        total -= float(reference.patch_similarity_entropy(tokens).mean())
+    assert Patches()(one).item() == pytest.approx(total, rel=1e-5)
+    windows = torch.randn(2, 3, 2, 9, 4)
+    flat = windows.flatten(0, 1)
+    expected = Patches()(seen(attentions=(flat,))).item()
+    assert Patches()(seen(attentions=(windows,))).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_roughness():
+    labels, generator = torch.zeros(32, dtype=torch.int64), torch.Generator().manual_seed(0)
+    loss = Roughness(low=2500.0, high=3000.0)
+    start = Start(labels, generator, torch.zeros(C, 1), torch.zeros(C))
+    drawn = [float(loss.begin(start)[0]) for _ in range(200)]
+    assert 2500 <= min(drawn) < 2550 and 2950 < max(drawn) <= 3000
+    for count, side in ((32, 224), (8, 224), (32, 56)):
+        images = torch.randn(count, 3, side, side)
+        x = numpy(images)
+        differences = (
+            x[..., 1:] - x[..., :-1],
+            x[:, :, 1:] - x[:, :, :-1],
+            x[:, :, 1:, 1:] - x[:, :, :-1, :-1],
+            x[:, :, 1:, :-1] - x[:, :, :-1, 1:],
+        )
+        variation = sum(np.sqrt((d.astype(np.float64) ** 2).sum()) for d in differences)
+        expected = abs(variation - 2700 * math.sqrt(count / 32) * side / 224)
+        assert loss(seen(images=images), torch.tensor(2700.0)).item() == pytest.approx(
+            expected, rel=1e-4
+        )
