@@ -289,6 +289,7 @@ class Run:
             classes=self.teacher.num_classes,
             seed=self.seed,
             device=self.device,
+            valid=self.teacher.valid_range(),
             kept=Kept(folder, seconds) if folder else None,
         )
 

@@ -71,6 +71,12 @@ class Teacher:
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1)
         return lambda images: (images.float() - mean) / std
 
+    def valid_range(self) -> tuple[Tensor, Tensor]:
+        """What `normalize` makes of 0 and of 1 in each channel: (C, 1, 1) each, on the device."""
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device=self.device)
+        low, high = self.normalize(ends.view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1))
+        return low, high
+
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Undo `normalize`; the result is not clipped to 0..1."""
         mean = torch.tensor(self.mean, dtype=torch.float32, device=inputs.device).view(-1, 1, 1)

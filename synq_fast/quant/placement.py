@@ -17,6 +17,8 @@ from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import find_attentions, products
 from synq_fast.graph.leaves import is_kept
+from synq_fast.graph.nodes import constants
+from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
 from synq_fast.quant.bits import Policy, Site
@@ -68,10 +70,35 @@ def transformer(graph_module: fx.GraphModule) -> list[fx.Node]:
     return list(dict.fromkeys([*all_inputs(graph_module), *operands]))
 
 
+def transformer_outputs(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The image, and what every layer, norm, GELU, product and residual sum gives but the logits.
+
+    PSAQ-ViT's placement: the residual stream and the logits of attention are quantized, its
+    probabilities are not.
+    """
+    fixed = constants(graph_module.graph)
+    (logits,) = graph_module.graph.output_node().all_input_nodes
+    made = set(products(graph_module))
+
+    def is_quantized(node: fx.Node) -> bool:
+        module = called_module(graph_module, node)
+        is_sum = is_addition(node) and not any(o in fixed for o in node.all_input_nodes)
+        return (
+            node.op == "placeholder"
+            or node in made
+            or is_sum
+            or isinstance(module, WeightQuantized | nn.LayerNorm)
+            or operation(graph_module, node) in ("layer_norm", "gelu", "GELU")
+        )
+
+    return [n for n in graph_module.graph.nodes if n is not logits and is_quantized(n)]
+
+
 PLACEMENTS: dict[str, Callable[[fx.GraphModule], list[fx.Node]]] = {
     "after_relu": after_relu,
     "all_inputs": all_inputs,
     "vit": transformer,
+    "vit_outputs": transformer_outputs,
 }
 AUTO = "auto"
 

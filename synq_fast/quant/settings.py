@@ -13,13 +13,15 @@ class Quantization:
 
     placement: str = choice(
         "auto",
-        "where activations are quantized: after every ReLU (SynQ's), all that layers read, or that "
-        "and what attention multiplies (vit); auto takes the last where there is attention, and "
-        "the first for networks whose only activation function is ReLU",
+        "where activations are quantized: after every ReLU (SynQ's), all that layers read, that "
+        "and what attention multiplies (vit), or what every layer, norm and residual sum of a "
+        "transformer gives (vit_outputs, PSAQ-ViT's); auto takes vit where there is attention, and "
+        "after_relu for networks whose only activation function is ReLU",
         "auto",
         "after_relu",
         "all_inputs",
         "vit",
+        "vit_outputs",
     )
     range: str = choice(
         "mse", "how an activation range follows from the batches", "ema", "minmax", "mse"

@@ -145,6 +145,11 @@ _IDLE = (
         'synthesis.parametrization is not "latent"',
     ),
     _Idle(
+        ("synthesis.clip",),
+        lambda r: r.synthesis.parametrization != "pixels",
+        'only synthesis.parametrization = "pixels" can be kept within bounds',
+    ),
+    _Idle(
         _CENTERS,
         lambda r: r.synthesis.centers.weight == 0,
         "synthesis.centers.weight is 0",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from synq_fast.bank.crops import crop, random_crops
+from synq_fast.bank.rolls import random_roll, roll
 from synq_fast.graph.swing import Swing
 from synq_fast.optimize.loop import Advice, Loop, Plain
 from synq_fast.optimize.named import named, part_of
@@ -43,10 +44,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Share of the iterations that see every image cropped and mirrored, and the crops' areas."""
+    """Share of the iterations that see every image cropped and mirrored, and the crops' areas;
+    how many pixels all images are moved by at most, in every iteration."""
 
     probability: float
     scale: tuple[float, float]
+    roll: int = 0
 
 
 class ImageOptimization(Plain):
@@ -113,6 +116,8 @@ class ImageOptimization(Plain):
         if chance is None:
             return drawn
         lot = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
+        if chance.roll:
+            drawn = *drawn, send(random_roll(chance.roll, generator), self.device)
         if lot >= chance.probability:
             return drawn
         maps = random_crops(self.parametrization.batch_size, chance.scale, generator)
@@ -121,11 +126,14 @@ class ImageOptimization(Plain):
     def __call__(self, *inputs: Tensor) -> Tensor:
         """One update; returns the terms before it."""
         self.optimizer.zero_grad()
-        drawn, crops = inputs[: self.parametrization.drawn], inputs[self.parametrization.drawn :]
+        drawn, moves = inputs[: self.parametrization.drawn], inputs[self.parametrization.drawn :]
+        rolls = bool(self.augmentation and self.augmentation.roll)
         with tensor_float32(self.precision == "tf32"):
             images, labels = self.parametrization.images(*drawn)
             self.seen = images.detach()
-            losses = self.terms(crop(images, *crops) if crops else images, labels)
+            for n, move in enumerate(moves):
+                images = roll(images, move) if rolls and n == 0 else crop(images, move)
+            losses = self.terms(images, labels)
             values = torch.stack(list(losses.values()))
             total = values.sum()
             total.backward(inputs=list(self.trained()))

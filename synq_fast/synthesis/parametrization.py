@@ -57,10 +57,19 @@ class Pixels:
 
     drawn: ClassVar[int] = 0
 
-    def __init__(self, start: Tensor, labels: Tensor) -> None:
-        """Begin at images (B, C, H, W), normalised space, which are not changed."""
+    def __init__(
+        self, start: Tensor, labels: Tensor, valid: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Begin at images (B, C, H, W), normalised space, which are not changed.
+
+        Args:
+            start: the images.
+            labels: (B,) int64.
+            valid: the least and the largest value of each channel (C, 1, 1), which pixels are
+                brought back to after each update.
+        """
         self.pixels = start.clone(memory_format=torch.channels_last).requires_grad_()
-        self.labels, self.batch_size = labels, len(labels)
+        self.labels, self.batch_size, self.valid = labels, len(labels), valid
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """The pixels."""
@@ -72,6 +81,9 @@ class Pixels:
 
     def images(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The pixels and the labels."""
+        if self.valid is not None:
+            with torch.no_grad():
+                self.pixels.clamp_(*self.valid)
         return self.pixels, self.labels
 
     def state(self) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synq_fast.fields import area, batch, choice, count, factor, flag, number, parts, rate, section
+from synq_fast.fields import area, batch, choice, count, factor, flag, items, number, parts, rate, section
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,
@@ -55,12 +55,24 @@ class Synthesis:
         "latent",
     )
     learning_rate: float = rate(0.5, "of the pixels or latents at the start")
+    betas: tuple[float, float] = items(
+        (0.9, 0.999), "Adam's memory of gradients and of their squares", low=0, high=0.99999
+    )
     patience: int = count(50, "steps without progress before the rate falls to a tenth", 0, "steps")
     min_learning_rate: float = number(1e-4, "the least that the rate falls to", 0, 1e3, "per step")
     augment_probability: float = number(
         0.0, "share of the steps that see every image randomly cropped and mirrored", 0, 1
     )
     augment_scale: tuple[float, float] = area(0.4, 1.0, "part of the image that such a crop keeps")
+    augment_roll: int = number(
+        0,
+        "in each step, move all images by up to so many pixels around their edges, and mirror half "
+        "of the time (PSAQ-ViT); 0: not",
+        0,
+        2**12,
+        "pixels",
+    )
+    clip: bool = flag(False, "keep pixels within what the teacher's normalisation makes of 0 to 1")
     swing: bool = flag(
         False, "in each step, shift what every strided convolution reads by up to a pixel (Genie)"
     )

@@ -48,13 +48,16 @@ class Synthesizer:
         classes: int,
         seed: int,
         device: torch.device,
+        valid: tuple[Tensor, Tensor] | None = None,
         kept: Kept | None = None,
     ) -> None:
         """Prepare for images (C, H, W) of ``input_shape`` in ``classes`` classes.
 
-        With ``kept`` a killed process loses little of a batch, and nothing of the centres.
+        With ``valid``, the least and the largest value of each channel (C, 1, 1), the recipe may
+        keep pixels there. With ``kept`` a killed process loses little of a batch, and nothing of
+        the centres.
         """
-        self.kept = kept
+        self.kept, self.valid = kept, valid if recipe.clip else None
         self.teacher, self.recipe, self.seed = teacher, recipe, seed
         self.input_shape, self.classes, self.device = input_shape, classes, device
         self.center_targets: Targets | None = None
@@ -103,7 +106,7 @@ class Synthesizer:
             images = LatentImages(recipe.latent, labels, self.input_shape, generator)
         else:
             start = normal_images(count, self.input_shape, generator).to(self.device)
-            images = Pixels(start, labels)
+            images = Pixels(start, labels, self.valid)
         begins = Start(labels, generator, *self._earlier())
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}
         weighted = WeightedLosses(self.teacher, self.losses, held)
@@ -118,9 +121,15 @@ class Synthesizer:
             return losses
 
         schedule = Schedule(
-            recipe.steps, recipe.learning_rate, recipe.min_learning_rate, recipe.patience
+            recipe.steps,
+            recipe.learning_rate,
+            recipe.min_learning_rate,
+            recipe.patience,
+            recipe.betas,
         )
-        augmentation = Augmentation(recipe.augment_probability, recipe.augment_scale)
+        augmentation = Augmentation(
+            recipe.augment_probability, recipe.augment_scale, recipe.augment_roll
+        )
         return self._loop(images, terms, schedule, generator, _shard(index), augmentation), images
 
     def _earlier(self) -> tuple[Tensor, Tensor]:

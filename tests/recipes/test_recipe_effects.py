@@ -88,6 +88,10 @@ IDLE = [
     ),
     ({"synthesis.centers.steps": 3}, {"synthesis.centers.weight": 0.02}),
     ({"synthesis.latent.size": 16}, {"synthesis.parametrization": "latent"}),
+    (
+        {"synthesis.parametrization": "latent", "synthesis.clip": True},
+        {"synthesis.parametrization": "pixels"},
+    ),
     *(
         (
             {"stages": [section, "calibration", "finetune"], f"{part}.weight": 0, f"{part}.{f}": 0},
