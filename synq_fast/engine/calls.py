@@ -52,7 +52,7 @@ def quantize(
 
     Args:
         teacher: a module, a ``Teacher``, or a name that ``load_teacher`` knows.
-        recipe: name or path of a recipe; by default one that suits the model's image size, see
+        recipe: name or path of a recipe; by default one that suits the model and the widths, see
             ``recipes.default_recipe``, which the run names.
         bits: weight and activation width, ``"w4a4"``; or ``"auto:4.0"``, widths of each layer's
             weights and of each activation that cost least at so many bits on average, of the
@@ -91,7 +91,7 @@ def quantize(
     output = None if output is None else user_path(output)
     bank = None if bank is None else user_path(bank)
     with joined(chosen) as ranks:
-        loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides)
+        loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides, widths)
         run = Run(
             loaded,
             taken,

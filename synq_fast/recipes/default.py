@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from synq_fast.quant.bits import HIGHEST
+
 # Longest side in pixels up to which a recipe is taken: about midway, as a ratio, between the sizes
 # that the recipes were made for (16, 32 and 224), because the cut-off of the low-pass filter and
 # the number of steps follow the size.
@@ -14,8 +16,10 @@ _BY_SIZE = (
 )
 
 
-def default_recipe(input_shape: tuple[int, int, int]) -> tuple[str, str]:
-    """The recipe that suits a model, chosen by the size of its images.
+def default_recipe(
+    input_shape: tuple[int, int, int], *, attends: bool = False, lowest: int = 2
+) -> tuple[str, str]:
+    """The recipe that suits a model, chosen by the size of its images and by what it is made of.
 
     ========  ======================  ==========================
     longest   recipe                  made for
@@ -25,14 +29,22 @@ def default_recipe(input_shape: tuple[int, int, int]) -> tuple[str, str]:
     above     ``synq-fast-imagenet``  ImageNet, 224 px
     ========  ======================  ==========================
 
-    All of them are for convolutional networks, best with BatchNorm.
+    These are for convolutional networks, best with BatchNorm. Transformers without it get
+    ``synq-fast-vit``, and ``synq-fast-vit-8bit``, which trains nothing, where all is to have 8
+    bits.
 
     Args:
         input_shape: (C, H, W) of one image.
+        attends: whether it is a transformer without BatchNorm statistics.
+        lowest: the least number of bits that is asked for.
 
     Returns:
         The recipe's name, and why it was taken.
     """
+    if attends and lowest >= HIGHEST:
+        return "synq-fast-vit-8bit", f"for a transformer at {HIGHEST} bits"
+    if attends:
+        return "synq-fast-vit", "for a transformer"
     _, height, width = input_shape
     name = next(name for name, longest in _BY_SIZE if max(height, width) <= longest)
     return name, f"for images of {height} x {width} pixels"
