@@ -166,13 +166,14 @@ def run(
         tiny_net() if teacher is None else teacher,
         options.pop("recipe", "synq-digits"),
         options.pop("bits", "w4a4"),
-        input_shape=None if isinstance(teacher, str) else SHAPE,
+        input_shape=None if isinstance(teacher, str | Teacher) else SHAPE,
         overrides={**TINY_OVERRIDES, **(overrides or {})},
         progress=False,
         **options,
     )
 
 
-def labelled() -> list[tuple[Tensor, Tensor]]:
-    """An evaluation set for the small network."""
-    return [(tiny_images(16, 7), tiny_labels(16, 7))]
+def labelled(shape: tuple[int, int, int] = SHAPE) -> list[tuple[Tensor, Tensor]]:
+    """An evaluation set for the small network, or for images of another shape."""
+    images = torch.randn(16, *shape, generator=torch.Generator().manual_seed(7))
+    return [(images, tiny_labels(16, 7))]

@@ -14,7 +14,9 @@ from synq_fast.finetune.reconstruction import iteration
 from synq_fast.optimize.loop import Loop
 from synq_fast.quant import find_structure, trace
 from synq_fast.recipes import list_recipes, load_recipe, schema
+from tests import transformers
 from tests.tiny import equal_states, labelled, run, tiny_images, tiny_net
+from tests.transformers import tiny_vit
 
 FEW = {
     "generator.steps": 4,
@@ -50,6 +52,13 @@ RECIPES: dict[str, dict[str, object]] = {
     },
 }
 
+RECIPES["synq-fast-vit"] = {
+    **{k: v for k, v in RECIPES["synq-fast-digits"].items() if k.startswith("blocks")},
+    "synthesis.augment_roll": 2,
+    "blocks.keep": 0.5,
+}
+TRANSFORMERS = ("synq-fast-vit",)
+
 
 @pytest.fixture(autouse=True)
 def frequent_records(monkeypatch):
@@ -61,7 +70,13 @@ def small(recipe: str, **options):
     with warnings.catch_warnings():
         # The overrides of small runs are for every stage.
         warnings.filterwarnings("ignore", "(synthesis|generator|filter).* has no effect")
-        return run(recipe=packaged(recipe), overrides=RECIPES[recipe], **options)
+        teacher = tiny_vit() if recipe in TRANSFORMERS else None
+        return run(teacher, recipe=packaged(recipe), overrides=RECIPES[recipe], **options)
+
+
+def images_of(recipe: str):
+    """An evaluation set for the network that ``small`` quantizes."""
+    return labelled(transformers.SHAPE) if recipe in TRANSFORMERS else labelled()
 
 
 def packaged(recipe: str) -> str:
@@ -100,7 +115,7 @@ def advances(recipe: str) -> list[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_killed_at_any_step_it_ends_in_the_same_model(tmp_path, recipe):
-    expected, steps = small(recipe, evaluation=labelled()), advances(recipe)
+    expected, steps = small(recipe, evaluation=images_of(recipe)), advances(recipe)
     advance = Loop.advance
     for kill_at in range(0, len(steps), 1 if len(steps) < 20 else 2):
         left = [kill_at]
@@ -115,8 +130,8 @@ def test_killed_at_any_step_it_ends_in_the_same_model(tmp_path, recipe):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Loop, "advance", killed)
             with pytest.raises(KeyboardInterrupt):
-                small(recipe, output=folder, evaluation=labelled())
-        resumed = small(recipe, output=folder, evaluation=labelled(), resume=True)
+                small(recipe, output=folder, evaluation=images_of(recipe))
+        resumed = small(recipe, output=folder, evaluation=images_of(recipe), resume=True)
         assert equal_states(resumed.model, expected.model), steps[kill_at]
         assert resumed.history == expected.history
         assert resumed.metrics["post-training"] == expected.metrics["post-training"]

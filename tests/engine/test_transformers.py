@@ -1,0 +1,107 @@
+"""Transformers through the engine: the recipe that they get, their files, and what is refused."""
+
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import synq_fast
+from synq_fast.engine.asked_for import asked_for
+from synq_fast.errors import RecipeError, SynqFastWarning
+from synq_fast.quant import ActivationQuantizer, BitWidths
+from tests.tiny import SHAPE as SMALL
+from tests.tiny import run, tiny_net
+from tests.transformers import SHAPE, TinyViT, tiny_vit
+
+FEW = {
+    "blocks.images": 8,
+    "blocks.steps": 3,
+    "blocks.batch_size": 4,
+}
+
+
+def silently(*arguments, **options):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no effect")
+        return run(*arguments, **options)
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+def test_a_transformer_is_quantized_saved_and_loaded(tmp_path, bits):
+    teacher = tiny_vit()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run(teacher, recipe=None, bits=bits, output=tmp_path, overrides=FEW)
+    # The recipe needs no BatchNorm, so that there is nothing to warn of.
+    assert not any("BatchNorm" in str(w.message) for w in caught)
+    assert result.recipe.name == ("synq-fast-vit-8bit" if bits == "w8a8" else "synq-fast-vit")
+    coverage = synq_fast.coverage(result.model)
+    assert (coverage.weights, coverage.inputs) == (coverage.weights_of, coverage.inputs_of)
+    assert coverage.placement == "vit"
+    images = torch.randn(4, *SHAPE)
+    loaded = synq_fast.load(tmp_path, model=TinyViT())
+    assert torch.equal(loaded(images), result.model(images))
+    ranges = [m for m in result.model.modules() if isinstance(m, ActivationQuantizer)]
+    assert all(m.range_max > m.range_min for m in ranges)
+
+
+def test_the_recipe_follows_network_and_widths():
+    def chosen(network, bits, shape=SHAPE):
+        widths = BitWidths.parse(bits)
+        return asked_for(network, None, shape, None, widths)[1].name
+
+    assert chosen(TinyViT(), "w8a8") == "synq-fast-vit-8bit"
+    assert chosen(TinyViT(), "w8a4") == "synq-fast-vit"
+    assert chosen(tiny_net(), "w8a8", SMALL) == "synq-fast-digits"
+
+    class WithNorm(TinyViT):
+        """Has BatchNorm statistics, which say more of the training data than patches do."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return super().forward(self.stem(x))
+
+    class Opaque(TinyViT):
+        def forward(self, x):
+            return super().forward(x) if bool(x.sum() < 1e9) else x
+
+    class WithoutAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(SHAPE[1:]), nn.Linear(3 * SHAPE[1] * SHAPE[2], 3)
+
+        def forward(self, x):
+            return self.fc(self.norm(x).flatten(1))
+
+    for network in (WithNorm(), Opaque(), WithoutAttention()):
+        assert chosen(network, "w4a4") == "synq-fast-digits"
+
+
+def test_a_recipe_for_transformers_is_refused_for_others_with_the_way_out():
+    with pytest.raises(RecipeError, match="has none that could be found; use a recipe for convol"):
+        silently(tiny_net(), recipe="synq-fast-vit", overrides=FEW)
+
+
+def test_a_recipe_of_batchnorms_takes_patches_for_a_transformer_and_says_so():
+    with pytest.warns(SynqFastWarning, match="similarity of its patches alone"):
+        result = silently(tiny_vit(), recipe="synq-digits")
+    names = {type(loss).__name__ for loss in result.recipe.synthesis.losses if loss.weight}
+    assert names == {"Classes", "Patches", "Roughness"}
+
+
+def test_images_stay_within_valid_pixels(tmp_path):
+    silently(tiny_vit(), recipe="synq-fast-vit-8bit", output=tmp_path)
+    teacher = tiny_vit()
+    low, high = teacher.valid_range()
+    assert low.shape == (3, 1, 1)
+    assert low.flatten().tolist() == [-2.0] * 3 and high.flatten().tolist() == [2.0] * 3
+    shards = list((tmp_path / "bank").glob("shard-*.safetensors"))
+    assert shards
+    for shard in shards:
+        images = load_file(str(shard))["images"]
+        assert images.min() >= -2 and images.max() <= 2
