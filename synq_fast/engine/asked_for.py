@@ -11,7 +11,6 @@ from torch import nn
 from synq_fast.errors import TraceError
 from synq_fast.graph.attention import find_attentions
 from synq_fast.graph.trace import trace
-
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant.bits import LOWEST, Bits, BitWidths
 from synq_fast.recipes import Recipe, default_recipe, load_recipe

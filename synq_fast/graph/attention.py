@@ -152,7 +152,7 @@ def multi_head_attention_forward(
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
     elif query is key and key is value:
-        parts = functional.linear(query, in_proj_weight, in_proj_bias).chunk(3, dim=-1)
+        parts = list(functional.linear(query, in_proj_weight, in_proj_bias).chunk(3, dim=-1))
     else:
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         parts = [
@@ -215,5 +215,3 @@ def _is_scaling(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node scales, shifts or masks logits, or changes nothing but their shape."""
     scaling = {"mul", "truediv", "div", "add", "masked_fill", "where", "sub"}
     return _is_moving(graph_module, node) or _name(node) in scaling | _MOVING
-
-

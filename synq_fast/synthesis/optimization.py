@@ -44,12 +44,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Share of the iterations that see every image cropped and mirrored, and the crops' areas;
-    how many pixels all images are moved by at most, in every iteration."""
+    """What the terms see instead of the images."""
 
     probability: float
+    """Share of the iterations that see every image cropped and mirrored."""
     scale: tuple[float, float]
+    """Smallest and largest share of the area that such a crop keeps."""
     roll: int = 0
+    """Pixels that all images are moved by at most, in every iteration."""
 
 
 class ImageOptimization(Plain):

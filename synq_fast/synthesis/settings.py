@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synq_fast.fields import area, batch, choice, count, factor, flag, items, number, parts, rate, section
+from synq_fast.fields import (
+    area,
+    batch,
+    choice,
+    count,
+    factor,
+    flag,
+    items,
+    number,
+    parts,
+    rate,
+    section,
+)
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,

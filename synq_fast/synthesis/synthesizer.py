@@ -107,7 +107,8 @@ class Synthesizer:
         else:
             start = normal_images(count, self.input_shape, generator).to(self.device)
             images = Pixels(start, labels, self.valid)
-        begins = Start(labels, generator, *self._earlier())
+        shapes = self.teacher.attention_shapes
+        begins = Start(labels, generator, *self._earlier(), shapes)
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}
         weighted = WeightedLosses(self.teacher, self.losses, held)
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from synq_fast.graph.nodes import called_module
+from synq_fast.graph.nodes import called_module, shape_of
 from synq_fast.graph.swing import Swing, swung
 from synq_fast.quant import Structure, Tapped, simplified
-from synq_fast.synthesis.losses import ImageLoss, Seen, Targets
+from synq_fast.synthesis.losses import Attended, ImageLoss, Seen, Targets
 
 
 class ImageTeacher:
@@ -43,10 +43,15 @@ class ImageTeacher:
             ):
                 self.running.append((norm.running_mean, norm.running_var))
                 inputs.append(call.all_input_nodes[0].name)
-        attentions = [attention.output for attention in structure.attentions]
+        attentions = [
+            name for a in structure.attentions for name in (a.logits, a.probabilities, a.output)
+        ]
+        shapes = [shape_of(nodes[a.probabilities]) for a in structure.attentions]
+        self.attention_shapes = tuple(shape for shape in shapes if shape is not None)
+        """(..., H, N, M) of each attention's probabilities, of two images."""
         read = [*inputs, *attentions, structure.features]
         self.tapped = Tapped(simplified(graph_module, read), read)
-        self._norms, self._attends = len(inputs), bool(attentions)
+        self._norms = len(inputs)
 
     @property
     def has_statistics(self) -> bool:
@@ -56,7 +61,7 @@ class ImageTeacher:
     @property
     def has_attentions(self) -> bool:
         """Whether there are attentions, whose patches images can tell apart."""
-        return self._attends
+        return bool(self.attention_shapes)
 
     @torch.no_grad()
     def judged(self, images: Tensor, labels: Tensor) -> Seen:
@@ -69,10 +74,11 @@ class ImageTeacher:
         """Run it on images (B, C, H, W) with labels (B,)."""
         view = self.tapped(images)
         *taps, features = view.features
-        norms, attentions = tuple(taps[: self._norms]), tuple(taps[self._norms :])
+        norms, attentions = tuple(taps[: self._norms]), taps[self._norms :]
+        attended = tuple(map(Attended, attentions[::3], attentions[1::3], attentions[2::3]))
         if features.ndim > 2:
             features = features.flatten(2).mean(2)
-        return Seen(images, labels, view.logits, features, norms, attentions, self.running)
+        return Seen(images, labels, view.logits, features, norms, attended, self.running)
 
 
 class WeightedLosses:

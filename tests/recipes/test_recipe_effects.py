@@ -16,7 +16,12 @@ BLOCKS = {
     "quantization.learn_ranges": True,
 }
 IMAGE_LOSS_VALUES = {
-    "synthesis": [("classes", "gamma"), ("soft_labels", "lowest"), ("margin", "low"), ("roughness", "low")],
+    "synthesis": [
+        ("classes", "gamma"),
+        ("soft_labels", "lowest"),
+        ("margin", "low"),
+        ("roughness", "low"),
+    ],
     "generator": [("classes", "gamma"), ("disagreement", "low")],
 }
 IDLE = [

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from synq_fast.errors import ModelError
 from synq_fast import reference
+from synq_fast.errors import ModelError
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,
+    Attended,
+    AttentionPrior,
     Deviations,
     Disagreement,
+    Heads,
     Margin,
     Patches,
     Prior,
@@ -23,6 +26,7 @@ from synq_fast.synthesis.losses import (
     Variation,
     named_losses,
 )
+from synq_fast.synthesis.losses.attention import random_places
 
 B, C, D = 6, 5, 7
 
@@ -36,11 +40,18 @@ def seen(**changes) -> Seen:
         "logits": torch.randn(B, C, generator=g) * 3,
         "features": torch.randn(B, D, generator=g),
         "norms": norms,
-        "attentions": tuple(torch.randn(B, 2, 10, c, generator=g) for c in (4, 3)),
+        "attentions": tuple(attended(g, c) for c in (4, 3)),
         "running": [(torch.randn(c, generator=g), torch.rand(c, generator=g)) for c in (2, 3)],
         "student": torch.randn(B, C, generator=g) * 3,
     }
     return Seen(**(values | changes))
+
+
+def attended(g: torch.Generator, width: int, tokens: int = 10) -> Attended:
+    """Of two heads, and a class token before the patches."""
+    logits = torch.randn(B, 2, tokens, tokens, generator=g)
+    values = torch.randn(B, 2, tokens, width, generator=g)
+    return Attended(logits, logits.softmax(-1), logits.softmax(-1) @ values)
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -144,15 +155,15 @@ def test_losses_of_weight_zero_are_left_out_and_the_order_is_the_registrys(regis
 def test_patches():
     one = seen()
     total = 0.0
-    for output in one.attentions:
+    for layer in one.attentions:
         # Of ten tokens the last nine are a square of patches.
-        tokens = output.mean(1)[:, 1:]
+        tokens = layer.output.mean(1)[:, 1:]
         total -= float(reference.patch_similarity_entropy(tokens).mean())
     assert Patches()(one).item() == pytest.approx(total, rel=1e-5)
     windows = torch.randn(2, 3, 2, 9, 4)
-    flat = windows.flatten(0, 1)
-    expected = Patches()(seen(attentions=(flat,))).item()
-    assert Patches()(seen(attentions=(windows,))).item() == pytest.approx(expected, rel=1e-6)
+    layers = [(Attended(x, x, x),) for x in (windows, windows.flatten(0, 1))]
+    values = [Patches()(seen(attentions=layer)).item() for layer in layers]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
 def test_roughness():
@@ -175,3 +186,60 @@ def test_roughness():
         assert loss(seen(images=images), torch.tensor(2700.0)).item() == pytest.approx(
             expected, rel=1e-4
         )
+
+
+def begun(loss, shapes=()) -> tuple[torch.Tensor, ...]:
+    labels = torch.zeros(B, dtype=torch.int64)
+    nothing = torch.zeros(C, 1), torch.zeros(C)
+    return loss.begin(Start(labels, torch.Generator().manual_seed(1), *nothing, shapes))
+
+
+def test_attention_prior():
+    g = torch.Generator().manual_seed(5)
+    # Four layers, of which two are deep; the last has windows of two per image without a class.
+    layers = tuple(attended(g, 4) for _ in range(3))
+    logits = torch.randn(2 * B, 3, 4, 4, generator=g)
+    layers += (Attended(logits, logits.softmax(-1), logits.softmax(-1)),)
+    one, loss = seen(attentions=layers), AttentionPrior(weight=1.0)
+    shapes = tuple(torch.Size([2, *x.logits.shape[1:]]) for x in layers[:3])
+    places = begun(loss, (*shapes, torch.Size([4, 3, 4, 4])))
+    assert [tuple(p.shape) for p in places] == [(B, 2, 9), (1, 3, 4)]
+    for place in places:
+        assert torch.allclose(place.sum(-1), torch.ones(place.shape[:2]), atol=1e-6)
+    looked = numpy(layers[2].probabilities)[:, :, 0, 1:]
+    third = ((looked - numpy(places[0])) ** 2).mean(-1).sum(-1).mean()
+    looked = numpy(layers[3].probabilities).mean(-2)
+    fourth = ((looked - numpy(places[1])) ** 2).mean(-1).sum(-1).mean()
+    assert loss(one, *places).item() == pytest.approx(3 / 4 * third + fourth, rel=1e-5)
+
+
+def test_places_differ_and_stay_together():
+    places = random_places(500, 14, torch.Generator().manual_seed(0))
+    assert places.shape == (500, 196) and places.min() >= 0
+    peaks = places.argmax(1)
+    assert len(peaks.unique()) > 100
+    # A place is a few patches: half of the sum lies on far fewer than half of them.
+    top = places.sort(1, descending=True).values.cumsum(1)
+    assert int((top < 0.5).sum(1).max()) < 60
+
+
+def test_heads():
+    one = seen()
+    expected = []
+    for layer in one.attentions:
+        x = numpy(layer.logits)[:, :, 1:, 1:]
+        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+        a = (x - low) / (high - low + 1e-8)
+        for image in a:
+            for query in range(9):
+                for first in image[:, query]:
+                    for second in image[:, query]:
+                        m, n = first.mean(), second.mean()
+                        c = ((first - m) * (second - n)).mean()
+                        s = (2 * m * n + 1e-4) / (m * m + n * n + 1e-4)
+                        s *= (2 * c + 9e-4) / (first.var() + second.var() + 9e-4)
+                        expected.append(1 - s * s)
+    assert Heads()(one).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    flat = torch.zeros(1, 2, 10, 10, requires_grad=True)
+    Heads()(seen(attentions=(Attended(flat, flat, flat),))).backward()
+    assert flat.grad.isfinite().all()

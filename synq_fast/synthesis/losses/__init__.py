@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
+from synq_fast.synthesis.losses.attention import AttentionPrior, Heads
 from synq_fast.synthesis.losses.classes import Classes, focal_class_loss
 from synq_fast.synthesis.losses.disagreement import Disagreement
-from synq_fast.synthesis.losses.loss import ImageLoss, Seen, Start, Targets
+from synq_fast.synthesis.losses.loss import Attended, ImageLoss, Seen, Start, Targets
 from synq_fast.synthesis.losses.margin import Margin
 from synq_fast.synthesis.losses.patches import Patches, Roughness
 from synq_fast.synthesis.losses.prior import Prior
@@ -27,6 +28,8 @@ IMAGE_LOSSES: dict[str, type[ImageLoss]] = {
     "prior": Prior,
     "patches": Patches,
     "roughness": Roughness,
+    "attention_prior": AttentionPrior,
+    "heads": Heads,
     "variation": Variation,
 }
 """Of images that are optimized, by the name of their section in a recipe, in the order in which
@@ -51,9 +54,12 @@ def named_losses(
 __all__ = [
     "GENERATOR_LOSSES",
     "IMAGE_LOSSES",
+    "Attended",
+    "AttentionPrior",
     "Classes",
     "Deviations",
     "Disagreement",
+    "Heads",
     "ImageLoss",
     "Margin",
     "Patches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,17 @@ Targets = list[tuple[Tensor, Tensor]]
 Reads = Literal["labels", "norms", "attentions", "earlier", "student"]
 """What a loss needs beside images and logits: labels, the inputs of BatchNorms, what attention
 gives, the images of earlier batches, or the quantized network."""
+
+
+class Attended(NamedTuple):
+    """What one attention showed; windows count as images, and come first."""
+
+    logits: Tensor
+    """(..., H, N, M): products of queries and keys, before scale, bias and mask."""
+    probabilities: Tensor
+    """(..., H, N, M)"""
+    output: Tensor
+    """(..., H, N, D), head by head."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,8 @@ class Seen:
     """(B, D): what the layer that gives the logits reads, its mean over the pixels"""
     norms: tuple[Tensor, ...]
     """The input (B, C, H, W) of every BatchNorm."""
-    attentions: tuple[Tensor, ...]
-    """What each attention gives (..., H, N, D), head by head; windows come first."""
+    attentions: tuple[Attended, ...]
+    """What each attention showed, in order."""
     running: Targets
     """The statistics that each BatchNorm has stored."""
     student: Tensor | None = None
@@ -50,6 +61,8 @@ class Start:
     """(classes, D): mean features of each class in earlier batches; zeros where there were none."""
     counts: Tensor
     """(classes,) how many images they are the means of"""
+    attentions: tuple[torch.Size, ...] = ()
+    """The shape (..., H, N, M) of each attention's probabilities, of two images."""
 
 
 @dataclass(frozen=True)

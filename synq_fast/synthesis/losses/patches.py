@@ -30,9 +30,9 @@ class Patches(ImageLoss):
     def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
         """Minus the sum over the layers of the mean over the images."""
         entropies = [
-            ops.patch_similarity_entropy(_patches(x)).mean()
-            for x in seen.attentions
-            if x.shape[-2] > 2
+            ops.patch_similarity_entropy(_patches(attended.output)).mean()
+            for attended in seen.attentions
+            if attended.output.shape[-2] > 2
         ]
         return -torch.stack(entropies).sum()
 
@@ -40,9 +40,12 @@ class Patches(ImageLoss):
 def _patches(output: Tensor) -> Tensor:
     """The tokens (B, N, D) of the patches, from what an attention gives (..., H, N, D)."""
     tokens = output.mean(-3).flatten(0, -3).float()
-    # Patches make a square; class tokens and registers come before them.
-    before = tokens.shape[1] - math.isqrt(tokens.shape[1]) ** 2
-    return tokens[:, before:]
+    return tokens[:, before_patches(tokens.shape[1]) :]
+
+
+def before_patches(tokens: int) -> int:
+    """How many class tokens and registers come before the patches, which make a square."""
+    return tokens - math.isqrt(tokens) ** 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""What attention looks at, and how its heads differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from synq_fast.fields import factor
+from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
+from synq_fast.synthesis.losses.patches import before_patches
+
+_Layer = TypeVar("_Layer")
+_COMPONENTS = 3
+_WIDTHS = (1 / 14, 3 / 14)
+_C1, _C2 = 1e-4, 9e-4
+
+
+@dataclass(frozen=True)
+class AttentionPrior(ImageLoss):
+    """Attention of the deeper half drawn to random places (SARDFQ, arXiv 2412.16553, APA).
+
+    Each head of each image has a place to look at: one to three Gaussians on the grid of patches,
+    which sum to one. Their number and their widths, of one to three patches of 14, are a guess;
+    the paper's are not public. The loss is ``sum_l l/L sum_h MSE`` of the class token's
+    probabilities, or of the mean over all queries where there is no class token.
+    """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"attentions"})
+
+    weight: float = factor(1000.0, "factor on the distance of attention from its places")
+
+    def begin(self, start: Start) -> tuple[Tensor, ...]:
+        """The places (B or 1, H, patches) of each deep layer; windows share theirs."""
+        images = len(start.labels)
+        places = []
+        for shape in _deep(start.attentions):
+            *_, heads, _, keys = shape
+            rows = images if len(shape) == 4 and shape[0] == 2 else 1
+            side = int((keys - before_patches(keys)) ** 0.5)
+            drawn = random_places(rows * heads, side, start.generator).view(rows, heads, -1)
+            places.append(drawn.to(start.labels.device))
+        return tuple(places)
+
+    def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
+        """The sum over deep layers and heads; the mean over images and windows."""
+        layers = len(seen.attentions)
+        total = []
+        for depth, (attended, place) in enumerate(zip(_deep(seen.attentions), held, strict=True)):
+            p = attended.probabilities.float()
+            before = before_patches(p.shape[-1])
+            looked = (p[..., 0, :] if before else p.mean(-2))[..., before:]
+            distance = (looked - place).square().mean(-1).sum(-1).mean()
+            total.append((layers - len(held) + depth + 1) / layers * distance)
+        return torch.stack(total).sum()
+
+
+def _deep(layers: tuple[_Layer, ...]) -> tuple[_Layer, ...]:
+    return layers[len(layers) // 2 :]
+
+
+def random_places(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Mixtures of one to three Gaussians on a grid, each of them (side * side) and of sum one.
+
+    Args:
+        count: how many.
+        side: of the grid, in patches.
+        generator: on the CPU.
+    """
+    size = (5, count, _COMPONENTS)
+    draws = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
+    ticks = (torch.arange(side, dtype=torch.float32, device="cpu") + 0.5) / side
+    width = _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * draws[2]
+    rows, columns = (
+        torch.exp(-0.5 * ((ticks - centre[..., None]) / width[..., None]).square())
+        for centre in draws[:2]
+    )
+    # The first is always there, the others half of the time.
+    share = draws[3] * (draws[4] < 0.5)
+    share[:, 0] = draws[3, :, 0].clamp_min(1e-3)
+    mixed = torch.einsum("ck,cky,ckx->cyx", share, rows, columns).flatten(1)
+    return mixed / mixed.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Heads(ImageLoss):
+    """Heads that look alike, or exactly unlike, at each query (MimiQ, arXiv 2407.20021).
+
+    One minus the squared structural similarity of each pair of heads' logits over the patches,
+    each scaled to 0..1; the mean over layers, images, queries and ordered pairs.
+    """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"attentions"})
+
+    weight: float = factor(1.0, "factor on how much heads differ")
+
+    def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
+        """The mean over the layers."""
+        layers = []
+        for attended in seen.attentions:
+            before = before_patches(attended.logits.shape[-1])
+            logits = attended.logits[..., before:, before:]
+            layers.append(head_difference(logits.flatten(0, -4).float()))
+        return torch.stack(layers).mean()
+
+
+def head_difference(logits: Tensor) -> Tensor:
+    """The mean of ``1 - S^2`` of (B, H, N, M) logits over images, queries and pairs of heads."""
+    low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
+    a = (logits - low) / (high - low + 1e-8)
+    mean = a.mean(-1)
+    centred = a - mean[..., None]
+    covariance = torch.einsum("bhnm,bgnm->bnhg", centred, centred) / a.shape[-1]
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    mean = mean.transpose(1, 2)
+    one, other = mean[..., :, None], mean[..., None, :]
+    luminance = (2 * one * other + _C1) / (one.square() + other.square() + _C1)
+    structure = (2 * covariance + _C2) / (variance[..., :, None] + variance[..., None, :] + _C2)
+    return (1 - (luminance * structure).square()).mean()
