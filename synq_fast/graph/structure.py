@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from synq_fast.errors import ModelError
 from synq_fast.graph.attention import Attention, find_attentions
 from synq_fast.graph.blocks import Block, find_blocks
 from synq_fast.graph.nodes import called_module, shape_of
+from synq_fast.graph.patches import is_layer_norm
 from synq_fast.graph.taps import Tapped
 
 _ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor}
@@ -29,7 +31,8 @@ class Structure:
     of all convolutions."""
     maps: tuple[str, ...]
     """Where class activation maps are read: the last convolution whose output is larger than 1 x 1
-    and decides the logits; empty where there is none."""
+    and decides the logits, or the norm before the last attention if that comes later; empty where
+    there is none."""
     blocks: tuple[Block, ...] = ()
     """The parts between which one value alone is alive, in order."""
     attentions: tuple[Attention, ...] = ()
@@ -51,7 +54,7 @@ def is_addition(node: fx.Node) -> bool:
 
 
 def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
-    """Find the structure of a traced convolutional network.
+    """Find the structure of a traced network.
 
     Args:
         graph_module: the traced float model.
@@ -77,11 +80,28 @@ def find_structure(graph_module: fx.GraphModule, example: Tensor) -> Structure:
     # One branch may be added to several values.
     named = tuple(dict.fromkeys(bodies or norms or convolutions))
     # An auxiliary head, or a branch that is detached, has no part in the logits' gradient.
-    last = next((n for n in convolutions[::-1] if _decides(graph_module, n, example)), None)
+    attentions = find_attentions(graph_module)
+    readable = _in_order(graph_module, [*convolutions, *_norms_before(graph_module, attentions)])
+    last = next((n for n in readable[::-1] if _decides(graph_module, n, example)), None)
     maps = () if last is None else (last,)
     blocks = find_blocks(graph_module)
-    attentions = find_attentions(graph_module)
     return Structure(tuple(norms), named, maps, blocks, attentions, _features(graph_module))
+
+
+def _in_order(graph_module: fx.GraphModule, names: Iterable[str]) -> list[str]:
+    wanted = set(names)
+    return [node.name for node in graph_module.graph.nodes if node.name in wanted]
+
+
+def _norms_before(graph_module: fx.GraphModule, attentions: Sequence[Attention]) -> list[str]:
+    """The LayerNorm that the queries of the last attention come from."""
+    if not attentions:
+        return []
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    node = nodes[attentions[-1].logits]
+    while node.all_input_nodes and not is_layer_norm(graph_module, node):
+        node = node.all_input_nodes[0]
+    return [node.name] if is_layer_norm(graph_module, node) else []
 
 
 def _features(graph_module: fx.GraphModule) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from synq_fast.errors import ModelError
 from synq_fast.graph.compiling import compiled
+from synq_fast.graph.patches import as_map, from_map, is_layer_norm
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class View:
     features: tuple[Tensor, ...] = ()
     """The values that were asked for: channel energies (B, C), or activations (B, C, H, W)."""
     cam_activation: Tensor | None = None
-    """Output of the last spatial convolution (B, C, H, W), part of the logits' graph."""
+    """Output of the last spatial convolution (B, C, H, W), or the patches among a transformer's
+    tokens as such a map; part of the logits' graph."""
 
 
 class Tapped:
@@ -63,11 +65,7 @@ class Tapped:
         if missing:
             raise ModelError(f"the traced model has no nodes named {', '.join(missing)}")
         if cam is not None:
-            node = by_name[cam]
-            with graph.inserting_after(node):
-                start = graph.call_function(head_start, (node,))
-            node.replace_all_uses_with(start, delete_user_cb=lambda user: user is not start)
-            by_name[cam] = start
+            by_name[cam] = _start_head(graph_module, graph, by_name[cam])
         graph.output((output, [by_name[n] for n in features], by_name[cam] if cam else None))
         self.module = fx.GraphModule(graph_module, graph)
         self.module.train(graph_module.training)
@@ -79,3 +77,19 @@ class Tapped:
         """Run the model on images (B, C, H, W)."""
         logits, features, cam_activation = self._forward(images)
         return View(logits, tuple(features), cam_activation)
+
+
+def _start_head(graph_module: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Let the gradient graph of the head begin at a node's value as a map (B, C, H, W)."""
+    with graph.inserting_after(node):
+        if not is_layer_norm(graph_module, node):
+            start = graph.call_function(head_start, (node,))
+            node.replace_all_uses_with(start, delete_user_cb=lambda user: user is not start)
+            return start
+        patches = graph.call_function(as_map, (node,))
+    with graph.inserting_after(patches):
+        start = graph.call_function(head_start, (patches,))
+    with graph.inserting_after(start):
+        back = graph.call_function(from_map, (node, start))
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user not in (patches, back))
+    return start

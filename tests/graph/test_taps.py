@@ -7,6 +7,7 @@ from synq_fast.errors import ModelError
 from synq_fast.models import cifar_resnet20, cifar_resnet20_kd
 from synq_fast.quant import Tapped, find_structure, trace
 from tests.tiny import tiny_images, tiny_net
+from tests.transformers import tiny_vit
 
 
 def points_of(module: nn.Module, *shape: int):
@@ -148,3 +149,28 @@ def test_unknown_node_is_named():
     graph, _ = points_of(tiny_net(), 2, 8, 8)
     with pytest.raises(ModelError, match="no nodes named nothing"):
         Tapped(graph, ["bn1", "nothing"])
+
+
+def test_maps_of_a_transformer_are_its_patches():
+    """The gradient at the map is that at the patches, and the logits stay."""
+    teacher = tiny_vit()
+    graph = trace(teacher.module, teacher.example())
+    structure = find_structure(graph, teacher.example())
+    x = torch.randn(2, *teacher.input_shape)
+    view = Tapped(graph, cam=structure.maps[0])(x)
+    assert view.cam_activation.shape == (2, 8, 3, 3)
+    assert torch.allclose(view.logits, teacher.module(x), atol=1e-6)
+    (gradient,) = torch.autograd.grad(view.logits[:, 1].sum(), view.cam_activation)
+    seen = {}
+
+    def keep(module, arguments, output):
+        seen["tokens"] = output
+        output.retain_grad()
+
+    handle = teacher.module.layers[-1].norm1.register_forward_hook(keep)
+    teacher.module(x)[:, 1].sum().backward()
+    handle.remove()
+    tokens, slopes = seen["tokens"], seen["tokens"].grad
+    assert torch.allclose(view.cam_activation.flatten(2), tokens[:, 1:].transpose(1, 2), atol=1e-6)
+    assert torch.allclose(gradient.flatten(2), slopes[:, 1:].transpose(1, 2), atol=1e-6)
+    assert gradient.abs().sum() > 0

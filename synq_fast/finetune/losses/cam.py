@@ -47,11 +47,11 @@ class Cam:
         return self.target == "label"
 
     def taps(self, structure: Structure) -> tuple[Tap, ...]:
-        """The last spatial convolution that the logits depend on."""
+        """The last spatial convolution that the logits depend on, or a transformer's patches."""
         if not structure.maps:
             raise ModelError(
                 "the recipe compares class activation maps, but this model has no convolution "
-                "with more than one output pixel; set finetune.cam.weight = 0"
+                "with more than one output pixel, and no attention; set finetune.cam.weight = 0"
             )
         return (Tap(structure.maps[-1], "map"),)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from synq_fast.fields import factor
+from synq_fast.graph.patches import before_patches
 from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
-from synq_fast.synthesis.losses.patches import before_patches
 
 _Layer = TypeVar("_Layer")
 _COMPONENTS = 3

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synq_fast import ops
 from synq_fast.fields import factor, number
+from synq_fast.graph.patches import before_patches
 from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
 
 
@@ -41,11 +42,6 @@ def _patches(output: Tensor) -> Tensor:
     """The tokens (B, N, D) of the patches, from what an attention gives (..., H, N, D)."""
     tokens = output.mean(-3).flatten(0, -3).float()
     return tokens[:, before_patches(tokens.shape[1]) :]
-
-
-def before_patches(tokens: int) -> int:
-    """How many class tokens and registers come before the patches, which make a square."""
-    return tokens - math.isqrt(tokens) ** 2
 
 
 @dataclass(frozen=True)
