@@ -21,7 +21,8 @@ def as_map(x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)
     before = before_patches(x.shape[1])
     side = math.isqrt(x.shape[1] - before)
-    return x[:, before:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    patches: Tensor = x[:, before:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    return patches
 
 
 def from_map(x: Tensor, patches: Tensor) -> Tensor:

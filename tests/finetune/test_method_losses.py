@@ -11,11 +11,13 @@ from synq_fast.finetune.losses import (
     Disagreement,
     Distillation,
     FeatureDistance,
+    HeadSimilarity,
     PseudoLabels,
     View,
 )
 from synq_fast.finetune.micro_batch import backward_in_parts
 from synq_fast.finetune.step import Step
+from synq_fast.graph.attention import Attention
 from synq_fast.graph.structure import Structure
 from synq_fast.graph.taps import Tap
 from tests.tiny import tiny_images, tiny_labels, tiny_pair, tiny_recipe
@@ -209,3 +211,30 @@ def test_a_split_batch_gives_the_same_values_and_gradients(perturbation):
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5)
     for one, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_head_similarity_is_the_structure_of_the_patches_in_each_channel():
+    generator = torch.Generator().manual_seed(0)
+    # Ten tokens, of which the first is no patch; and four of a window.
+    shapes = [(BATCH, 2, 10, 3), (2 * BATCH, 3, 4, 5)]
+    ours, theirs = (
+        tuple(torch.randn(shape, generator=generator) for shape in shapes) for _ in range(2)
+    )
+    (value,) = HeadSimilarity(weight=2.0)(
+        View(logits(0), ours), View(logits(1), theirs), Batch(LABELS, (8, 8))
+    )
+    layers = []
+    for q, t, first in ((ours[0], theirs[0], 1), (ours[1], theirs[1], 0)):
+        q, t = q.double().numpy()[:, :, first:], t.double().numpy()[:, :, first:]
+        c = ((q - q.mean(2, keepdims=True)) * (t - t.mean(2, keepdims=True))).mean(2)
+        layers.append(1 - ((2 * c + 9e-4) / (q.var(2) + t.var(2) + 9e-4)).mean())
+    assert value.item() == pytest.approx(2 * sum(layers) / 2, rel=1e-5)
+    same = HeadSimilarity()(View(logits(0), ours), View(logits(1), ours), Batch(LABELS, (8, 8)))
+    assert same[0].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_head_similarity_needs_attention():
+    with pytest.raises(ModelError, match=r"finetune\.head_similarity\.weight = 0"):
+        HeadSimilarity().taps(Structure((), (), ()))
+    attention = Attention("product", "softmax", "values")
+    assert HeadSimilarity().taps(Structure((), (), (), (), (attention,))) == (Tap("values"),)

@@ -5,6 +5,7 @@ from synq_fast.finetune.losses.disagreement import Disagreement
 from synq_fast.finetune.losses.distillation import Distillation
 from synq_fast.finetune.losses.feature_distance import FeatureDistance
 from synq_fast.finetune.losses.features import Features
+from synq_fast.finetune.losses.head_similarity import HeadSimilarity
 from synq_fast.finetune.losses.loss import Batch, Loss, View
 from synq_fast.finetune.losses.pseudo_labels import PseudoLabels
 
@@ -14,6 +15,7 @@ LOSSES: dict[str, type[Loss]] = {
     "pseudo_labels": PseudoLabels,
     "features": Features,
     "feature_distance": FeatureDistance,
+    "head_similarity": HeadSimilarity,
     "cam": Cam,
 }
 """By the name of their section in a recipe, in the order in which they are summed."""
@@ -26,6 +28,7 @@ __all__ = [
     "Distillation",
     "FeatureDistance",
     "Features",
+    "HeadSimilarity",
     "Loss",
     "PseudoLabels",
     "View",

@@ -1,0 +1,67 @@
+"""Distance between what the heads of attention give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from synq_fast.errors import ModelError
+from synq_fast.fields import factor
+from synq_fast.finetune.losses.loss import Batch, View
+from synq_fast.graph.patches import before_patches
+from synq_fast.graph.structure import Structure
+from synq_fast.graph.taps import Tap
+
+_C2 = 9e-4
+
+
+@dataclass(frozen=True)
+class HeadSimilarity:
+    """Structural similarity of each head's output, student against teacher (MimiQ, L_HAD).
+
+    arXiv 2407.20021: one minus the mean over images, heads and channels of ``(2 cov + C2) /
+    (var + var' + C2)`` with ``C2 = 9e-4``, where covariance and variances are over the patches;
+    there is no luminance term. The mean over the layers.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("head_similarity",)
+    per_image: ClassVar[bool] = True
+    perturbed: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
+
+    weight: float = factor(10.0, "factor on how much the heads' outputs differ")
+
+    @property
+    def active(self) -> bool:
+        """Whether it has a weight."""
+        return bool(self.weight)
+
+    def taps(self, structure: Structure) -> tuple[Tap, ...]:
+        """What every attention gives."""
+        if not structure.attentions:
+            raise ModelError(
+                "the recipe compares the heads of attention, but this model has no attention; set "
+                "finetune.head_similarity.weight = 0"
+            )
+        return tuple(Tap(attention.output) for attention in structure.attentions)
+
+    def __call__(self, student: View, teacher: View, batch: Batch) -> tuple[Tensor, ...]:
+        """The mean over the layers of (..., H, N, D)."""
+        losses = [
+            1 - structural_similarity(q, t)
+            for q, t in zip(student.values, teacher.values, strict=True)
+        ]
+        return (self.weight * torch.stack(losses).mean(),)
+
+
+def structural_similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean similarity of the patches (..., H, N, D) in each channel of each head, 0-d."""
+    before = before_patches(teacher.shape[-2])
+    q, t = (x[..., before:, :].float() for x in (student, teacher))
+    q, t = (x - x.mean(-2, keepdim=True) for x in (q, t))
+    covariance = (q * t).mean(-2)
+    variances = q.square().mean(-2) + t.square().mean(-2)
+    return ((2 * covariance + _C2) / (variances + _C2)).mean()
