@@ -135,14 +135,17 @@ def _constant(value: Any, root: nn.Module) -> Any:
     """What a constant node gives; other values as they are."""
     if not isinstance(value, fx.Node):
         return value
+    # Each node once: a copy may be written to between its readers.
+    known: dict[fx.Node, Any] = {}
 
-    def constant(source: fx.Node) -> Any:
-        return _constant(source, root)
+    def constant(node: fx.Node) -> Any:
+        if node not in known:
+            args = fx.node.map_arg(node.args, constant)
+            known[node] = run_node(root, node, args, fx.node.map_arg(node.kwargs, constant))
+        return known[node]
 
     with torch.no_grad():
-        args = fx.node.map_arg(value.args, constant)
-        kwargs = fx.node.map_arg(value.kwargs, constant)
-        return run_node(root, value, args, kwargs)
+        return constant(value)
 
 
 def _expression(value: Any) -> Any:

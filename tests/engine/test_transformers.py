@@ -9,10 +9,11 @@ from torch import nn
 
 import synq_fast
 from synq_fast.engine.asked_for import asked_for
-from synq_fast.errors import RecipeError, SynqFastWarning
+from synq_fast.errors import RecipeError, SynqFastError, SynqFastWarning
+from synq_fast.models import Teacher
 from synq_fast.quant import ActivationQuantizer, BitWidths
 from tests.tiny import SHAPE as SMALL
-from tests.tiny import run, tiny_net
+from tests.tiny import equal_states, run, tiny_net
 from tests.transformers import SHAPE, TinyViT, tiny_vit
 
 FEW = {
@@ -105,3 +106,67 @@ def test_images_stay_within_valid_pixels(tmp_path):
     for shard in shards:
         images = load_file(str(shard))["images"]
         assert images.min() >= -2 and images.max() <= 2
+
+
+def torchvision_swin(version: int):
+    swin = pytest.importorskip("torchvision").models.swin_transformer
+    new = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+    options = new if version == 2 else {}
+    return swin.SwinTransformer([2, 2], 8, [2, 2], [2, 4], [3, 3], num_classes=5, **options)
+
+
+def torchvision_vit():
+    models = pytest.importorskip("torchvision").models
+    return models.VisionTransformer(24, 8, 2, 2, 16, 32, num_classes=5)
+
+
+def of_timm(name: str, **options):
+    return pytest.importorskip("timm").create_model(name, num_classes=5, img_size=24, **options)
+
+
+PUBLISHED = {
+    "torchvision swin": lambda: torchvision_swin(1),
+    "torchvision swin v2": lambda: torchvision_swin(2),
+    "torchvision vit": torchvision_vit,
+    "timm deit": lambda: of_timm(
+        "deit_small_patch16_224", patch_size=8, depth=2, embed_dim=16, num_heads=2
+    ),
+    "timm deit distilled": lambda: of_timm(
+        "deit_tiny_distilled_patch16_224", patch_size=8, depth=2, embed_dim=16, num_heads=2
+    ),
+    "timm swin": lambda: of_timm(
+        "swin_tiny_patch4_window7_224",
+        patch_size=2,
+        window_size=3,
+        depths=(2, 2),
+        num_heads=(1, 2),
+        embed_dim=8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_architectures_go_all_the_way(tmp_path, name):
+    torch.manual_seed(0)
+    network = PUBLISHED[name]().eval()
+    for parameter in network.parameters():
+        # Heads and tables of new models are zero.
+        nn.init.normal_(parameter, std=0.2)
+    teacher = Teacher(network, name, (3, 24, 24), (0.5,) * 3, (0.5,) * 3, 5)
+    images, labels = torch.randn(6, 3, 24, 24), torch.arange(6) % 5
+    options = {"recipe": None, "output": tmp_path, "overrides": FEW}
+    result = run(teacher, **options, evaluation=[(images, labels)])
+    coverage = synq_fast.coverage(result.model)
+    assert coverage.weights == coverage.weights_of and coverage.placement == "vit"
+    assert {"float32", "post-training", "quantized"} <= result.metrics.keys()
+    loaded = synq_fast.load(tmp_path, model=PUBLISHED[name]().eval())
+    assert torch.equal(loaded(images), result.model(images))
+    again = run(teacher, **options, evaluation=[(images, labels)], resume=True)
+    assert equal_states(again.model, result.model) and again.history == result.history
+
+
+def test_images_of_a_wrong_size_are_refused_by_name():
+    network = PUBLISHED["timm deit"]()
+    teacher = Teacher(network.eval(), "deit", (3, 32, 32), (0.5,) * 3, (0.5,) * 3, 5)
+    with pytest.raises(SynqFastError, match=r"32.*24"):
+        run(teacher, recipe="synq-fast-vit", overrides=FEW)

@@ -152,3 +152,26 @@ if child == 0:
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+class PartlyZeroBias(nn.Module):
+    """Swin v2's: a copy of a bias, a part of which is overwritten, is what the layer adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(12, 6)
+
+    def forward(self, x):
+        bias = self.qkv.bias.clone()
+        bias[2:4].zero_()
+        return functional.linear(x.flatten(1), self.qkv.weight, bias)
+
+
+def test_constants_that_are_written_to_keep_what_was_written():
+    torch.manual_seed(0)
+    net, x = PartlyZeroBias().eval(), torch.randn(2, 3, 2, 2)
+    before = net.qkv.bias.clone()
+    graph = trace(net, x)
+    assert torch.allclose(graph(x), net(x), atol=1e-6)
+    assert torch.equal(net.qkv.bias, before)
+    assert graph.get_submodule("qkv").bias[2:4].tolist() == [0, 0]
