@@ -5,6 +5,7 @@
 #include <float.h>
 
 #include "affine.h"
+#include "cpu/block_sums.h"
 #include "cpu/channel_sums.h"
 #include "cpu/exp.h"
 #include "cpu/fake_quantize_loops.h"
@@ -147,24 +148,6 @@ struct Codes {
     return codes > high ? high : codes;
   }
 };
-
-// The sum of a block, in float32 as far as kSumRows terms go.
-inline double sum_of_block(const float* terms, int64_t count) {
-  constexpr int kWidth = kBlock / kSumRows;
-  double total = 0.0;
-  int64_t i = 0;
-  if (count >= kWidth) {
-    Vector sums[kWidth / kLanes] = {};
-    for (; i + kWidth <= count; i += kWidth) {
-      for (int k = 0; k < kWidth / kLanes; ++k) sums[k] += load_vector(terms + i + k * kLanes);
-    }
-    for (const Vector& sum : sums) {
-      for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sum[lane]);
-    }
-  }
-  for (; i < count; ++i) total += static_cast<double>(terms[i]);
-  return total;
-}
 
 // Adds a block's terms to the sums of their channels.
 inline void add_to_channels(const SoftRoundParams& params, int64_t start, int64_t size, const float* terms,

@@ -1,36 +1,12 @@
 // Fake quantization over a learned grid, and its three gradients.
 #include "../fake_quantize_learned.h"
 
-#include "../learned_grid.h"
 #include "affine_map.cuh"
 #include "channel_sums.cuh"
+#include "learned_operation.cuh"
 
 namespace synq {
 namespace {
-
-struct LearnedArguments {
-  const float* scale;
-  const float* zero_point;
-  float* grad_scale;
-  float* grad_zero_point;
-  double gradient_scale;
-  int bits;
-  ChanceArguments chance;
-};
-
-struct LearnedOperation {
-  using Arguments = LearnedArguments;
-  using Factors = Affine;
-  Arguments arguments;
-  float low;
-  float high;
-
-  __device__ __forceinline__ explicit LearnedOperation(const Arguments& given)
-      : arguments(given), low(lowest_code(given.bits)), high(highest_code(given.bits)) {}
-  __device__ __forceinline__ Affine factors(int64_t channel) const {
-    return learned_grid(arguments.scale[channel], arguments.zero_point[channel]);
-  }
-};
 
 template <typename T>
 struct FakeQuantizeLearned : LearnedOperation {
@@ -71,11 +47,6 @@ struct LearnedGradient : LearnedOperation {
     second = terms.of_zero;
     return terms.of_x;
   }
-  __device__ __forceinline__ void finish(int64_t channel, Sums sums) const {
-    const float scale = arguments.scale[channel];
-    arguments.grad_scale[channel] = learned_grad_scale(sums.first, scale, arguments.gradient_scale);
-    arguments.grad_zero_point[channel] = learned_grad_zero_point(sums.second, scale, arguments.gradient_scale);
-  }
 };
 
 template <typename T>
@@ -90,16 +61,6 @@ struct DroppedGradient : LearnedGradient<T>, WithChance {
     return gradient;
   }
 };
-
-LearnedArguments arguments_of(const FakeQuantizeLearnedParams& params) {
-  return {params.scale,
-          params.zero_point,
-          params.grad_scale,
-          params.grad_zero_point,
-          params.gradient_scale,
-          params.bits,
-          {params.seed, params.threshold, params.offset}};
-}
 
 }  // namespace
 

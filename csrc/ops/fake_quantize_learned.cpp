@@ -4,18 +4,16 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/util/SmallVector.h>
 
 #include <tuple>
 
 #include "cpu/fake_quantize_learned.h"
 #include "learned_grid.h"
-#include "ops/affine_table.h"
 #include "ops/channel_sums.h"
 #include "ops/device.h"
 #include "ops/draws.h"
+#include "ops/learned_table.h"
 #include "ops/parallel.h"
-#include "ops/quantized.h"
 
 namespace synq {
 namespace {
@@ -34,65 +32,12 @@ const cpu::FakeQuantizeLearnedKernels& kernels() {
   return SYNQ_SELECT(fake_quantize_learned_kernels);
 }
 
-struct Grid {
-  Tensor scale;
-  Tensor zero_point;
-
-  Grid(const char* op, const Tensor& given_scale, const Tensor& given_zero_point, const Input& input)
-      : scale(check_range(op, "scale", given_scale, input)),
-        zero_point(check_range(op, "zero_point", given_zero_point, input)) {}
-};
-
-// The given scales, and the zero points rounded, on the CPU.
-struct LearnedTable {
-  const float* scale;
-  c10::SmallVector<float, 64> zero_point;
-
-  LearnedTable(const char* op, const Grid& grid, const Input& input)
-      : scale(grid.scale.const_data_ptr<float>()), zero_point(input.channels) {
-    const float* offsets = grid.zero_point.const_data_ptr<float>();
-    for (int64_t i = 0; i < input.channels; ++i) {
-      require(!(scale[i] <= 0), op, "scale");
-      zero_point[i] = learned_grid(scale[i], offsets[i]).zero_point;
-    }
-  }
-
-  cpu::Job job(const Input& input, int64_t bits, Tensor& y) const {
-    cpu::Job job = make_job<cpu::Job>(input, bits, y);
-    job.scale = scale;
-    job.zero_point = zero_point.data();
-    return job;
-  }
-};
-
-// Which elements are quantized: all, or some by chance.
-struct Choice {
-  const int64_t* seed = nullptr;
-  uint32_t threshold = 0;
-  int64_t offset = 0;
-
-  Chance chance() const { return {static_cast<uint64_t>(*seed), threshold, offset}; }
-};
-
-FakeQuantizeLearnedParams learned_params(const Input& input, const Grid& grid, int64_t bits, double gradient_scale,
-                                         const Choice& choice, Tensor& y) {
-  auto params = make_params<FakeQuantizeLearnedParams>(input, bits);
-  params.y = y.mutable_data_ptr();
-  params.scale = grid.scale.const_data_ptr<float>();
-  params.zero_point = grid.zero_point.const_data_ptr<float>();
-  params.gradient_scale = gradient_scale;
-  params.seed = choice.seed;
-  params.threshold = choice.threshold;
-  params.offset = choice.offset;
-  return params;
-}
-
 template <Device device>
 Tensor run_forward(const char* op, const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t bits,
                    Axis axis, const Choice& choice) {
   const Guard<device> guard(x);
   const Input input = check_input(op, x, bits, axis);
-  const Grid grid(op, scale, zero_point, input);
+  const LearnedPair grid(op, scale, zero_point, input);
   Tensor y = at::empty_like(input.x);
   if constexpr (device == Device::kCPU) {
     const LearnedTable table(op, grid, input);
@@ -117,7 +62,7 @@ Triple run_backward(const char* op, const Tensor& gradient, const Tensor& x, con
                     const Tensor& zero_point, int64_t bits, Axis axis, double gradient_scale, const Choice& choice) {
   const Guard<device> guard(x);
   const Input input = check_input(op, x, bits, axis);
-  const Grid grid(op, scale, zero_point, input);
+  const LearnedPair grid(op, scale, zero_point, input);
   const Tensor incoming = match_layout(op, gradient, input.x);
   Tensor grad_x = at::empty_like(input.x);
   if (x.numel() == 0) {

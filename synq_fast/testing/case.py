@@ -87,6 +87,7 @@ class OpCase:
         same_type: Whether the first result has the type of the first tensor, else float32.
         elementwise: Whether an element of the first result depends on its own element and on
             its channel's constants alone.
+        quantizes: Whether it rounds to codes, which are decided in float32.
         by_place: Whether results depend on where elements lie in memory: draws are numbered so.
         second_derivative: Whether gradients can be differentiated again.
         variants: Options that lead a typical call to other kernels or other derivatives.
@@ -112,6 +113,7 @@ class OpCase:
     keeps_layout: bool = False
     same_type: bool = False
     elementwise: bool = False
+    quantizes: bool = False
     by_place: bool = False
     second_derivative: bool = False
     variants: tuple[Mapping[str, Any], ...] = ()

@@ -19,6 +19,7 @@ from tests.compile.test_triton_compile import (
     pytestmark,
 )
 from tests.compile.test_triton_distillation_loss import launch_all as launch_distillation
+from tests.compile.test_triton_fused_quantizers import launch_all as launch_fused
 from tests.compile.test_triton_grad_cam import launch_all as launch_cams
 from tests.compile.test_triton_ranges import launch_all as launch_ranges
 
@@ -109,6 +110,7 @@ def test_every_specialisation(compiler: Compiler, dtype: torch.dtype) -> None:
         for x in (image, image.to(memory_format=torch.channels_last)):
             launch_quantizers(x)
             launch_losses(x)
+            launch_fused(x)
     log = compiler.log.getvalue()
     compiled = resources(log)
     assert len(compiled) >= 150

@@ -66,6 +66,9 @@ def samples(name: str):
                 (noise(8_000_003), constant(3.0), constant(0.3)),
                 {"keep": 0.5, "seed": 4, "offset": 2**34 - 4_000_001},
             )
+        case "gelu_fake_quantize":
+            for shape in ((8, 197, 3072), (8_000_003,)):
+                yield (noise(*shape), constant(6.0), constant(7.2)), {}
         case "random_mix":
             for shape, _ in LONG:
                 pair = noise(*shape), noise(*shape, seed=1)

@@ -149,18 +149,30 @@ class Quantization:
         self, x: Any, scale: Any, zero_point: Any, bits: int, *, axis=None, gradient_scale=1.0,
         keep=1.0, seed=None, offset=0,
     ) -> Any:  # fmt: skip
+        if keep == 1:
+            return self._learned("learned", x, scale, zero_point, axis, gradient_scale, bits=bits)
+        drops = chance(keep, seed, offset)
+        name = "learned_dropped"
+        return self._learned(name, x, scale, zero_point, axis, gradient_scale, bits=bits, **drops)
+
+    def gelu_fake_quantize(
+        self, x: Any, scale: Any, zero_point: Any, bits: int, *, gradient_scale=1.0
+    ) -> Any:
+        return self._learned("gelu", x, scale, zero_point, None, gradient_scale, bits=bits)
+
+    def _learned(
+        self, name: str, x: Any, scale: Any, zero_point: Any, axis: int | None, factor: float,
+        **values: Any,
+    ) -> Any:  # fmt: skip
         place = arrange(x, axis)
         pair = [bound(v.detach(), place.channels) for v in (scale, zero_point)]
-        values = dict(zip(("scale", "zero_point"), pair, strict=True)) | {"bits": bits}
-        name = "learned"
-        if keep < 1:
-            name, values = "learned_dropped", values | chance(keep, seed, offset)
+        values |= dict(zip(("scale", "zero_point"), pair, strict=True))
 
         def backward(_: Any, g: torch.Tensor) -> Any:
             sums = torch.full((2, place.channels), float("nan") if x.numel() else 0.0)
             y = self._call(
                 f"{name}_backward", LearnedParams, place, place.memory, **values, gradient=g,
-                gradient_scale=gradient_scale, grad_scale=sums[0], grad_zero_point=sums[1],
+                gradient_scale=factor, grad_scale=sums[0], grad_zero_point=sums[1],
                 workspace=("learned_workspace", torch.float64),
             )  # fmt: skip
             return place.restored(y), sums[0].view(scale.shape), sums[1].view(scale.shape)
