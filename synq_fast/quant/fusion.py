@@ -20,6 +20,7 @@ from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
 from synq_fast.quant.layers import QuantizedConv2d
+from synq_fast.quant.learned_fusion import fuse_learned
 from synq_fast.quant.placement import relu_bound
 from synq_fast.quant.stem import FrozenStem
 
@@ -119,6 +120,7 @@ def fused(
         node.args = (match.norm.all_input_nodes[0], *match.residual)
         for absorbed in match.absorbed:
             result.graph.erase_node(absorbed)
+    fuse_learned(result, keep)
     return _compiled(result, student)
 
 
@@ -143,6 +145,7 @@ def joined(student: fx.GraphModule) -> fx.GraphModule:
             result.add_submodule(name, NormedConv(convolution, norm))
             node.target, node.args, node.kwargs = name, source.args, source.kwargs
             result.graph.erase_node(source)
+    fuse_learned(result)
     return _compiled(result, student)
 
 

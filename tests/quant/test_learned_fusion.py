@@ -1,0 +1,86 @@
+"""Functions of transformers joined with learned quantizers."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from synq_fast.engine.saved_model import build_student
+from synq_fast.graph.trace import trace
+from synq_fast.quant import BitWidths, fused, held_weights, observing
+from synq_fast.quant.activations import bypassing
+from synq_fast.quant.fusion import joined
+from synq_fast.quant.learned_fusion import QuantizedGelu
+from synq_fast.quant.settings import Quantization
+from tests.transformers import Layer, tiny_vit
+
+LEARNED = Quantization(range="mse", weight_range="learned", learn_ranges=True)
+
+
+def calibrated(module=None):
+    teacher = tiny_vit()
+    graph = trace(module or teacher.module, teacher.example())
+    student = build_student(graph, BitWidths(4, 4), LEARNED, ())
+    x = torch.randn(3, *teacher.input_shape)
+    with torch.no_grad(), observing(student):
+        student(x)
+    return student, x
+
+
+def gradients(form, student, x):
+    parameters = dict(student.named_parameters())
+    y = form(x)
+    values = torch.autograd.grad(y.square().sum(), list(parameters.values()), allow_unused=True)
+    return y.detach(), dict(zip(parameters, values, strict=True))
+
+
+def gelus(form):
+    return [m for m in form.modules() if isinstance(m, QuantizedGelu)]
+
+
+@pytest.mark.parametrize("build", [fused, joined])
+def test_the_form_computes_the_same_with_the_same_gradients(build):
+    student, x = calibrated()
+    form = build(student)
+    assert len(gelus(form)) == 2
+    y, mine = gradients(form, student, x)
+    expected, theirs = gradients(student, student, x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    for name, value in theirs.items():
+        if value is not None:
+            torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_quantizers_that_are_off_or_drop_are_left_to_do_it():
+    student, x = calibrated()
+    form = fused(student)
+    with torch.no_grad(), bypassing(student), held_weights(student):
+        assert torch.equal(form(x), student(x))
+    seed = torch.tensor(3)
+    for module in gelus(form):
+        module.quantizer.keep, module.quantizer.seed = 0.5, seed
+    assert torch.equal(form(x), student(x))
+    before = gelus(form)[0].quantizer.range_max.clone()
+    with torch.no_grad(), observing(student):
+        form(5 * x)
+    assert not torch.equal(before, gelus(form)[0].quantizer.range_max)
+
+
+def test_a_value_that_is_read_elsewhere_stays():
+    student, _ = calibrated()
+    kept = next(n.name for n in student.graph.nodes if n.name.startswith("gelu"))
+    form = fused(student, keep=[kept])
+    assert len(gelus(form)) == 1 and kept in {node.name for node in form.graph.nodes}
+
+
+class Approximate(Layer):
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+
+
+def test_other_functions_stay():
+    module = tiny_vit().module
+    module.layers = nn.Sequential(Approximate(), Layer())
+    student, _ = calibrated(module)
+    assert len(gelus(fused(student))) == 1
