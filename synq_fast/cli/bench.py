@@ -9,6 +9,9 @@ from typing import Any
 from synq_fast.cli.command import add_command
 from synq_fast.storage.paths import user_path
 
+# Parts with a network of their own.
+_FIXED = ("blocks", "transformer")
+
 
 def add(commands: Any) -> None:
     """Add the command with its parts to the subparsers ``commands``."""
@@ -24,19 +27,20 @@ def add(commands: Any) -> None:
         "ops": "time each op, in GB/s and beside PyTorch, torch.compile and a plain copy",
         "step": "time a fine-tuning step beside the published one, and where its time goes",
         "blocks": "time a step of block reconstruction beside plain PyTorch",
+        "transformer": "time a training step of a quantized transformer beside PyTorch's quantizers",
         "synthesis": "time a synthesis iteration beside the published one, and where its time goes",
     }
     for part, help in what.items():
         example = "ops --op fake_quantize low_pass --threads 2 --plot ops.png"
         if part != "ops":
-            own = "" if part == "blocks" else " --model resnet18"
+            own = "" if part in _FIXED else " --model resnet18"
             example = f"{part}{own} --json {part}.json"
         parser = add_command(parts, part, run, help, f"synq-fast bench {example}")
         if part == "ops":
             parser.add_argument(
                 "--op", nargs="+", metavar="NAME", help="only these ops, by default all"
             )
-        elif part != "blocks":
+        elif part not in _FIXED:
             _workload_options(parser, part)
         parser.add_argument(
             "--device", choices=["cpu", "cuda"], help="by default a GPU where there is one"

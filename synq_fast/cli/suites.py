@@ -17,7 +17,7 @@ import torch
 from synq_fast.errors import SynqFastError
 
 # The suites of whole steps; every other one is of an op.
-WHOLE = ("step", "blocks", "synthesis")
+WHOLE = ("step", "blocks", "transformer", "synthesis")
 _PACKAGE = "synq_fast.benchmarks"
 _PREFIX = "bench_"
 

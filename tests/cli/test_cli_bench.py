@@ -12,7 +12,7 @@ from synq_fast.cli import suites as bench
 
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
 
-PARTS = ["ops", "step", "blocks", "synthesis"]
+PARTS = ["ops", "step", "blocks", "transformer", "synthesis"]
 
 
 @pytest.fixture
@@ -95,6 +95,7 @@ def test_aging_is_of_steps_alone(command, capsys):
         ["synthesis", "--aging"],
         ["ops", "--model", "resnet18"],
         ["blocks", "--batch", "3"],
+        ["transformer", "--batch", "3"],
     ):
         with pytest.raises(SystemExit) as caught:
             main(["bench", *arguments])
