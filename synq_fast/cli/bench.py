@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         "ops": "time each op, in GB/s and beside PyTorch, torch.compile and a plain copy",
         "step": "time a fine-tuning step beside the published one, and where its time goes",
         "blocks": "time a step of block reconstruction beside plain PyTorch",
-        "transformer": "time a training step of a quantized transformer beside PyTorch's quantizers",
+        "transformer": "time a step of a quantized transformer beside PyTorch's quantizers",
         "synthesis": "time a synthesis iteration beside the published one, and where its time goes",
     }
     for part, help in what.items():
