@@ -20,6 +20,7 @@ from synq_fast.arguments import whole_number
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.engine.calls import quantize, synthesize
 from synq_fast.engine.identity import describe, fingerprint, tensors_hash
+from synq_fast.engine.published_results import published_result
 from synq_fast.errors import ArgumentError, DataError
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant.bits import Bits, folder_name, parse_bits
@@ -122,14 +123,17 @@ class Comparison:
             f"{self.network}: top-1 in % of {self.images} images "
             f"(standard error of the teacher's {self.standard_error:.2f})",
             "",
-            "| bits | recipe | ends and image | float32 | top-1 | lost | seeds | minutes |",
-            "|---|---|---|---|---|---|---|---|",
+            "| bits | recipe | ends and image | float32 | top-1 | lost | seeds | minutes "
+            "| published, of its float32 |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in self.rows():
             spread = "" if row.spread is None else f" ± {row.spread:.2f}"
+            published = published_result(self.network, row.recipe, row.bits)
             lines.append(
                 f"| {row.bits} | {row.recipe} | {row.policy} | {row.float32:.2f} | "
-                f"{row.mean:.2f}{spread} | {row.lost:.2f} | {len(row.top1)} | {row.minutes:.1f} |"
+                f"{row.mean:.2f}{spread} | {row.lost:.2f} | {len(row.top1)} | {row.minutes:.1f} | "
+                f"{published or '-'} |"
             )
         return "\n".join(lines) + "\n"
 
