@@ -37,8 +37,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="recipe's name or path, by default one for the model's image size; see: synq-fast "
-        "recipes",
+        help="recipe's name or path, by default one that suits the model; see: synq-fast recipes",
     )
     parser.add_argument(
         "--set",
