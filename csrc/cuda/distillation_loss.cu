@@ -3,51 +3,12 @@
 //   KL = sum exp(t') (t' - s') / Zt - log(Zt / Zq).
 #include "../distillation_loss.h"
 
-#include "memory.cuh"
+#include "block_rows.cuh"
 
 namespace synq {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
 constexpr int kTermPack = 4;
-
-// Every thread receives the sums over the block. The number of threads is a multiple of a warp.
-template <int kCount>
-__device__ __forceinline__ void sum_block(float (&values)[kCount]) {
-  __shared__ float shared[kCount][kWarps];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) values[i] += __shfl_xor_sync(0xffffffffu, values[i], mask);
-    if (threadIdx.x % kWarp == 0) shared[i][threadIdx.x / kWarp] = values[i];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    values[i] = 0.0f;
-    for (int warp = 0; warp < static_cast<int>(blockDim.x) / kWarp; ++warp) values[i] += shared[i][warp];
-  }
-}
-
-// Passes over NaN: it meets the sums later.
-template <int kCount>
-__device__ __forceinline__ void maximum_block(float (&values)[kCount]) {
-  __shared__ float shared[kCount][kWarps];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      values[i] = fmaxf(values[i], __shfl_xor_sync(0xffffffffu, values[i], mask));
-    }
-    if (threadIdx.x % kWarp == 0) shared[i][threadIdx.x / kWarp] = values[i];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    for (int warp = 0; warp < static_cast<int>(blockDim.x) / kWarp; ++warp) {
-      values[i] = fmaxf(values[i], shared[i][warp]);
-    }
-  }
-}
 
 struct Scales {
   float inverse_temperature;
@@ -192,11 +153,6 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) combine_kernel(const
   }
 }
 
-// Warps enough for one pack per thread, at most a block.
-int threads_for(int64_t packs) {
-  return static_cast<int>(std::min<int64_t>(ceil_divide(packs, kWarp) * kWarp, kThreads));
-}
-
 }  // namespace
 
 int distillation_loss_cuda(const DistillationLossParams& params, void* stream) {
@@ -212,10 +168,10 @@ int distillation_loss_cuda(const DistillationLossParams& params, void* stream) {
                         is_aligned(params.teacher, kPackBytes) && is_aligned(params.kl_gradient, wide) &&
                         is_aligned(params.ce_gradient, wide) && is_aligned(params.teacher_gradient, wide);
     if (packed) {
-      return launch(logits_kernel<T, kCount>, params.batch, threads_for(params.classes / kCount), 0, stream, params,
+      return launch(logits_kernel<T, kCount>, params.batch, threads_for_row(params.classes / kCount), 0, stream, params,
                     scales);
     }
-    return launch(logits_kernel<T, 1>, params.batch, threads_for(params.classes), 0, stream, params, scales);
+    return launch(logits_kernel<T, 1>, params.batch, threads_for_row(params.classes), 0, stream, params, scales);
   });
   if (error != cudaSuccess) return error;
   return launch(total_kernel, 1, kThreads, 0, stream, static_cast<const double*>(params.row_losses), params.kl,

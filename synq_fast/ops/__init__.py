@@ -25,6 +25,9 @@ from synq_fast.ops.grad_cam import grad_cam as grad_cam
 from synq_fast.ops.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
 from synq_fast.ops.hires_cam import hires_cam as hires_cam
 from synq_fast.ops.layer_cam import layer_cam as layer_cam
+from synq_fast.ops.layer_norm_fake_quantize import (
+    layer_norm_fake_quantize as layer_norm_fake_quantize,
+)
 from synq_fast.ops.low_pass import low_pass as low_pass
 from synq_fast.ops.patch_similarity_entropy import (
     patch_similarity_entropy as patch_similarity_entropy,

@@ -10,7 +10,8 @@ from synq_fast.reference.fake_quantize_learned import fake_quantize_learned, lea
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """Returns the exact GELU; torch's own gives NaN at infinity in some sizes."""
-    return x * torch.special.ndtr(x)
+    y: torch.Tensor = x * torch.special.ndtr(x)
+    return y
 
 
 def gelu_fake_quantize(

@@ -3,6 +3,7 @@
 How packs are stored is counted in test_cuda_stores.py.
 """
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_ptx(source: Path, arch: str, cuda_object) -> None:
         if count == 0:
             continue
         assert widest_access(instructions, "ld") == 128, name
-        if "row_kernel" in name or "FakeQuantize" in name:
+        if re.search(r"row_kernel|affine_map_kernelI\w*FakeQuantize|\dnorm_kernel", name):
             assert divisions(instructions) > count, name
 
 

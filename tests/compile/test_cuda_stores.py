@@ -63,6 +63,9 @@ RULES = (
     Rule(rf"10mix_kernelI\w*?8BackwardEt{COUNT}", 2, bits=16),
     # A range.
     Rule(rf"10row_kernelI{ELEMENT}{COUNT}", 2),
+    Rule(rf"11norm_kernelI{ELEMENT}{COUNT}", 0),
+    # A part's sums are stored one by one.
+    Rule(rf"20norm_gradient_kernelI{ELEMENT}{COUNT}", None),
     # A row's difficulty.
     Rule(rf"13logits_kernelI(?:{TYPE}){COUNT}", 1, bits=32),
     # A token's inverse length.

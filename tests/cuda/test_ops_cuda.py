@@ -13,6 +13,7 @@ from synq_fast.testing.case import constant, noise, uniform
 from synq_fast.testing.cases._statistics import stored
 from synq_fast.testing.cases.affine_relu_fake_quantize import factors
 from synq_fast.testing.cases.distillation_loss import logits
+from synq_fast.testing.cases.layer_norm_fake_quantize import parameters as norm_parameters
 from synq_fast.testing.cases.patch_similarity_entropy import make_tokens
 from synq_fast.testing.cases.search_range import DISTRIBUTIONS, distribution
 from synq_fast.testing.cases.soft_round import codes_like, decided
@@ -69,6 +70,10 @@ def samples(name: str):
         case "gelu_fake_quantize":
             for shape in ((8, 197, 3072), (8_000_003,)):
                 yield (noise(*shape), constant(6.0), constant(7.2)), {}
+        case "layer_norm_fake_quantize":
+            for columns in (768, 3072, 4100):
+                x = noise(8, 197, columns, mean=0.5)
+                yield (x, *norm_parameters(columns, 4)), {}
         case "random_mix":
             for shape, _ in LONG:
                 pair = noise(*shape), noise(*shape, seed=1)

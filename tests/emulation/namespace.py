@@ -14,6 +14,7 @@ from tests.emulation.mixing import Mixing
 from tests.emulation.quantization import Quantization
 from tests.emulation.ranges import Ranges
 from tests.emulation.rounding import Rounding
+from tests.emulation.rows import Norms
 from tests.emulation.similarity import Similarity
 from tests.emulation.variation import Variation
 
@@ -24,6 +25,7 @@ FAMILIES = {
     "channel_moments": Moments,
     "distillation_loss": Distillation,
     "grad_cam": Maps,
+    "layer_norm_fake_quantize": Norms,
     "low_pass": Filters,
     "patch_similarity_entropy": Similarity,
     "random_mix": Mixing,
