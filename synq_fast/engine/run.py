@@ -25,7 +25,7 @@ from synq_fast.engine.evaluation import EvaluationResult, evaluate
 from synq_fast.engine.identity import describe, fingerprint, weights_hash
 from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.saved_model import build_student, network_of
 from synq_fast.engine.stages import STAGES, Made, widths
 from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
@@ -41,7 +41,6 @@ from synq_fast.quant import (
     find_structure,
     held_weights,
     leaf_names,
-    trace,
 )
 from synq_fast.quant.allocation import check_average
 from synq_fast.quant.bits import LOWEST, AutoBits, Bits
@@ -116,7 +115,7 @@ class Run:
         self.reporter = Reporter(progress and ranks.is_first)
         example = self.teacher.example()
         self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
-        self.graph = trace(self.teacher.module, example, self.leaves)
+        self.graph = network_of(self.teacher.module, example, self.leaves, recipe.quantization)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
         quantization = replace(recipe.quantization, placement=placement)
         self.recipe = recipe = replace(recipe, quantization=quantization)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from synq_fast.errors import CheckpointError, ModelError, RecipeError, SynqFastWarning
 from synq_fast.graph.computation import Computation, computation, difference
+from synq_fast.graph.rotation import rotated
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import (
     ActivationQuantizer,
@@ -34,6 +35,19 @@ from synq_fast.storage.paths import user_path
 
 _KEY = "synq_fast"
 _UNRECORDED = "not recorded"
+
+
+def network_of(
+    module: nn.Module, example: Tensor, leaves: Collection[str], recipe: Quantization
+) -> fx.GraphModule:
+    """The traced network that is quantized, rewritten as the recipe says.
+
+    Raises:
+        TraceError: it cannot be traced.
+        ModelError: it does not have the form that is to be rewritten.
+    """
+    graph = trace(module, example, leaves)
+    return rotated(graph) if recipe.rotate else graph
 
 
 def build_student(
@@ -144,7 +158,7 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     try:
         leaves = leaf_names(base.module, recipe.leaf_modules)
         student = build_student(
-            trace(base.module, base.example(), leaves),
+            network_of(base.module, base.example(), leaves, recipe),
             Widths(**widths) if widths else BitWidths.parse(saved["bits"]),
             recipe,
             leaves,

@@ -53,6 +53,11 @@ class Quantization:
     layer_bits: tuple[str, ...] = items(
         (), 'widths of single layers and their inputs, such as "fc=w8a8"'
     )
+    rotate: bool = flag(
+        False,
+        "rotate the residual stream of a vision transformer, so that no channel stands out: the "
+        "same function, at no cost when it runs (GLF-Q)",
+    )
     calibration_batches: int = count(8, "what activation ranges are found on", unit="batches")
     calibration_batch_size: int = batch(64, "in each of them")
     leaf_modules: tuple[str, ...] = items(
