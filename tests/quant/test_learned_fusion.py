@@ -10,9 +10,9 @@ from synq_fast.graph.trace import trace
 from synq_fast.quant import BitWidths, fused, held_weights, observing
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import joined
-from synq_fast.quant.learned_fusion import QuantizedGelu
+from synq_fast.quant.learned_fusion import QuantizedGelu, QuantizedLayerNorm
 from synq_fast.quant.settings import Quantization
-from tests.transformers import Layer, tiny_vit
+from tests.transformers import WIDTH, Layer, tiny_vit
 
 LEARNED = Quantization(range="mse", weight_range="learned", learn_ranges=True)
 
@@ -38,11 +38,16 @@ def gelus(form):
     return [m for m in form.modules() if isinstance(m, QuantizedGelu)]
 
 
+def norms(form):
+    return [m for m in form.modules() if isinstance(m, QuantizedLayerNorm)]
+
+
 @pytest.mark.parametrize("build", [fused, joined])
 def test_the_form_computes_the_same_with_the_same_gradients(build):
     student, x = calibrated()
     form = build(student)
-    assert len(gelus(form)) == 2
+    # The last norm is read at the class token alone, where its quantizer is.
+    assert (len(gelus(form)), len(norms(form))) == (2, 4)
     y, mine = gradients(form, student, x)
     expected, theirs = gradients(student, student, x)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -57,7 +62,7 @@ def test_quantizers_that_are_off_or_drop_are_left_to_do_it():
     with torch.no_grad(), bypassing(student), held_weights(student):
         assert torch.equal(form(x), student(x))
     seed = torch.tensor(3)
-    for module in gelus(form):
+    for module in (*gelus(form), *norms(form)):
         module.quantizer.keep, module.quantizer.seed = 0.5, seed
     assert torch.equal(form(x), student(x))
     before = gelus(form)[0].quantizer.range_max.clone()
@@ -84,3 +89,23 @@ def test_other_functions_stay():
     module.layers = nn.Sequential(Approximate(), Layer())
     student, _ = calibrated(module)
     assert len(gelus(fused(student))) == 1
+
+
+class AsFunction(Layer):
+    """The norm as a call of a function, whose value's size is asked for, as in timm."""
+
+    def forward(self, x):
+        norm = self.norm1
+        y = functional.layer_norm(x, (WIDTH,), norm.weight, norm.bias, 1e-3)
+        x = x + self.attention(y).view(y.shape[0], *y.shape[1:])
+        return x + self.fc2(functional.gelu(self.fc1(functional.layer_norm(x, (WIDTH,)))))
+
+
+def test_norms_as_functions_are_joined_too():
+    module = tiny_vit().module
+    module.layers = nn.Sequential(AsFunction(), Layer())
+    student, x = calibrated(module)
+    form = fused(student)
+    assert [norm.eps for norm in norms(form)] == [1e-3, 1e-5, 1e-5, 1e-5]
+    with torch.no_grad():
+        torch.testing.assert_close(form(x), student(x), rtol=1e-4, atol=1e-5)
