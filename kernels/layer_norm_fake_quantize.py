@@ -11,16 +11,12 @@ import triton.language as tl
 
 from synq_fast.kernels._affine import dequantize, quantize
 from synq_fast.kernels._channel_sums import learned_terms
-from synq_fast.kernels._layout import (
-    finished,
-    memory_order,
-    on_device_of,
-    output_like,
-    power_of_two,
-)
+from synq_fast.kernels._layout import laid_out_as, on_device_of, output_like, power_of_two
+from synq_fast.kernels._rows import restored, rows_of, warps_for
 from synq_fast.kernels.fake_quantize import load_grid
 
 BLOCK = 1024
+GRADIENT_BLOCK = 512
 COLUMNS = 64
 PARTS = 16
 MAXIMUM_PARTS = 512
@@ -167,31 +163,6 @@ def norm_total_kernel(
     tl.store(of_zero_point_ptr + zeros, of_zero_point.to(tl.float32), mask=column == count - 1)
 
 
-def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """Returns `x`, copied only if rows of its last dimension do not follow each other in memory."""
-    order = memory_order(x)
-    if order is None:
-        x = torch.empty_like(x).copy_(x)
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def restored(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Returns `y` in the type and with the strides that a result for `x` has."""
-    wanted = torch.empty_like(x)
-    y = finished(y, x)
-    return y if y.stride() == wanted.stride() else wanted.copy_(y)
-
-
-def like_rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Returns `value` with the strides of `rows`, copied only if they differ."""
-    return value if value.stride() == rows.stride() else torch.empty_like(rows).copy_(value)
-
-
-def warps_for(block: int, most: int) -> int:
-    """Returns the warps of a program that handles `block` elements at a time."""
-    return max(1, min(block // 128, most))
-
-
 def layer_norm_fake_quantize(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -210,7 +181,7 @@ def layer_norm_fake_quantize(
         with on_device_of(x):
             norm_kernel[(x.numel() // columns,)](
                 rows, y, weight.contiguous(), bias.contiguous(), scale, zero_point, columns, eps,
-                float(2 ** (bits - 1)), BLOCK=block, num_warps=warps_for(block, 4),
+                float(2 ** (bits - 1)), BLOCK=block, num_warps=warps_for(block),
                 enable_fp_fusion=False,
             )  # fmt: skip
     return restored(y, x)
@@ -238,12 +209,12 @@ def layer_norm_fake_quantize_backward(
     count = x.numel() // columns
     parts = min(triton.cdiv(count, LEAST_ROWS), MAXIMUM_PARTS)
     sums = scale.new_empty(parts, 2 * columns + 2)
-    block = min(power_of_two(columns), BLOCK)
+    block = min(power_of_two(columns), GRADIENT_BLOCK)
     with on_device_of(x):
         norm_gradient_kernel[(parts,)](
-            rows, like_rows(gradient, rows), y, weight.contiguous(), bias.contiguous(), scale,
+            rows, laid_out_as(gradient, rows), y, weight.contiguous(), bias.contiguous(), scale,
             zero_point, sums, count, columns, parts, eps, float(2 ** (bits - 1)), BLOCK=block,
-            num_warps=warps_for(block, 8), enable_fp_fusion=False,
+            num_warps=warps_for(block), enable_fp_fusion=False,
         )  # fmt: skip
         norm_total_kernel[(triton.cdiv(2 * columns + 2, COLUMNS),)](
             sums, *results, scale, columns, parts, gradient_scale, PARTS=PARTS, COLUMNS=COLUMNS,

@@ -12,18 +12,12 @@
 
 #include "cpu/elements.h"
 #include "cpu/exp.h"
-#include "cpu/lanes.h"
+#include "cpu/rows.h"
 
 namespace synq::cpu {
 namespace {
 
 constexpr float kLeast = -INFINITY;
-
-// Calls block(begin, end) on stretches short enough to sum in float32.
-template <typename Block>
-inline void for_each_stretch(int64_t count, Block block) {
-  for (int64_t i = 0; i < count; i += kBlock) block(i, count - i < kBlock ? count : i + kBlock);
-}
 
 // NaN is passed over: it meets the sums later.
 inline float maximum_of(const float* x, int64_t count) {

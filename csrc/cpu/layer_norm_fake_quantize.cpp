@@ -6,31 +6,13 @@
 
 #include "cpu/block_sums.h"
 #include "cpu/fake_quantize_loops.h"
-#include "cpu/lanes.h"
+#include "cpu/rows.h"
 #include "learned_grid.h"
 
 namespace synq::cpu {
 namespace {
 
 using Params = LayerNormFakeQuantizeParams;
-
-// Calls block(begin, end) on stretches short enough to sum in float32.
-template <typename Block>
-inline void for_each_stretch(int64_t count, Block block) {
-  for (int64_t i = 0; i < count; i += kBlock) block(i, count - i < kBlock ? count : i + kBlock);
-}
-
-// The sum of the lanes, halves added to each other.
-template <int kWidth = kLanes / 2>
-inline float folded(Vector value) {
-  if constexpr (kWidth == 0) {
-    return value[0];
-  } else {
-    Lanes other;
-    for (int i = 0; i < kLanes; ++i) other[i] = (i + kWidth) % kLanes;
-    return folded<kWidth / 2>(value + shuffle(value, value, other));
-  }
-}
 
 // The mean of a row's terms; term(i, lanes) is 0 in lanes beyond the row.
 template <typename Term>
@@ -62,18 +44,6 @@ struct Moments {
     inverse = 1.0f / sqrtf(variance + eps);
   }
 };
-
-// A row as float32: where it lies, or for 16-bit types a copy.
-template <typename T>
-const float* row_of(const void* memory, int64_t row, int64_t columns, float* copy) {
-  const T* source = static_cast<const T*>(memory) + row * columns;
-  if constexpr (std::is_same_v<T, float>) {
-    return source;
-  } else {
-    load(source, copy, columns);
-    return copy;
-  }
-}
 
 template <typename T>
 void forward_typed(const Params& params, int64_t begin, int64_t end, float* workspace) {

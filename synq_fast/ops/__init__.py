@@ -37,6 +37,7 @@ from synq_fast.ops.random_mix import random_mix as random_mix
 from synq_fast.ops.relu_fake_quantize import relu_fake_quantize as relu_fake_quantize
 from synq_fast.ops.search_range import search_range as search_range
 from synq_fast.ops.soft_round import soft_round as soft_round
+from synq_fast.ops.softmax_fake_quantize import softmax_fake_quantize as softmax_fake_quantize
 from synq_fast.ops.total_variation import total_variation as total_variation
 from synq_fast.ops.update_range import read_range as read_range
 from synq_fast.ops.update_range import update_range as update_range

@@ -22,8 +22,8 @@ def layer_norm_fake_quantize(
 ) -> torch.Tensor:
     """Rounds normalised rows to a grid; see `synq_fast.ops.layer_norm_fake_quantize`."""
     wide = to_compute(x)
-    factors = [None if value is None else value.to(wide.dtype) for value in (weight, bias)]
-    values = functional.layer_norm(wide, wide.shape[-1:], *factors, eps)
+    weight, bias = (None if v is None else v.to(wide.dtype) for v in (weight, bias))
+    values = functional.layer_norm(wide, wide.shape[-1:], weight, bias, eps)
     y = fake_quantize_learned(values, scale, zero_point, bits, gradient_scale=gradient_scale)
     return y.to(x.dtype)
 

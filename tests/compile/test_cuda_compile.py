@@ -40,6 +40,10 @@ TOLERANT = {
     "gelu_fake_quantize.cu": {
         "kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
     },
+    "softmax_fake_quantize.cu": {
+        "softmax_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
+        "softmax_gradient_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
+    },
     # Exponentials, right to two units in the last place, and a logarithm in float64.
     "distillation_loss.cu": {
         "logits_kernel": {"ex2.approx.ftz.f32", "fma.rm.f32", "fma.rn.f32", "rcp.approx.ftz.f64"},
@@ -106,8 +110,9 @@ def test_ptx(source: Path, arch: str, cuda_object) -> None:
         count = next((count for count in (4, 8) if f"Li{count}E" in name), 0)
         if count == 0:
             continue
-        assert widest_access(instructions, "ld") == 128, name
-        if re.search(r"row_kernel|affine_map_kernelI\w*FakeQuantize|\dnorm_kernel", name):
+        # Blackwell loads packs of factors in 256 bits.
+        assert widest_access(instructions, "ld") >= 128, name
+        if re.search(r"row_kernel|affine_map_kernelI\w*FakeQuantize|\d(norm|softmax)_kernel", name):
             assert divisions(instructions) > count, name
 
 

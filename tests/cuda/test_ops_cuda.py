@@ -74,6 +74,9 @@ def samples(name: str):
             for columns in (768, 3072, 4100):
                 x = noise(8, 197, columns, mean=0.5)
                 yield (x, *norm_parameters(columns, 4)), {}
+        case "softmax_fake_quantize":
+            for shape in ((8, 12, 197, 197), (64, 3, 64, 64), (40, 9001)):
+                yield (noise(*shape, scale=4.0), constant(shape[-1] / 4)), {"alpha": 0.125}
         case "random_mix":
             for shape, _ in LONG:
                 pair = noise(*shape), noise(*shape, seed=1)

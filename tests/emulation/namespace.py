@@ -14,7 +14,7 @@ from tests.emulation.mixing import Mixing
 from tests.emulation.quantization import Quantization
 from tests.emulation.ranges import Ranges
 from tests.emulation.rounding import Rounding
-from tests.emulation.rows import Norms
+from tests.emulation.rows import Norms, Softmaxes
 from tests.emulation.similarity import Similarity
 from tests.emulation.variation import Variation
 
@@ -30,6 +30,7 @@ FAMILIES = {
     "patch_similarity_entropy": Similarity,
     "random_mix": Mixing,
     "soft_round": Rounding,
+    "softmax_fake_quantize": Softmaxes,
     "total_variation": Variation,
 }
 

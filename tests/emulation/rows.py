@@ -32,6 +32,18 @@ class NormParams(ctypes.Structure):
     )
 
 
+class SoftmaxParams(ctypes.Structure):
+    """SoftmaxFakeQuantizeParams of csrc/softmax_fake_quantize.h."""
+
+    _fields_ = fields(
+        (POINTER, "x gradient y scale grad_scale workspace"),
+        (LONG, "rows columns"),
+        (DOUBLE, "gradient_scale"),
+        (FLOAT, "alpha"),
+        (INT, "bits dtype"),
+    )
+
+
 def laid_out(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Contiguous memory in the layout that a result for the other tensor has."""
     return torch.empty_like(like.detach()).copy_(y.view(like.shape))
@@ -85,3 +97,40 @@ class Norms:
             return laid_out(y, x), *of_factors, *grids
 
         return differentiable(forward, backward, x, *factors, scale, zero_point)
+
+
+class Softmaxes:
+    """The op by its name."""
+
+    def __init__(self, launch: Launcher) -> None:
+        self.launch = launch
+
+    def softmax_fake_quantize(
+        self, x: Any, scale: Any, bits: int, *, alpha=1.0, gradient_scale=1.0
+    ) -> Any:
+        columns = x.shape[-1]
+        memory = x.detach().contiguous()
+        values = {
+            "x": self.launch.input(memory), "scale": bound(scale.detach(), 1),
+            "rows": x.numel() // columns, "columns": columns, "gradient_scale": gradient_scale,
+            "alpha": alpha, "bits": bits, "dtype": DTYPES.index(x.dtype),
+        }  # fmt: skip
+
+        def forward(*_: Any) -> Any:
+            y = self.launch.output(memory)
+            if x.numel():
+                self.launch("forward", SoftmaxParams, **values, y=y)
+            return laid_out(y, x), None
+
+        def backward(_: Any, g: torch.Tensor) -> Any:
+            y, total = self.launch.output(memory), torch.zeros(1)
+            if x.numel():
+                total.fill_(float("nan"))
+                self.launch(
+                    "backward", SoftmaxParams, **values, y=y,
+                    gradient=self.launch.input(g.contiguous()), grad_scale=total,
+                    workspace=("workspace", torch.float64),
+                )  # fmt: skip
+            return laid_out(y, x), total.view(scale.shape)
+
+        return differentiable(forward, backward, x, scale)

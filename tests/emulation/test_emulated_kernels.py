@@ -28,6 +28,9 @@ LONG = {
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
     ),
+    "gelu_fake_quantize": ("many blocks of Triton and CUDA, odd, axis None",),
+    "layer_norm_fake_quantize": ("more rows than parts", "four dimensions"),
+    "softmax_fake_quantize": ("more rows than parts", "heads"),
     "affine_relu_fake_quantize": ("channels in two long odd pieces, axis 1, residual",),
     "bn_statistics_loss": (
         "pieces longer than a block",

@@ -1,0 +1,111 @@
+"""GELU, layer normalisation and softmax with fake quantization, forward and backward, float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from synq_fast import ops, reference
+
+from . import columns, harness
+
+BITS = 8
+# Of DeiT-Tiny with a batch of 8, and on a GPU of ViT-Base with 64.
+SIZES = {
+    "gelu": harness.sizes(cpu=[(8, 197, 768)], cuda=[(8, 197, 768), (64, 197, 3072)]),
+    "layer_norm": harness.sizes(cpu=[(8, 197, 192)], cuda=[(8, 197, 192), (64, 197, 768)]),
+    "softmax": harness.sizes(cpu=[(8, 3, 197, 197)], cuda=[(8, 3, 197, 197), (64, 12, 197, 197)]),
+}
+CASES = [(name, shape) for name, shapes in SIZES.items() for shape in shapes]
+
+
+class Activation(NamedTuple):
+    """What is measured of one activation.
+
+    Attributes:
+        leaves: What is trained, with the scale and the zero point last.
+        fused: The name of the op.
+        values: PyTorch's activation alone.
+    """
+
+    leaves: list[Tensor]
+    fused: str
+    values: Callable[..., Tensor]
+
+
+def activation(name: str, shape: tuple[int, ...]) -> Activation:
+    """Returns inputs and functions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, generator=generator).to(harness.DEVICE)
+    row = torch.linspace(0.5, 1.5, shape[-1], device=harness.DEVICE)
+    zero = torch.tensor([100.0], device=harness.DEVICE)
+    scale = torch.tensor([60.0], device=harness.DEVICE)
+    if name == "gelu":
+        fused = "gelu_fake_quantize"
+        leaves, values = [x, scale, zero], lambda x, *_: functional.gelu(x)
+    elif name == "layer_norm":
+        fused = "layer_norm_fake_quantize"
+        leaves = [x, row, row - 1, scale, zero]
+
+        def values(x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Tensor:
+            return functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-6)
+    else:
+        fused = "softmax_fake_quantize"
+        leaves, values = [x, scale * 20], lambda x, *_: x.softmax(-1)
+    return Activation([v.requires_grad_() for v in leaves], fused, values)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+def bench_transformer_fake_quantize(
+    name: str, shape: tuple[int, ...], compare: Callable[..., harness.Comparison]
+) -> None:
+    """Ours against PyTorch's activation before our quantizer and before ATen's, and a copy."""
+    case = activation(name, shape)
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(harness.DEVICE)
+    x, scale = case.leaves[0], case.leaves[-2 if name != "softmax" else -1]
+    zero = case.leaves[-1] if name != "softmax" else 2.0 ** (BITS - 1)
+
+    def step(y: Tensor) -> list[Tensor]:
+        return [y, *torch.autograd.grad(y, case.leaves, gradient)]
+
+    def fused(namespace: Any) -> list[Tensor]:
+        return step(getattr(namespace, case.fused)(*case.leaves, BITS))
+
+    def separate() -> list[Tensor]:
+        return step(ops.fake_quantize_learned(case.values(*case.leaves), scale, zero, BITS))
+
+    expected = fused(reference)
+    ours, omitted = columns.our_columns(fused, ops)
+    for column, call in ours.items():
+        # A code that rounding turns is a step off.
+        wrong = (call()[0] - expected[0]).abs() > 1e-6
+        assert wrong.sum() <= 1e-4 * wrong.numel(), f"{column} differs"
+
+    def aten() -> list[Tensor]:
+        values = case.values(*case.leaves)
+        low = 0 if name == "softmax" else -(2 ** (BITS - 1))
+        offset = torch.zeros_like(scale)
+        quantize = torch._fake_quantize_learnable_per_tensor_affine
+        y = quantize(values, 1 / scale, offset, low, low + 2**BITS - 1, 1.0)
+        return [y, *torch.autograd.grad(y, case.leaves, gradient, allow_unused=True)]
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows[f"{name}, then our fake_quantize_learned"] = separate
+    rows[f"{name}, then ATen's learnable op"] = aten
+    rows["reference, eager"] = lambda: fused(reference)
+    rows["clone"] = x.detach().clone
+    compare(
+        f"{name} {'x'.join(map(str, shape))} {BITS} bits, forward and backward",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        # x in and y out; then x and the gradient in, and the gradient of x out.
+        bytes_moved=5 * 4 * math.prod(shape),
+        omitted=omitted,
+    )
