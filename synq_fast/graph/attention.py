@@ -54,7 +54,7 @@ def find_attentions(graph_module: fx.GraphModule) -> tuple[Attention, ...]:
 
     for node in made:
         softmax = behind(node.all_input_nodes[0], _is_moving)
-        if _is_softmax(graph_module, softmax):
+        if is_softmax(graph_module, softmax):
             logits = behind(softmax.all_input_nodes[0], _is_scaling)
             if logits in made:
                 found.append(Attention(logits.name, softmax.name, node.name))
@@ -200,7 +200,8 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _is_softmax(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+def is_softmax(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives probabilities."""
     if isinstance(called_module(graph_module, node), nn.Softmax):
         return True
     return _name(node) == "softmax"

@@ -30,6 +30,8 @@ class ActivationQuantizer(FullPrecision):
     range_max: Tensor
     bypass = False
     """Let activations through as they are; see ``bypassing``."""
+    from_zero = False
+    """Begin the range at zero whatever is observed: of probabilities."""
     keep = 1.0
     """Share of the elements that is quantized, the others pass (QDrop); needs a learned range."""
     seed: Tensor | None = None
@@ -88,7 +90,7 @@ class ActivationQuantizer(FullPrecision):
     def _observe(self, observer: RangeObserver, x: Tensor) -> None:
         observer.observe(x)
         low, high = observer.read()
-        self.range_min.copy_(low * self.shrink)
+        self.range_min.copy_(low * (0.0 if self.from_zero else self.shrink))
         self.range_max.copy_(high * self.shrink)
 
     def _quantized(self, x: Tensor) -> Tensor:

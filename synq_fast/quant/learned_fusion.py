@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from synq_fast import ops
-from synq_fast.graph import called_module
+from synq_fast.graph import called_module, shape_of
+from synq_fast.graph.attention import is_softmax
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.layers import lsq_scale
 from synq_fast.quant.quantizer import Grid, learned_grid
@@ -94,6 +97,27 @@ class QuantizedLayerNorm(QuantizedFunction):
         )
 
 
+class QuantizedSoftmax(QuantizedFunction):
+    """Softmax over the last dimension of a multiple of the logits; its range begins at zero."""
+
+    def __init__(self, quantizer: ActivationQuantizer, alpha: float) -> None:
+        """Share the quantizer; ``alpha`` is what the logits are multiplied by."""
+        super().__init__(quantizer)
+        self.alpha = alpha
+
+    def function(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        """The probabilities of logits."""
+        return functional.softmax(self.alpha * x, dim=-1)
+
+    def quantized(
+        self, x: Tensor, *parameters: Tensor | None, grid: Grid, gradient_scale: float
+    ) -> Tensor:
+        """The probabilities of logits on the grid."""
+        return ops.softmax_fake_quantize(
+            x, grid.scale, self.quantizer.bits, alpha=self.alpha, gradient_scale=gradient_scale
+        )
+
+
 def is_plain(quantizer: ActivationQuantizer, x: Tensor) -> bool:
     """Whether a learned quantizer now does nothing but quantize all of a value."""
     return (
@@ -124,23 +148,27 @@ def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
         found = _function(module, source, quantizer)
         if found is None:
             continue
-        made, parameters = found
-        node.target, node.args = f"fused_{node.name}", (source.all_input_nodes[0], *parameters)
+        made, inputs = found
+        node.target, node.args = f"fused_{node.name}", inputs
         module.add_submodule(node.target, made)
         # Its size is that of what it was computed from.
         source.replace_all_uses_with(source.all_input_nodes[0])
         module.graph.erase_node(source)
-
-
-_Parameter = fx.Node | None
+    module.graph.eliminate_dead_code()
 
 
 def _function(
     module: fx.GraphModule, node: fx.Node, quantizer: ActivationQuantizer
-) -> tuple[QuantizedFunction, tuple[_Parameter, ...]] | None:
-    """What joins a node and a quantizer, and the nodes of the parameters; None for other nodes."""
+) -> tuple[QuantizedFunction, tuple[fx.Node | None, ...]] | None:
+    """What joins a node and a quantizer, and what it reads; None for other nodes."""
+    x = node.all_input_nodes[0] if node.all_input_nodes else node
     if _is_gelu(module, node):
-        return QuantizedGelu(quantizer), ()
+        return QuantizedGelu(quantizer), (x,)
+    if quantizer.from_zero and _is_over_the_last(module, node):
+        factor = _factor(x)
+        if factor is None or len(x.users) > 1:
+            return QuantizedSoftmax(quantizer, 1.0), (x,)
+        return QuantizedSoftmax(quantizer, factor), (x.all_input_nodes[0],)
     called = called_module(module, node)
     if type(called) is nn.LayerNorm and len(called.normalized_shape) == 1:
         with module.graph.inserting_before(node):
@@ -150,14 +178,35 @@ def _function(
                 else None
                 for name in ("weight", "bias")
             )
-        return QuantizedLayerNorm(quantizer, called.eps), parameters
+        return QuantizedLayerNorm(quantizer, called.eps), (x, *parameters)
     if node.op == "call_function" and node.target is functional.layer_norm:
         names = ("input", "normalized_shape", "weight", "bias", "eps")
         given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         if len(given["normalized_shape"]) == 1:
             made = QuantizedLayerNorm(quantizer, given.get("eps", 1e-5))
-            return made, (given.get("weight"), given.get("bias"))
+            return made, (x, given.get("weight"), given.get("bias"))
     return None
+
+
+def _is_over_the_last(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a softmax is over the last dimension, in the type of what it reads."""
+    called = called_module(module, node)
+    if isinstance(called, nn.Softmax):
+        dim: Any = called.dim
+    else:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    shape = shape_of(node)
+    last = shape is not None and dim in (-1, len(shape) - 1)
+    return is_softmax(module, node) and last and node.kwargs.get("dtype") is None
+
+
+def _factor(node: fx.Node) -> float | None:
+    """What a node multiplies its one operand by; None where it does something else."""
+    numbers = [a for a in node.args if isinstance(a, int | float)]
+    multiplies = node.op == "call_function" and node.target in (operator.mul, torch.mul)
+    if not multiplies or len(node.args) != 2 or len(numbers) != 1:
+        return None
+    return float(numbers[0])
 
 
 def _is_shape(node: fx.Node) -> bool:

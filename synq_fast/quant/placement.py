@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
-from synq_fast.graph.attention import find_attentions, products
+from synq_fast.graph.attention import find_attentions, is_softmax, products
 from synq_fast.graph.leaves import is_kept
 from synq_fast.graph.nodes import constants
 from synq_fast.graph.structure import is_addition
@@ -181,7 +181,9 @@ def quantized_copy(
         width = IMAGE_BITS
         if site.op != "placeholder":
             width = policy.activation(name, [site_of[layer] for layer in readers[site]])
-        student.add_submodule(name, make_quantizer(width))
+        quantizer = make_quantizer(width)
+        quantizer.from_zero = is_softmax(student, site)
+        student.add_submodule(name, quantizer)
         with student.graph.inserting_after(site):
             quantized = student.graph.call_module(name, (site,))
         quantized.meta = dict(site.meta)

@@ -10,9 +10,13 @@ from synq_fast.graph.trace import trace
 from synq_fast.quant import BitWidths, fused, held_weights, observing
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import joined
-from synq_fast.quant.learned_fusion import QuantizedGelu, QuantizedLayerNorm
+from synq_fast.quant.learned_fusion import (
+    QuantizedGelu,
+    QuantizedLayerNorm,
+    QuantizedSoftmax,
+)
 from synq_fast.quant.settings import Quantization
-from tests.transformers import WIDTH, Layer, tiny_vit
+from tests.transformers import HEADS, WIDTH, Layer, tiny_vit
 
 LEARNED = Quantization(range="mse", weight_range="learned", learn_ranges=True)
 
@@ -38,6 +42,10 @@ def gelus(form):
     return [m for m in form.modules() if isinstance(m, QuantizedGelu)]
 
 
+def softmaxes(form):
+    return [m for m in form.modules() if isinstance(m, QuantizedSoftmax)]
+
+
 def norms(form):
     return [m for m in form.modules() if isinstance(m, QuantizedLayerNorm)]
 
@@ -48,6 +56,7 @@ def test_the_form_computes_the_same_with_the_same_gradients(build):
     form = build(student)
     # The last norm is read at the class token alone, where its quantizer is.
     assert (len(gelus(form)), len(norms(form))) == (2, 4)
+    assert [m.alpha for m in softmaxes(form)] == [(WIDTH // HEADS) ** -0.5] * 2
     y, mine = gradients(form, student, x)
     expected, theirs = gradients(student, student, x)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -62,7 +71,7 @@ def test_quantizers_that_are_off_or_drop_are_left_to_do_it():
     with torch.no_grad(), bypassing(student), held_weights(student):
         assert torch.equal(form(x), student(x))
     seed = torch.tensor(3)
-    for module in (*gelus(form), *norms(form)):
+    for module in (*gelus(form), *norms(form), *softmaxes(form)):
         module.quantizer.keep, module.quantizer.seed = 0.5, seed
     assert torch.equal(form(x), student(x))
     before = gelus(form)[0].quantizer.range_max.clone()
@@ -109,3 +118,10 @@ def test_norms_as_functions_are_joined_too():
     assert [norm.eps for norm in norms(form)] == [1e-3, 1e-5, 1e-5, 1e-5]
     with torch.no_grad():
         torch.testing.assert_close(form(x), student(x), rtol=1e-4, atol=1e-5)
+
+
+def test_probabilities_begin_at_zero_whatever_is_observed():
+    student, _ = calibrated()
+    ranges = [m.quantizer for m in softmaxes(fused(student))]
+    assert len(ranges) == 2
+    assert all(q.from_zero and q.range_min == 0 and q.range_max > 0 for q in ranges)
