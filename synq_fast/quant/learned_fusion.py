@@ -145,20 +145,25 @@ def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
         readers = [user for user in source.users if not _is_shape(user)]
         if readers != [node] or source.name in keep:
             continue
-        found = _function(module, source, quantizer)
+        found = _function(module, source, quantizer, keep)
         if found is None:
             continue
         made, inputs = found
         node.target, node.args = f"fused_{node.name}", inputs
         module.add_submodule(node.target, made)
         # Its size is that of what it was computed from.
-        source.replace_all_uses_with(source.all_input_nodes[0])
+        before = source.all_input_nodes[0]
+        source.replace_all_uses_with(before)
         module.graph.erase_node(source)
-    module.graph.eliminate_dead_code()
+        if not before.users:
+            module.graph.erase_node(before)  # the factor, which the op took over
 
 
 def _function(
-    module: fx.GraphModule, node: fx.Node, quantizer: ActivationQuantizer
+    module: fx.GraphModule,
+    node: fx.Node,
+    quantizer: ActivationQuantizer,
+    keep: Collection[str],
 ) -> tuple[QuantizedFunction, tuple[fx.Node | None, ...]] | None:
     """What joins a node and a quantizer, and what it reads; None for other nodes."""
     x = node.all_input_nodes[0] if node.all_input_nodes else node
@@ -166,7 +171,7 @@ def _function(
         return QuantizedGelu(quantizer), (x,)
     if quantizer.from_zero and _is_over_the_last(module, node):
         factor = _factor(x)
-        if factor is None or len(x.users) > 1:
+        if factor is None or len(x.users) > 1 or x.name in keep:
             return QuantizedSoftmax(quantizer, 1.0), (x,)
         return QuantizedSoftmax(quantizer, factor), (x.all_input_nodes[0],)
     called = called_module(module, node)
