@@ -24,18 +24,18 @@ LEAST_ROWS = 8
 
 
 @triton.jit
-def moments_of(x_ptr, columns, eps, BLOCK: tl.constexpr):
-    """Returns the mean of a row and the inverse of its deviation."""
+def moments_of(x_ptr, zero, columns, eps, BLOCK: tl.constexpr):
+    """Returns the mean of a row and the inverse of its deviation; `zero` is one of int64."""
     place = tl.arange(0, BLOCK)
     total = tl.full((BLOCK,), 0.0, tl.float32)
-    start = columns * 0  # the interpreter cannot run `range` over tensors with every NumPy
+    start = zero  # the interpreter cannot run `range` over tensors with every NumPy
     while start < columns:
         column = start + place
         total += tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
         start += BLOCK
     mean = tl.sum(total, 0) / columns
     squares = tl.full((BLOCK,), 0.0, tl.float32)
-    start = columns * 0
+    start = zero
     while start < columns:
         column = start + place
         x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
@@ -52,9 +52,8 @@ def norm_kernel(
     """A program handles a row."""
     row = tl.program_id(0).to(tl.int64)
     scale, zero_point = load_grid(scale_ptr, zero_point_ptr, 0, 0.0, half, True)
-    columns = columns.to(tl.int64)
-    mean, inverse = moments_of(x_ptr + row * columns, columns, eps, BLOCK)
-    start = columns * 0
+    mean, inverse = moments_of(x_ptr + row * columns, row * 0, columns, eps, BLOCK)
+    start = row * 0
     while start < columns:
         column = start + tl.arange(0, BLOCK)
         mask = column < columns
@@ -77,7 +76,6 @@ def norm_gradient_kernel(
     Its sums are those for weight, for bias, and the terms of the scale and of the zero point.
     """
     part = tl.program_id(0).to(tl.int64)
-    columns = columns.to(tl.int64)
     sums_ptr += part * (2 * columns + 2)
     place = tl.arange(0, BLOCK)
     scale, zero_point = load_grid(scale_ptr, zero_point_ptr, 0, 0.0, half, True)
@@ -87,10 +85,10 @@ def norm_gradient_kernel(
     while row < rows:
         own_x_ptr = x_ptr + row * columns
         own_gradient_ptr = gradient_ptr + row * columns
-        mean, inverse = moments_of(own_x_ptr, columns, eps, BLOCK)
+        mean, inverse = moments_of(own_x_ptr, row * 0, columns, eps, BLOCK)
         slopes = tl.full((BLOCK,), 0.0, tl.float32)
         products = tl.full((BLOCK,), 0.0, tl.float32)
-        start = columns * 0
+        start = row * 0
         while start < columns:
             column = start + place
             mask = column < columns
@@ -115,7 +113,7 @@ def norm_gradient_kernel(
             start += BLOCK
         slope_mean = tl.sum(slopes, 0) / columns
         along = tl.sum(products, 0) / columns
-        start = columns * 0
+        start = row * 0
         while start < columns:
             column = start + place
             mask = column < columns
@@ -140,10 +138,10 @@ def norm_total_kernel(
     parts, gradient_scale, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts, a program for COLUMNS of their sums."""
-    count = 2 * columns.to(tl.int64) + 2
+    count = 2 * columns + 2
     column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.full((PARTS, COLUMNS), 0.0, tl.float64)
-    start = count * 0
+    start = tl.program_id(0).to(tl.int64) * 0
     while start < parts:
         part = start + tl.arange(0, PARTS)
         mask = (part < parts)[:, None] & (column < count)[None, :]

@@ -19,11 +19,14 @@ GRADIENT_BLOCK = 512
 
 
 @triton.jit
-def moments_of(x_ptr, columns, alpha, BLOCK: tl.constexpr):
-    """Returns the greatest of `alpha * x` of a row and the inverse of the sum of exponentials."""
+def moments_of(x_ptr, zero, columns, alpha, BLOCK: tl.constexpr):
+    """Returns the greatest of `alpha * x` of a row and the inverse of the sum of exponentials.
+
+    `zero` is one of int64.
+    """
     place = tl.arange(0, BLOCK)
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
-    start = columns * 0  # the interpreter cannot run `range` over tensors with every NumPy
+    start = zero  # the interpreter cannot run `range` over tensors with every NumPy
     while start < columns:
         column = start + place
         x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32) * alpha
@@ -31,7 +34,7 @@ def moments_of(x_ptr, columns, alpha, BLOCK: tl.constexpr):
         start += BLOCK
     greatest = tl.max(most, 0)
     total = tl.full((BLOCK,), 0.0, tl.float32)
-    start = columns * 0
+    start = zero
     while start < columns:
         column = start + place
         x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32) * alpha
@@ -45,9 +48,8 @@ def softmax_kernel(x_ptr, y_ptr, scale_ptr, columns, alpha, half, BLOCK: tl.cons
     """A program handles a row; the lowest code stands for zero."""
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(scale_ptr)
-    columns = columns.to(tl.int64)
-    greatest, inverse = moments_of(x_ptr + row * columns, columns, alpha, BLOCK)
-    start = columns * 0
+    greatest, inverse = moments_of(x_ptr + row * columns, row * 0, columns, alpha, BLOCK)
+    start = row * 0
     while start < columns:
         column = start + tl.arange(0, BLOCK)
         mask = column < columns
@@ -65,7 +67,6 @@ def softmax_gradient_kernel(
 ):  # fmt: skip
     """Program `part` handles every `parts`-th row."""
     part = tl.program_id(0).to(tl.int64)
-    columns = columns.to(tl.int64)
     place = tl.arange(0, BLOCK)
     scale = tl.load(scale_ptr)
     terms = tl.full((BLOCK,), 0.0, tl.float32)
@@ -73,9 +74,9 @@ def softmax_gradient_kernel(
     while row < rows:
         own_x_ptr = x_ptr + row * columns
         own_gradient_ptr = gradient_ptr + row * columns
-        greatest, inverse = moments_of(own_x_ptr, columns, alpha, BLOCK)
+        greatest, inverse = moments_of(own_x_ptr, row * 0, columns, alpha, BLOCK)
         products = tl.full((BLOCK,), 0.0, tl.float32)
-        start = columns * 0
+        start = row * 0
         while start < columns:
             column = start + place
             mask = column < columns
@@ -87,7 +88,7 @@ def softmax_gradient_kernel(
             products += of_value * value
             start += BLOCK
         along = tl.sum(products, 0)
-        start = columns * 0
+        start = row * 0
         while start < columns:
             column = start + place
             mask = column < columns

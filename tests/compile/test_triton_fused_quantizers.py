@@ -48,7 +48,7 @@ def launch_all(x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
-    for shape in ((4, 16, 1024), (3, 5, 7)):
+    for shape in ((4, 16, 1024), (3, 5, 7), (5, 1)):
         launch_all(torch.zeros(shape, dtype=dtype))
     names = {name for name, _ in compiler.ptx}
     assert names == {*TOLERANT, *WIDE, "finish_sums_kernel"}
