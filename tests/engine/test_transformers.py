@@ -1,5 +1,6 @@
 """Transformers through the engine: the recipe that they get, their files, and what is refused."""
 
+import math
 import warnings
 
 import pytest
@@ -170,3 +171,23 @@ def test_images_of_a_wrong_size_are_refused_by_name():
     teacher = Teacher(network.eval(), "deit", (3, 32, 32), (0.5,) * 3, (0.5,) * 3, 5)
     with pytest.raises(SynqFastError, match=r"32.*24"):
         run(teacher, recipe="synq-fast-vit", overrides=FEW)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_end_to_end_with_maps_of_patches_and_heads(precision):
+    """SynQ's and MimiQ's losses on a transformer, after blocks, where ops are fused."""
+    training = {
+        "stages": ["synthesis", "calibration", "blocks", "finetune"],
+        "finetune.steps": 3,
+        "finetune.perturbation.weight": 0.0,
+        "finetune.features.weight": 1.0,
+        "finetune.cam.weight": 1.0,
+        "finetune.head_similarity.weight": 1.0,
+        "finetune.precision": precision,
+    }
+    result = silently(tiny_vit(), recipe="synq-fast-vit", overrides={**FEW, **training})
+    last = result.history[-1]
+    assert last["stage"] == "finetune"
+    assert all(math.isfinite(last[name]) for name in ("kl", "cam", "features", "head_similarity"))
+    assert last["cam"] > 0 and last["head_similarity"] > 0
+    assert all(p.isfinite().all() for p in result.model.state_dict().values())
