@@ -60,13 +60,14 @@ def plain_transformer(student: fx.GraphModule) -> fx.GraphModule:
     plain = copy.deepcopy(student)
     for node in plain.graph.nodes:
         module = called_module(plain, node)
-        if isinstance(module, ActivationQuantizer | WeightQuantized):
-            name = f"plain_{node.name}"
-            made = (
-                LearnableActivation if isinstance(module, ActivationQuantizer) else LearnableLayer
-            )
-            plain.add_submodule(name, made(module))  # type: ignore[arg-type]
-            node.target = name
+        if isinstance(module, ActivationQuantizer):
+            made: nn.Module = LearnableActivation(module)
+        elif isinstance(module, WeightQuantized):
+            made = LearnableLayer(module)
+        else:
+            continue
+        node.target = f"plain_{node.name}"
+        plain.add_submodule(node.target, made)
     plain.recompile()
     return plain
 

@@ -305,8 +305,7 @@ def _limit(task: _Task) -> None:
 
 def policy_of(quantization: Quantization) -> str:
     """What decides the widths of a model beside ``bits``, in a few words."""
-    quantized = quantization.placement in ("all_inputs", "vit", "vit_outputs")
-    image = "image 8" if quantized else "image float"
+    image = "image float" if quantization.placement == "after_relu" else "image 8"
     ends = f"ends {quantization.end_bits}" if quantization.end_bits else "ends as the rest"
     named = f", {len(quantization.layer_bits)} layers named" if quantization.layer_bits else ""
     return f"{ends}{named}, {image}"

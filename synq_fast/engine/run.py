@@ -142,7 +142,9 @@ class Run:
         """
         teacher = self.image_teacher
         losses = (*recipe.synthesis.losses, *recipe.generator.losses)
-        if not teacher.has_attentions and any("attentions" in loss.reads for loss in losses):
+        if not teacher.has_attentions and any(
+            loss.weight and "attentions" in loss.reads for loss in losses
+        ):
             raise RecipeError(
                 f"the recipe's images come from a transformer's attentions (patches), and "
                 f"{self.teacher.name} has none that could be found; use a recipe for "

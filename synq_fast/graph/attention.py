@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from synq_fast.graph.nodes import called_module, constants, shape_of
+from synq_fast.graph.nodes import called_module, called_name, constants, shape_of
 
 _WINDOWED = "torchvision.models.swin_transformer"
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__"})
@@ -67,7 +67,7 @@ def products(graph_module: fx.GraphModule) -> list[fx.Node]:
     return [
         node
         for node in graph_module.graph.nodes
-        if _name(node) in _PRODUCTS
+        if called_name(node) in _PRODUCTS
         and len(node.all_input_nodes) == 2
         and all(len(shape_of(o) or ()) >= 3 and o not in fixed for o in node.all_input_nodes)
     ]
@@ -194,25 +194,19 @@ def _dtype(value: Any) -> torch.dtype:
     return dtype
 
 
-def _name(node: fx.Node) -> str:
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return str(getattr(node.target, "__name__", node.target))
-
-
 def is_softmax(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node gives probabilities."""
     if isinstance(called_module(graph_module, node), nn.Softmax):
         return True
-    return _name(node) == "softmax"
+    return called_name(node) == "softmax"
 
 
 def _is_moving(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     module = called_module(graph_module, node)
-    return isinstance(module, nn.Dropout | nn.Identity) or _name(node) in _MOVING
+    return isinstance(module, nn.Dropout | nn.Identity) or called_name(node) in _MOVING
 
 
 def _is_scaling(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node scales, shifts or masks logits, or changes nothing but their shape."""
     scaling = {"mul", "truediv", "div", "add", "masked_fill", "where", "sub"}
-    return _is_moving(graph_module, node) or _name(node) in scaling | _MOVING
+    return _is_moving(graph_module, node) or called_name(node) in scaling | _MOVING

@@ -32,6 +32,13 @@ def called_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | No
     return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def called_name(node: fx.Node) -> str:
+    """The name of the function or method that a node calls; empty for other nodes."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    return str(getattr(node.target, "__name__", node.target))
+
+
 def is_foreign(node: fx.Node) -> bool:
     """Whether a node calls a function that is not torch's own: its name says nothing then."""
     place = getattr(node.target, "__module__", None) or "torch"

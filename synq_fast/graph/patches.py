@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from synq_fast.graph.nodes import called_module, shape_of
+from synq_fast.graph.nodes import called_module, called_name, shape_of
 
 
 def before_patches(tokens: int) -> int:
@@ -35,7 +35,6 @@ def from_map(x: Tensor, patches: Tensor) -> Tensor:
 
 def is_layer_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node normalises tokens (B, N, C) or (B, h, w, C), their channels last."""
-    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-    named, shape = name in ("layer_norm", "rms_norm"), shape_of(node)
+    named, shape = called_name(node) in ("layer_norm", "rms_norm"), shape_of(node)
     is_norm = named or isinstance(called_module(graph_module, node), nn.LayerNorm)
     return is_norm and shape is not None and len(shape) in (3, 4)

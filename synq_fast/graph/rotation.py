@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from synq_fast.errors import ModelError
-from synq_fast.graph.nodes import attribute, called_module, copied, shape_of
+from synq_fast.graph.nodes import attribute, called_module, called_name, copied, shape_of
+from synq_fast.graph.patches import is_layer_norm
 from synq_fast.graph.structure import is_addition
 
 _MOVES = frozenset({"flatten", "transpose", "permute", "reshape", "view", "contiguous", "expand"})
@@ -41,12 +42,12 @@ def rotated(graph_module: fx.GraphModule) -> fx.GraphModule:
     result = _own_modules(copied(graph_module))
     stream = _Stream(result)
     width = stream.width
-    centre = torch.eye(width, dtype=torch.float64) - 1 / width
-    basis = centre @ rotation(width)
+    turn = rotation(width)
+    basis = turn - turn.mean(0)  # centred, then rotated
     for node in stream.writers:
         _write(result, node, basis)
     for norm, readers in stream.norms.items():
-        _read(result, norm, readers, rotation(width))
+        _read(result, norm, readers, turn)
     result.graph.eliminate_dead_code()
     result.graph.lint()
     result.recompile()
@@ -102,7 +103,7 @@ class _Stream:
     width: int = 0
 
     def __post_init__(self) -> None:
-        norms = [n for n in self.module.graph.nodes if _is_layer_norm(self.module, n)]
+        norms = [n for n in self.module.graph.nodes if is_layer_norm(self.module, n)]
         if not norms:
             raise _other_form("it has no LayerNorm")
         self.width = _channels(norms[0])
@@ -129,7 +130,7 @@ class _Stream:
 
     def _behind(self, node: fx.Node) -> list[fx.Node] | None:
         """What a value of the stream is made of; None where it is written."""
-        called, name = called_module(self.module, node), _name(node)
+        called, name = called_module(self.module, node), called_name(node)
         operands = [n for n in node.all_input_nodes if shape_of(n) is not None]
         if isinstance(called, nn.Linear | nn.Conv2d):
             return None
@@ -151,7 +152,7 @@ class _Stream:
             called = called_module(self.module, node)
             if isinstance(called, nn.Linear) and called.in_features == self.width:
                 yield node
-            elif _name(node) in _MOVES | _SELECTS or isinstance(called, _IDLE):
+            elif called_name(node) in _MOVES | _SELECTS or isinstance(called, _IDLE):
                 shape = shape_of(node)
                 if shape is None or shape[-1] != self.width:
                     raise _other_form(f"{node.name} reads {norm.name}, and is no linear layer")
@@ -164,8 +165,9 @@ def _write(module: fx.GraphModule, node: fx.Node, basis: Tensor) -> None:
     """Let a layer or a parameter write in another basis."""
     if node.op == "get_attr":
         value = attribute(module, str(node.target))
+        owner, _, name = str(node.target).rpartition(".")
         turned = value.double() @ basis.to(value.device)
-        _put(module, str(node.target), nn.Parameter(_cast(turned, value)))
+        setattr(module.get_submodule(owner), name, _parameter(turned, value))
         return
     layer = called_module(module, node)
     assert isinstance(layer, nn.Linear | nn.Conv2d)
@@ -173,7 +175,7 @@ def _write(module: fx.GraphModule, node: fx.Node, basis: Tensor) -> None:
     weight, bias = layer.weight, layer.bias
     basis = basis.to(weight.device)
     turned = torch.tensordot(basis, weight.double(), dims=([0], [0]))
-    _replace(module, node, layer, turned, None if bias is None else bias.double() @ basis)
+    _set(layer, turned, None if bias is None else bias.double() @ basis)
 
 
 def _read(module: fx.GraphModule, norm: fx.Node, readers: list[fx.Node], turn: Tensor) -> None:
@@ -201,53 +203,20 @@ def _read(module: fx.GraphModule, norm: fx.Node, readers: list[fx.Node], turn: T
             moved = own @ bias.double()
             summand = moved if summand is None else summand + moved
         scaled = own if weight is None else own * weight.double()
-        _replace(module, node, layer, scaled @ turn.to(own.device), summand)
+        _set(layer, scaled @ turn.to(own.device), summand)
     width = len(turn)
     norm.op, norm.target = "call_function", functional.rms_norm
     norm.args, norm.kwargs = (norm.all_input_nodes[0], (width,)), {"eps": eps}
 
 
-def _replace(
-    module: fx.GraphModule,
-    node: fx.Node,
-    layer: nn.Linear | nn.Conv2d,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> None:
-    """Call a layer of the same form with other parameters."""
-    if isinstance(layer, nn.Linear):
-        made: nn.Linear | nn.Conv2d = nn.Linear(
-            layer.in_features, layer.out_features, bias is not None, device="meta"
-        )
-    else:
-        made = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
-    made.weight = nn.Parameter(_cast(weight, layer.weight))
-    if bias is not None:
-        made.bias = nn.Parameter(_cast(bias, layer.weight))
-    for name, part in layer.named_children():
-        made.add_module(name, part)  # attention's second layer may lie inside its first
-    made.train(layer.training)
-    module.add_submodule(str(node.target), made)
+def _set(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a layer, which is the copy's own, other parameters."""
+    layer.weight = _parameter(weight, layer.weight)
+    layer.bias = None if bias is None else _parameter(bias, layer.weight)
 
 
-def _cast(value: Tensor, like: Tensor) -> Tensor:
-    return value.detach().to(like.dtype).contiguous()
-
-
-def _put(module: nn.Module, path: str, value: nn.Parameter) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(module.get_submodule(owner), name, value.requires_grad_(False))
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().to(like.dtype).contiguous(), requires_grad=False)
 
 
 def _check_once(module: fx.GraphModule, node: fx.Node) -> None:
@@ -262,12 +231,6 @@ def _other_form(what: str) -> ModelError:
     )
 
 
-def _name(node: fx.Node) -> str:
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return str(getattr(node.target, "__name__", node.target))
-
-
 def _is_shape(node: fx.Node) -> bool:
     """Whether a node gives a size, not a value."""
     return shape_of(node) is None
@@ -276,8 +239,3 @@ def _is_shape(node: fx.Node) -> bool:
 def _channels(norm: fx.Node) -> int:
     shape = shape_of(norm)
     return 0 if shape is None else shape[-1]
-
-
-def _is_layer_norm(module: fx.GraphModule, node: fx.Node) -> bool:
-    called = called_module(module, node)
-    return _name(node) == "layer_norm" or isinstance(called, nn.LayerNorm)

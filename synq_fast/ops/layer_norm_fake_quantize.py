@@ -75,8 +75,9 @@ def _fake_backward(
 ) -> Five:
     result = _fake(x, weight, bias, scale, zero_point, *arguments)
     check_gradient(grad, x)
-    parameters = (weight, bias, scale, zero_point)
-    return result, *(value.new_empty(value.shape) for value in parameters)  # type: ignore[return-value]
+    of_weight, of_bias = weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    of_grid = scale.new_empty(scale.shape), zero_point.new_empty(zero_point.shape)
+    return result, of_weight, of_bias, *of_grid
 
 
 def _reference(

@@ -98,18 +98,29 @@ class ActivationQuantizer(FullPrecision):
             return self._on_learned_grid(x)
         return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
 
-    def _on_learned_grid(self, x: Tensor) -> Tensor:
-        """LSQ's (arXiv 1902.08153, eq. 3), whatever part of a batch is seen at once."""
+    def learned(self, x: Tensor) -> tuple[Grid, float]:
+        """The learned grid, and the factor on its gradients for ``x``, which may be of any part.
+
+        LSQ's (arXiv 1902.08153, eq. 3), whatever part of a batch is seen at once.
+        """
         assert self.gain is not None
         grid = learned_grid(self.range_min, self.range_max, self.gain, self.bits)
-        elements = max(1, math.prod(x.shape[1:]))
+        return grid, lsq_scale(max(1, math.prod(x.shape[1:])), self.bits)
+
+    def quantizes_all(self, x: Tensor) -> bool:
+        """Whether a learned range is all that decides now: nothing observed, left out or passed."""
+        plain = self.gain is not None and self.observer is None and not self.bypass
+        return plain and self.keep == 1 and x.dtype != torch.float64
+
+    def _on_learned_grid(self, x: Tensor) -> Tensor:
+        grid, gradient_scale = self.learned(x)
         before, images = self.part
         return ops.fake_quantize_learned(
             x,
             grid.scale,
             grid.zero_point,
             self.bits,
-            gradient_scale=lsq_scale(elements, self.bits),
+            gradient_scale=gradient_scale,
             keep=self.keep,
             seed=self.seed,
             offset=before * (x.numel() // images),

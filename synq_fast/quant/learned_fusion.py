@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -16,8 +15,7 @@ from synq_fast import ops
 from synq_fast.graph import called_module, shape_of
 from synq_fast.graph.attention import is_softmax
 from synq_fast.quant.activations import ActivationQuantizer
-from synq_fast.quant.layers import lsq_scale
-from synq_fast.quant.quantizer import Grid, learned_grid
+from synq_fast.quant.quantizer import Grid
 
 
 class QuantizedFunction(nn.Module, ABC):
@@ -31,13 +29,10 @@ class QuantizedFunction(nn.Module, ABC):
     def forward(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """The quantized value of ``x`` of any shape."""
         quantizer = self.quantizer
-        if not is_plain(quantizer, x):
+        if not quantizer.quantizes_all(x):
             y: Tensor = quantizer(self.function(x, *parameters))
             return y
-        assert quantizer.gain is not None
-        ends = quantizer.range_min, quantizer.range_max
-        grid = learned_grid(*ends, quantizer.gain, quantizer.bits)
-        factor = lsq_scale(max(1, math.prod(x.shape[1:])), quantizer.bits)
+        grid, factor = quantizer.learned(x)
         return self.quantized(x, *parameters, grid=grid, gradient_scale=factor)
 
     @abstractmethod
@@ -116,18 +111,6 @@ class QuantizedSoftmax(QuantizedFunction):
         return ops.softmax_fake_quantize(
             x, grid.scale, self.quantizer.bits, alpha=self.alpha, gradient_scale=gradient_scale
         )
-
-
-def is_plain(quantizer: ActivationQuantizer, x: Tensor) -> bool:
-    """Whether a learned quantizer now does nothing but quantize all of a value."""
-    return (
-        quantizer.gain is not None
-        and quantizer.observer is None
-        and not quantizer.bypass
-        and quantizer.keep == 1
-        and x.is_floating_point()
-        and x.dtype.itemsize <= 4
-    )
 
 
 def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:

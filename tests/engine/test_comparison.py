@@ -121,9 +121,13 @@ def test_rows_of_other_policies_stay_apart():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({}, "ends as the rest, image float"),
+        ({"placement": "after_relu"}, "ends as the rest, image float"),
+        ({"placement": "vit"}, "ends as the rest, image 8"),
         ({"end_bits": 8, "placement": "all_inputs"}, "ends 8, image 8"),
-        ({"layer_bits": ("fc=w8a8",)}, "ends as the rest, 1 layers named, image float"),
+        (
+            {"layer_bits": ("fc=w8a8",), "placement": "after_relu"},
+            "ends as the rest, 1 layers named, image float",
+        ),
     ],
 )
 def test_policy_in_words(values, text):

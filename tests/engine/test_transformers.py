@@ -13,6 +13,7 @@ from synq_fast.engine.asked_for import asked_for
 from synq_fast.errors import RecipeError, SynqFastError, SynqFastWarning
 from synq_fast.models import Teacher
 from synq_fast.quant import ActivationQuantizer, BitWidths
+from synq_fast.recipes import load_recipe
 from tests.tiny import SHAPE as SMALL
 from tests.tiny import equal_states, run, tiny_net
 from tests.transformers import SHAPE, TinyViT, tiny_vit
@@ -82,6 +83,17 @@ def test_the_recipe_follows_network_and_widths():
 
     for network in (WithNorm(), Opaque(), WithoutAttention()):
         assert chosen(network, "w4a4") == "synq-fast-digits"
+
+
+def test_widths_of_one_command_share_their_images():
+    one, other = load_recipe("synq-fast-vit"), load_recipe("synq-fast-vit-8bit")
+    assert one.synthesis == other.synthesis and one.filter == other.filter
+
+
+def test_losses_of_attention_that_are_off_need_none():
+    off = {"synthesis.patches.weight": 0.0, "synthesis.attention_prior.weight": 0.0}
+    result = silently(tiny_net(), recipe="synq-digits", overrides=off)
+    assert result.recipe.name == "synq-digits"
 
 
 def test_a_recipe_for_transformers_is_refused_for_others_with_the_way_out():

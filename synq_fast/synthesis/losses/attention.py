@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synq_fast.fields import factor
+from synq_fast.graph.nodes import TRACED_IMAGES
 from synq_fast.graph.patches import before_patches
 from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
 
@@ -38,8 +40,8 @@ class AttentionPrior(ImageLoss):
         places = []
         for shape in _deep(start.attentions):
             *_, heads, _, keys = shape
-            rows = images if len(shape) == 4 and shape[0] == 2 else 1
-            side = int((keys - before_patches(keys)) ** 0.5)
+            rows = images if len(shape) == 4 and shape[0] == TRACED_IMAGES else 1
+            side = math.isqrt(keys)
             drawn = random_places(rows * heads, side, start.generator).view(rows, heads, -1)
             places.append(drawn.to(start.labels.device))
         return tuple(places)
