@@ -6,11 +6,13 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional
 
 import synq_fast
 from synq_fast.errors import ModelError
 from synq_fast.graph.rotation import rotated, rotation
 from synq_fast.graph.structure import find_structure
+from synq_fast.graph.taps import Tapped
 from synq_fast.graph.trace import trace
 from tests.tiny import run
 from tests.transformers import SHAPE, TinyViT, tiny_vit
@@ -71,7 +73,11 @@ def test_the_function_stays_and_the_network_too(name):
     names = [getattr(node.target, "__name__", "") for node in turned.graph.nodes]
     assert "layer_norm" not in names
     assert not any(isinstance(m, nn.LayerNorm) for m in turned.modules())
-    # The stream has no mean any more, and its channels are of like size.
+    norm = next(node for node in turned.graph.nodes if node.target is functional.rms_norm)
+    with torch.no_grad():
+        (stream,) = Tapped(turned, [norm.all_input_nodes[0].name])(x).features
+    back = stream.double() @ rotation(stream.shape[-1]).T
+    assert back.mean(-1).abs().max() < 1e-5 * back.abs().max()
     structure = find_structure(turned, x[:2])
     assert structure.maps and len(structure.attentions) == 2
 
