@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synq_fast import ops, reference
+    from synq_fast.deployment.report import ExportReport
     from synq_fast.engine import quantize, synthesize
     from synq_fast.engine.comparison import Comparison, compare
     from synq_fast.engine.evaluation import EvaluationResult, evaluate
+    from synq_fast.engine.exporting import export
     from synq_fast.engine.result import QuantizationResult
     from synq_fast.engine.saved_model import coverage, load
     from synq_fast.engine.sensitivity import sensitivity
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Comparison": "engine.comparison",
     "EvaluationResult": "engine.evaluation",
+    "ExportReport": "deployment.report",
     "QuantizationResult": "engine.result",
     "Sensitivity": "quant.sensitivity",
     "SynqFastError": "errors",
@@ -32,6 +35,7 @@ _LAZY = {
     "compare": "engine.comparison",
     "coverage": "engine.saved_model",
     "evaluate": "engine.evaluation",
+    "export": "engine.exporting",
     "list_recipes": "recipes",
     "load": "engine.saved_model",
     "load_recipe": "recipes",
@@ -45,6 +49,7 @@ _SUBMODULES = frozenset({"ops", "reference"})
 __all__ = [
     "Comparison",
     "EvaluationResult",
+    "ExportReport",
     "QuantizationResult",
     "Sensitivity",
     "SynqFastError",
@@ -52,6 +57,7 @@ __all__ = [
     "compare",
     "coverage",
     "evaluate",
+    "export",
     "list_recipes",
     "load",
     "load_recipe",

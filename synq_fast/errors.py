@@ -45,6 +45,14 @@ class OutOfMemoryError(SynqFastError, MemoryError):
     """Work that does not fit into memory, even in its smallest pieces."""
 
 
+class MissingExtraError(SynqFastError, ImportError):
+    """Packages that this work needs are not installed; names the extra that brings them."""
+
+
+class ExportError(SynqFastError, RuntimeError):
+    """A written file that does not compute what it should; names the first layer that differs."""
+
+
 class SynqFastWarning(UserWarning):
     """Something went wrong and was put right, or was asked for in vain; the message says what."""
 

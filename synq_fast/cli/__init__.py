@@ -15,6 +15,7 @@ from synq_fast.cli import (
     bench,
     compare,
     evaluate,
+    export,
     info,
     quantize,
     recipes,
@@ -75,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    for command in (quantize, synthesize, sensitivity, evaluate, compare, bench, info, recipes):
+    for command in (
+        quantize,
+        synthesize,
+        sensitivity,
+        evaluate,
+        compare,
+        export,
+        bench,
+        info,
+        recipes,
+    ):
         command.add(commands)
     return parser

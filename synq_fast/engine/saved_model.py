@@ -25,7 +25,7 @@ from synq_fast.quant import (
     quantized_copy,
     trace,
 )
-from synq_fast.quant.bits import AutoBits, Bits
+from synq_fast.quant.bits import HIGHEST, AutoBits, Bits
 from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, read_section
@@ -66,13 +66,15 @@ def build_student(
     """
 
     def make_quantizer(activation_bits: int) -> ActivationQuantizer:
-        return ActivationQuantizer(
+        quantizer = ActivationQuantizer(
             activation_bits,
             policy=recipe.range,
             shrink=recipe.shrink,
             ste="clip" if recipe.ste == "clip" else "identity",
             learn=recipe.learn_ranges,
         )
+        quantizer.symmetric = recipe.symmetric_activations and activation_bits == HIGHEST
+        return quantizer
 
     policy = (
         BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits)
@@ -85,6 +87,7 @@ def build_student(
         placement=recipe.placement,
         make_quantizer=make_quantizer,
         weight_range=recipe.weight_range,
+        weight_scheme=recipe.weight_scheme,
         leaves=leaves,
     )
 

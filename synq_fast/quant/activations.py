@@ -15,6 +15,7 @@ from synq_fast.quant.full_precision import FullPrecision
 from synq_fast.quant.layers import WeightQuantized, lsq_scale
 from synq_fast.quant.observers import RangeObserver, build_observer
 from synq_fast.quant.quantizer import Grid, grid_of, learned_grid
+from synq_fast.quant.symmetric import symmetric_ends
 
 Ste = Literal["identity", "clip"]
 
@@ -32,6 +33,10 @@ class ActivationQuantizer(FullPrecision):
     """Let activations through as they are; see ``bypassing``."""
     from_zero = False
     """Begin the range at zero whatever is observed: of probabilities."""
+    holds_zero = False
+    """Widen the range to hold zero whatever is observed: integer runtimes pad with it."""
+    symmetric = False
+    """Make the range symmetric about zero, so that the zero point is the middle code."""
     keep = 1.0
     """Share of the elements that is quantized, the others pass (QDrop); needs a learned range."""
     seed: Tensor | None = None
@@ -90,8 +95,13 @@ class ActivationQuantizer(FullPrecision):
     def _observe(self, observer: RangeObserver, x: Tensor) -> None:
         observer.observe(x)
         low, high = observer.read()
-        self.range_min.copy_(low * (0.0 if self.from_zero else self.shrink))
-        self.range_max.copy_(high * self.shrink)
+        low, high = low * (0.0 if self.from_zero else self.shrink), high * self.shrink
+        if self.holds_zero:
+            low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+        if self.symmetric:
+            low, high = symmetric_ends(torch.maximum(-low, high), self.bits)
+        self.range_min.copy_(low)
+        self.range_max.copy_(high)
 
     def _quantized(self, x: Tensor) -> Tensor:
         if self.gain is not None:

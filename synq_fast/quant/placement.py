@@ -21,8 +21,9 @@ from synq_fast.graph.nodes import constants
 from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
-from synq_fast.quant.bits import Policy, Site
+from synq_fast.quant.bits import HIGHEST, WIDTHS, Policy, Site
 from synq_fast.quant.grid import AVERAGES, handed_on, operation
+from synq_fast.quant.integer_placement import kept_values
 from synq_fast.quant.layers import WeightQuantized, is_quantizable, quantize_layers
 
 IMAGE_BITS = 8
@@ -94,13 +95,49 @@ def transformer_outputs(graph_module: fx.GraphModule) -> list[fx.Node]:
     return [n for n in graph_module.graph.nodes if n is not logits and is_quantized(n)]
 
 
+def integer(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """All that an integer runtime keeps: what it fuses into one kernel is quantized at its end.
+
+    Sums, averages, products, the image, and outputs of convolutions that feed them, so that a
+    whole convolutional network runs in integers. In a network with attention it is ``vit``'s and
+    the outputs of convolutions: runtimes keep residual stream, norms and softmax in floating point.
+    """
+
+    def is_relu(node: fx.Node) -> bool:
+        return relu_bound(graph_module, node) is not None
+
+    def convolves(node: fx.Node) -> bool:
+        return isinstance(called_module(graph_module, node), nn.Conv2d)
+
+    if find_attentions(graph_module):
+        convolved = kept_values(graph_module, is_relu, convolves)
+        return list(dict.fromkeys([*transformer(graph_module), *convolved]))
+    return kept_values(graph_module, is_relu)
+
+
 PLACEMENTS: dict[str, Callable[[fx.GraphModule], list[fx.Node]]] = {
     "after_relu": after_relu,
     "all_inputs": all_inputs,
     "vit": transformer,
     "vit_outputs": transformer_outputs,
+    "integer": integer,
 }
 AUTO = "auto"
+INTEGER = "integer"
+
+
+def symmetric_widths(scheme: str, placement: str) -> frozenset[int]:
+    """The widths at which weights get symmetric grids.
+
+    Codes ``q - z`` of up to 7 bits fit an integer runtime's int8 whatever their zero points.
+
+    Args:
+        scheme: ``auto``, ``asymmetric`` or ``symmetric``.
+        placement: a name in ``PLACEMENTS``.
+    """
+    if scheme == "symmetric":
+        return frozenset(WIDTHS)
+    return frozenset({HIGHEST}) if scheme == AUTO and placement == INTEGER else frozenset()
 
 
 def chosen_placement(
@@ -135,6 +172,7 @@ def quantized_copy(
     placement: str,
     make_quantizer: QuantizerFactory,
     weight_range: str = "minmax",
+    weight_scheme: str = AUTO,
     leaves: Collection[str] = (),
 ) -> fx.GraphModule:
     """A copy of a traced model with fake-quantized weights and activations.
@@ -149,6 +187,7 @@ def quantized_copy(
         placement: ``auto`` or a name in ``PLACEMENTS``.
         make_quantizer: builds an activation quantizer of a width.
         weight_range: of each output channel, as ``quantize_layers`` takes it.
+        weight_scheme: of their grids, as ``symmetric_widths`` takes it.
         leaves: qualified names of submodules whose weights stay in floating point.
 
     Raises:
@@ -163,10 +202,10 @@ def quantized_copy(
     ]
     site_of = _sites(layers, policy)
     bits = {student.get_submodule(str(n.target)): policy.weight(site_of[n]) for n in layers}
-    if quantize_layers(bits, weight_range) == 0:
+    placement = chosen_placement(placement, student, leaves)
+    if quantize_layers(bits, weight_range, symmetric_widths(weight_scheme, placement)) == 0:
         kept = " outside quantization.leaf_modules" if leaves else ""
         raise ModelError(f"the model has no convolution or linear layer to quantize{kept}")
-    placement = chosen_placement(placement, student, leaves)
     student.meta.update(placement=placement, leaves=tuple(sorted(leaves)))
     sites = PLACEMENTS[placement](student)
     if not sites:
@@ -175,14 +214,17 @@ def quantized_copy(
             f"try quantization.placement = "
             f'"{next(name for name in PLACEMENTS if name != placement)}"'
         )
-    readers = _readers(student, layers)
+    readers = _readers(student, layers, sites)
     for site in sites:
         name = f"quantize_{site.name}"
-        width = IMAGE_BITS
-        if site.op != "placeholder":
-            width = policy.activation(name, [site_of[layer] for layer in readers[site]])
+        width, read = IMAGE_BITS, readers[site]
+        # What no layer multiplies costs an integer runtime the same at any width.
+        is_layer_input = placement != INTEGER or read
+        if site.op != "placeholder" and is_layer_input:
+            width = policy.activation(name, [site_of[layer] for layer in read])
         quantizer = make_quantizer(width)
         quantizer.from_zero = is_softmax(student, site)
+        quantizer.holds_zero = placement == INTEGER
         student.add_submodule(name, quantizer)
         with student.graph.inserting_after(site):
             quantized = student.graph.call_module(name, (site,))
@@ -202,8 +244,10 @@ def _sites(layers: list[fx.Node], policy: Policy) -> dict[fx.Node, Site]:
     return {n: Site(str(n.target), str(n.target) in ends) for n in layers}
 
 
-def _readers(student: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """The layers that read each value, pooled or moved."""
+def _readers(
+    student: fx.GraphModule, layers: list[fx.Node], sites: Collection[fx.Node]
+) -> dict[fx.Node, list[fx.Node]]:
+    """The layers that read each value, pooled or moved, and not quantized anew on the way."""
 
     def behind(graph_module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
         # An average is on no grid, and yet the quantizer before it decides what is averaged.
@@ -218,5 +262,6 @@ def _readers(student: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, li
             if node not in seen:
                 seen.add(node)
                 readers[node].append(layer)
-                waiting.extend(behind(student, node) or ())
+                if node not in sites:
+                    waiting.extend(behind(student, node) or ())
     return readers

@@ -15,13 +15,15 @@ class Quantization:
         "auto",
         "where activations are quantized: after every ReLU (SynQ's), all that layers read, that "
         "and what attention multiplies (vit), or what every layer, norm and residual sum of a "
-        "transformer gives (vit_outputs, PSAQ-ViT's); auto takes vit where there is attention, and "
-        "after_relu for networks whose only activation function is ReLU",
+        "transformer gives (vit_outputs, PSAQ-ViT's), or all that an integer runtime keeps "
+        "(integer); auto takes vit where there is attention, and after_relu for networks whose "
+        "only activation function is ReLU",
         "auto",
         "after_relu",
         "all_inputs",
         "vit",
         "vit_outputs",
+        "integer",
     )
     range: str = choice(
         "mse", "how an activation range follows from the batches", "ema", "minmax", "mse"
@@ -41,6 +43,19 @@ class Quantization:
         "minmax",
         "mse",
         "learned",
+    )
+    weight_scheme: str = choice(
+        "auto",
+        "grids of weights: with a zero point for each channel, or symmetric about zero, which "
+        "8-bit weights need in integer runtimes; auto: symmetric at 8 bits under placement integer",
+        "auto",
+        "asymmetric",
+        "symmetric",
+    )
+    symmetric_activations: bool = flag(
+        False,
+        "make 8-bit activation ranges symmetric about zero, as TensorRT needs them: a bit less "
+        "precise after ReLU",
     )
     end_bits: int = number(
         0,

@@ -13,6 +13,8 @@ from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.bits import Site
 from synq_fast.quant.layers import WeightQuantized
 
+_LISTED, _SHOWN = 12, 3
+
 
 @dataclass(frozen=True)
 class Widths:
@@ -67,12 +69,17 @@ def _lines(kind: str, widths: Mapping[str, int]) -> list[str]:
     if len(at) < 2:
         return []
     rest = max(at, key=lambda bits: (len(at[bits]), bits))
-    named = [f"  {kind} at {b} bits: {', '.join(at[b])}" for b in sorted(at) if b != rest]
+    named = [f"  {kind} at {b} bits: {_listed(at[b])}" for b in sorted(at) if b != rest]
     count = len(at[rest])
     return [
         *named,
         f"  {kind} at {rest} bits: {f'the other {count}' if count > 1 else at[rest][0]}",
     ]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _LISTED else ""
+    return ", ".join(names[: _SHOWN if more else _LISTED]) + more
 
 
 def _find(widths: Mapping[str, int], names: Collection[str], what: str) -> None:

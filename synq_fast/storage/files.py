@@ -29,6 +29,15 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, text.encode())
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file so that readers see the old or the new content, never a part.
+
+    Raises:
+        StorageError: the file cannot be written; the old one stays.
+    """
+    _replace(path, content)
+
+
 def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],

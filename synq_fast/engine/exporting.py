@@ -1,0 +1,349 @@
+"""Writing a quantized model for other runtimes, and proving that the file computes the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+import synq_fast
+from synq_fast.data import EvaluationSet, load_dataset
+from synq_fast.deployment.card import model_card
+from synq_fast.deployment.float_form import float_form
+from synq_fast.deployment.freezing import freeze
+from synq_fast.deployment.latency import Latency, latency
+from synq_fast.deployment.layers import layer_rows
+from synq_fast.deployment.onnx_file import onnx_bytes
+from synq_fast.deployment.report import Accuracy, ExportReport, LayerRow
+from synq_fast.deployment.runtimes import OnnxRuntime, OpenVino
+from synq_fast.deployment.targets import Target, target_of
+from synq_fast.deployment.verification import (
+    Check,
+    check_graph,
+    check_runtime,
+)
+from synq_fast.engine.evaluation import evaluate
+from synq_fast.engine.result import QuantizationResult
+from synq_fast.engine.saved_model import load_quantized
+from synq_fast.errors import ExportError, ModelError, RecipeError
+from synq_fast.models import Teacher
+from synq_fast.quant import held_weights
+from synq_fast.quant.widths import widths_of
+from synq_fast.recipes import dump_recipe, load_recipe
+from synq_fast.runtime.progress import Reporter
+from synq_fast.runtime.seeding import generator_for, normal_images
+from synq_fast.runtime.threads import usable_cores
+from synq_fast.storage.files import read_tensors, write_bytes, write_text
+from synq_fast.storage.paths import user_path
+
+FORMATS = ("onnx",)
+_IMAGES = 256
+_MANY_PIXELS = 64 * 64
+_FEW = 32
+"""Images that are compared where they are large."""
+_ERRORS = 2.0
+"""Standard errors of a fall in accuracy that is no chance."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A quantized model and what is known of it."""
+
+    model: Teacher
+    """Its module is the fake-quantized network."""
+    recipe: str
+    """As TOML; empty where unknown."""
+    recipe_name: str
+    bank: Path | None
+    """Folder of the synthetic images."""
+
+    @property
+    def network(self) -> fx.GraphModule:
+        assert isinstance(self.model.module, fx.GraphModule)
+        return self.model.module
+
+
+def export(
+    model: QuantizationResult | str | Path,
+    path: str | Path,
+    format: str = "onnx",
+    *,
+    target: str = "ort",
+    verify: bool = True,
+    evaluation: str | Path | EvaluationSet | None = None,
+    architecture: nn.Module | None = None,
+    batch: int | None = None,
+    normalize: bool = False,
+    reduce_range: bool = False,
+    compare: bool = False,
+    threads: int | None = None,
+    progress: bool = False,
+) -> ExportReport:
+    """Write a quantized model as a file that runs in integers, and check it before it is there.
+
+    Beside the file, ``path`` with the suffix ``.md`` gets a model card, and with ``.json`` the
+    report.
+
+    Args:
+        model: what ``quantize`` returned, or the path of a saved model or run folder.
+        path: the file to write; one that is there is replaced.
+        format: ``onnx`` (opset 21).
+        target: the runtime that it is for: ``ort`` (ONNX Runtime; others read it too),
+            ``openvino``, ``tensorrt`` or ``xnnpack``.
+        verify: run the file beside the frozen network: as it stands, and as its runtime runs it.
+        evaluation: labelled images, on which accuracy is counted too.
+        architecture: the float architecture, where ``load`` of the path needs it.
+        batch: number of images that the file takes at a time; None: any.
+        normalize: make mean and deviation part of the file, which then takes images of 0..1.
+        reduce_range: as ``freeze`` takes it, for processors without VNNI.
+        compare: fill the report's table of layers.
+        threads: of the runtimes; by default one for each core.
+        progress: say on standard error what is being done.
+
+    Raises:
+        ExportError: the file does not compute what the frozen network does; nothing is written.
+        ModelError: the model has no form that the target takes.
+        MissingExtraError: the ``export`` extra is not installed.
+        CheckpointError: the path holds no quantized model.
+        StorageError: the file cannot be written.
+    """
+    if format not in FORMATS:
+        raise RecipeError(f"no export format {format!r}; there are {', '.join(FORMATS)}")
+    path, wanted = user_path(path), target_of(target)
+    if path.suffix != ".onnx":
+        raise RecipeError(f"an ONNX file is called NAME.onnx, got {path.name}")
+    if batch is not None and batch < 1:
+        raise RecipeError(f"batch must be a positive number of images, got {batch}")
+    say = Reporter(progress).line
+    source = _source(model, architecture)
+    student, teacher = source.network.cpu(), source.model
+    threads = threads or usable_cores()
+    with torch.no_grad(), held_weights(student):
+        frozen = freeze(
+            student, reduce_range=reduce_range, layer_inputs_only=wanted.layer_inputs_only
+        )
+        say("frozen; writing the graph")
+        plain = float_form(student)
+
+        def written(network: fx.GraphModule, fixed: int | None = batch) -> bytes:
+            return onnx_bytes(
+                network,
+                teacher.input_shape,
+                wanted,
+                batch=fixed,
+                normalization=(teacher.mean, teacher.std) if normalize else None,
+                metadata=_metadata(source, student, normalize) if network is frozen else None,
+            )
+
+        content, float_content = written(frozen), written(plain)
+        images = _images(source, evaluation)
+        given = _raw(teacher, images) if normalize else images
+        checks: tuple[Check, ...] = ()
+        rows: tuple[LayerRow, ...] = ()
+        if verify:
+            say(f"comparing logits of {len(images)} images")
+            expected = _logits(frozen, images)
+            checks = _checks(frozen, content, wanted, expected, images, given, batch, threads)
+            _refuse(checks)
+        if compare:
+            codes = checks[0].codes if checks else {}
+            rows = layer_rows(student, frozen, codes, images[:_FEW])
+        accuracy = None
+        if evaluation is not None:
+            say("counting accuracy")
+            runtime = OnnxRuntime(content, threads=threads, batch=batch) if verify else None
+            accuracy = _accuracy(source, frozen, evaluation, runtime, normalize)
+            _refuse_loss(accuracy)
+        timed = None
+        if verify and wanted.runs_here:
+            say("timing")
+            timed = _latency(written(frozen, 1), written(plain, 1), wanted, given[:1], threads)
+    report = ExportReport(
+        path,
+        wanted.name,
+        _widths(student),
+        str(student.meta["placement"]),
+        len(content),
+        len(float_content),
+        checks,
+        accuracy,
+        timed,
+        rows,
+    )
+    write_bytes(path, content)
+    write_text(path.with_suffix(".json"), json.dumps(report.as_dict(), indent=2) + "\n")
+    card = model_card(
+        report,
+        name=teacher.name,
+        version=synq_fast.__version__,
+        recipe=source.recipe_name or "not recorded",
+        input_shape=teacher.input_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        classes=teacher.num_classes,
+        normalized=normalize,
+    )
+    write_text(path.with_suffix(".md"), card)
+    return report
+
+
+def _source(model: QuantizationResult | str | Path, architecture: nn.Module | None) -> _Source:
+    if isinstance(model, QuantizationResult):
+        if not isinstance(model.model, fx.GraphModule):
+            raise ModelError(
+                f"only the quantized model itself can be exported, got "
+                f"{type(model.model).__name__}; wrap or compile it afterwards"
+            )
+        teacher = replace(model.teacher, module=model.model)
+        return _Source(teacher, dump_recipe(model.recipe), model.recipe.name, None)
+    path = user_path(model)
+    loaded = load_quantized(path, architecture)
+    folder = path if path.is_dir() else path.parent
+    recipe = folder / "recipe.toml"
+    bank = next((b for b in (folder / "bank", folder.parent / "bank") if b.is_dir()), None)
+    known = recipe.is_file()
+    text, name = "", ""
+    if known:
+        text, name = recipe.read_text(encoding="utf-8"), load_recipe(recipe).name
+    return _Source(loaded, text, name, bank)
+
+
+def _metadata(source: _Source, student: fx.GraphModule, normalized: bool) -> dict[str, str]:
+    teacher = source.model
+    described = {
+        "version": synq_fast.__version__,
+        "model": teacher.name,
+        "recipe": hashlib.sha256(source.recipe.encode()).hexdigest()[:16] if source.recipe else "",
+        "bits": _widths(student),
+        "placement": str(student.meta["placement"]),
+        "classes": str(teacher.num_classes),
+        "mean": json.dumps(teacher.mean),
+        "std": json.dumps(teacher.std),
+        "input": "0..1" if normalized else "normalized",
+    }
+    return {f"synq_fast.{key}": value for key, value in described.items() if value}
+
+
+def _widths(student: fx.GraphModule) -> str:
+    """Widths as a person says them: of the weights, and of what layers read."""
+    widths = widths_of(student)
+    weights, activations = {*widths.weights.values()}, {*widths.activations.values()}
+    if student.meta["placement"] == "integer" and len(activations) > 1:
+        activations -= {8}  # sums and what feeds them
+    parts = ("-".join(map(str, sorted({min(v), max(v)}))) for v in (weights, activations) if v)
+    return "".join(letter + part for letter, part in zip("wa", parts, strict=False))
+
+
+def _images(source: _Source, evaluation: str | Path | EvaluationSet | None) -> Tensor:
+    """Normalised images to compare on: synthetic ones, those of the evaluation set, or noise."""
+    teacher = source.model
+    count = _IMAGES if math.prod(teacher.input_shape[1:]) <= _MANY_PIXELS else _FEW
+    shards = sorted(source.bank.glob("shard-*.safetensors")) if source.bank else []
+    if shards:
+        return read_tensors(shards[0])[0]["images"][:count].clone()
+    if evaluation is not None:
+        images, _ = next(iter(_set(evaluation, teacher).batches(count)))
+        return images
+    return normal_images(count, teacher.input_shape, generator_for(0, "export"))
+
+
+def _set(evaluation: str | Path | EvaluationSet, teacher: Teacher) -> EvaluationSet:
+    return (
+        evaluation if isinstance(evaluation, EvaluationSet) else load_dataset(evaluation, teacher)
+    )
+
+
+def _raw(teacher: Teacher, images: Tensor) -> Tensor:
+    return teacher.denormalize(images)
+
+
+def _logits(network: fx.GraphModule, images: Tensor) -> Tensor:
+    return torch.cat([network(part) for part in images.split(_FEW)])
+
+
+def _checks(
+    frozen: fx.GraphModule,
+    content: bytes,
+    target: Target,
+    expected: Tensor,
+    images: Tensor,
+    given: Tensor,
+    batch: int | None,
+    threads: int,
+) -> tuple[Check, ...]:
+    exact = check_graph(frozen, content, images, given, batch)
+    if not exact.passed or not target.runs_here:
+        return (exact,)
+    checks = [exact]
+    if target.name == "ort":
+        runtime = OnnxRuntime(content, threads=threads, batch=batch)
+        checks.append(check_runtime(frozen, runtime, expected, given))
+    if target.name == "openvino":
+        checks.append(
+            check_runtime(frozen, OpenVino(content, threads=threads, batch=batch), expected, images)
+        )
+    return tuple(checks)
+
+
+def _refuse(checks: tuple[Check, ...]) -> None:
+    for check in checks:
+        if not check.passed:
+            raise ExportError(
+                f"the file does not compute what the frozen network does, and was not written. "
+                f"{check.runtime}: {check.agreement}; {checks[0].first_difference()}"
+            )
+
+
+def _refuse_loss(accuracy: Accuracy) -> None:
+    values = [v for v in (accuracy.frozen, accuracy.exported) if v is not None]
+    if accuracy.fake_quantized - min(values) > _ERRORS * accuracy.standard_error:
+        raise ExportError(
+            f"the integer model is worse than the fake-quantized one by more than chance, and was "
+            f"not written: {accuracy}"
+        )
+
+
+class _InRuntime(nn.Module):
+    def __init__(self, runtime: OnnxRuntime, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.runtime, self.prepare = runtime, prepare
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.runtime(self.prepare(images))
+
+
+def _accuracy(
+    source: _Source,
+    frozen: fx.GraphModule,
+    evaluation: str | Path | EvaluationSet,
+    runtime: OnnxRuntime | None,
+    normalized: bool,
+) -> Accuracy:
+    labelled = _set(evaluation, source.model)
+    before = evaluate(source.network, labelled)
+    exported = None
+    if runtime is not None:
+
+        def prepare(images: Tensor) -> Tensor:
+            return _raw(source.model, images) if normalized else images
+
+        exported = evaluate(_InRuntime(runtime, prepare), labelled, device="cpu").top1
+    # With one success and one failure more, so that 100 % is not free of error.
+    share = (before.top1 / 100 * before.count + 1) / (before.count + 2)
+    error = 100 * math.sqrt(share * (1 - share) / before.count)
+    return Accuracy(before.top1, evaluate(frozen, labelled).top1, exported, before.count, error)
+
+
+def _latency(content: bytes, plain: bytes, target: Target, image: Tensor, threads: int) -> Latency:
+    def loaded(file: bytes) -> Callable[[], object]:
+        kind = OpenVino if target.name == "openvino" else OnnxRuntime
+        runtime = kind(file, threads=threads, batch=1)
+        return lambda: runtime(image)
+
+    return latency(loaded(content), loaded(plain), threads)
