@@ -24,7 +24,7 @@ class Agreement:
     """The same share of the images whose first class leads by more than twice what 99 of 100
     logits differ by; 1 where there are none."""
     median: float
-    """Of the differences of logits, as a share of the logits' standard deviation."""
+    """Of the differences of logits, as a share of the logits' root mean square."""
     percentile_99: float
     """The same of the 99th percentile."""
 
@@ -38,7 +38,8 @@ class Agreement:
 
 def agreement(expected: Tensor, found: Tensor) -> Agreement:
     """Compare logits (B, classes)."""
-    spread = float(expected.double().std().clamp_min(torch.finfo(torch.float32).tiny))
+    size = expected.double().square().mean().sqrt()
+    spread = float(size.clamp_min(torch.finfo(torch.float32).tiny))
     difference = (expected.double() - found.double()).abs().flatten() / spread
     same = expected.argmax(1) == found.argmax(1)
     ranked = difference.nan_to_num(math.inf).sort().values

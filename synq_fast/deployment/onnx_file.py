@@ -29,6 +29,7 @@ OPSET = 21
 INPUT, OUTPUT = "images", "logits"
 _FOUR_BITS = 4
 _UINT8 = 255
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 def onnx_bytes(
@@ -180,7 +181,9 @@ def _name(model: Any, network: fx.GraphModule) -> None:
     # Equal tensors are one in the file, so that a second layer may read the first one's.
     layers = {str(n.target) for n in network.graph.nodes if n.op == "call_module"}
     for node in model.graph:
-        weight = node.inputs[1].producer() if node.op_type in ("Conv", "Gemm") else None
+        weight = node.inputs[1].producer() if node.op_type in _PRODUCTS else None
+        while weight is not None and weight.op_type == "Transpose":
+            weight = weight.inputs[0].producer()
         if weight is not None and weight.op_type == "DequantizeLinear":
             layer = str(weight.inputs[0].name).rpartition(".")[0]
             if layer in layers:

@@ -12,9 +12,11 @@ from synq_fast.deployment.frozen import FrozenLayer, FrozenLinear, FrozenQuantiz
 from synq_fast.deployment.targets import Target
 from synq_fast.graph import called_module
 from synq_fast.graph.nodes import copied
+from synq_fast.quant.grid import operation, origins
 from synq_fast.quant.placement import relu_bound
 
 _NAMESPACE = "synq_fast_export"
+_PARTS = frozenset({"getitem", "chunk", "split", "narrow", "select", "tensor_split", "unbind"})
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::quantize_dequantize", mutates_args=())
@@ -75,11 +77,12 @@ class _Layer(nn.Module):
     bias_scale: Tensor
     bias_zero_point: Tensor
 
-    def __init__(self, layer: FrozenLayer, integer_bias: bool) -> None:
+    def __init__(self, layer: FrozenLayer, target: Target) -> None:
         super().__init__()
         # Hidden, so that what is not exported is not searched for tensors.
         self._layer = (layer,)
-        self.integer_bias = integer_bias and layer.input_scale is not None
+        self.as_matrices = target.joins_late and isinstance(layer, FrozenLinear)
+        self.integer_bias = target.integer_bias and layer.input_scale is not None
         # In another memory format the exporter writes strides down, which runtimes read wrongly.
         self.register_buffer("codes", layer.codes().contiguous())
         self.register_buffer("scale", layer.scale)
@@ -96,8 +99,7 @@ class _Layer(nn.Module):
         if self.integer_bias:
             bias = DEQUANTIZE(bias, self.bias_scale, self.bias_zero_point)
         weight = DEQUANTIZE(self.codes, self.scale, self.zero_point)
-        if isinstance(layer, FrozenLinear) and x.dim() > 2:
-            # Runtimes fuse products of two matrices.
+        if self.as_matrices and x.dim() > 2:
             rows = layer.product(x.flatten(0, -2), weight, bias)
             y: Tensor = rows.unflatten(0, x.shape[:-1])
             return y
@@ -143,7 +145,9 @@ def qdq_form(
             target.shift(str(node.target), module.bits, int(module.zero_point))
             result.add_submodule(str(node.target), _Quantizer(module))
         elif isinstance(module, FrozenLayer):
-            result.add_submodule(str(node.target), _Layer(module, target.integer_bias))
+            result.add_submodule(str(node.target), _Layer(module, target))
+            if target.joins_late and module.input_scale is not None:
+                _quantize_again(frozen, result, node)
     for node in list(result.graph.nodes):
         bound = relu_bound(result, node)
         if bound is not None and all(_implies(result, user, bound) for user in node.users):
@@ -158,6 +162,25 @@ def qdq_form(
     result.graph.lint()
     result.recompile()
     return result
+
+
+def _quantize_again(frozen: fx.GraphModule, result: fx.GraphModule, node: fx.Node) -> None:
+    """Put a layer's input on its grid once more, if it is a part of a value: it stays the same.
+
+    Whatever else moves values, ONNX Runtime itself moves to the other side of the quantizer.
+    """
+    (source,) = node.all_input_nodes
+    if operation(result, source) not in _PARTS:
+        return
+    quantizer = next(
+        module
+        for made in origins(result, source)
+        if isinstance(module := called_module(frozen, made), FrozenQuantizer)
+    )
+    name = f"quantize_input_of_{node.name}"
+    result.add_submodule(name, _Quantizer(quantizer))
+    with result.graph.inserting_before(node):
+        node.replace_input_with(source, result.graph.call_module(name, (source,)))
 
 
 def is_quantizer(network: fx.GraphModule, node: fx.Node) -> bool:

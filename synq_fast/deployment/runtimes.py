@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ class OnnxRuntime:
             padded = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
             given = {INPUT: padded.contiguous().cpu().numpy()}
             found = self._session.run(self._outputs, given)
-            parts.append([torch.from_numpy(value)[: len(part)] for value in found])
+            parts.append([_without_padding(torch.from_numpy(v), missing, size) for v in found])
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def operators(self) -> list[Operator]:
@@ -135,7 +134,7 @@ class OpenVino:
             missing = (self._batch or len(part)) - len(part)
             padded = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
             found = self._model(padded.contiguous().cpu().numpy())[0]
-            parts.append(torch.from_numpy(found.copy())[: len(part)])
+            parts.append(_without_padding(torch.from_numpy(found.copy()), missing, size))
         return torch.cat(parts)
 
     def operators(self) -> list[Operator]:
@@ -150,9 +149,10 @@ class OpenVino:
         return found
 
 
-def openvino_is_there() -> bool:
-    """Whether OpenVINO is installed."""
-    return importlib.util.find_spec("openvino") is not None
+def _without_padding(value: Tensor, missing: int, size: int) -> Tensor:
+    """What a value says of the images before ``missing`` ones were added to make ``size``."""
+    # Windows of an image have rows of their own.
+    return value[: len(value) - missing * (len(value) // size)] if missing else value
 
 
 def _told(told: Any, key: str) -> str:

@@ -20,6 +20,8 @@ class Target:
     """Biases are integers of 32 bits."""
     layer_inputs_only: bool = False
     """Only what layers multiply is quantized: the runtime leaves other roundings out anyway."""
+    joins_late: bool = False
+    """Layers are joined with the quantizer right before them alone, as products of two matrices."""
     runs_here: bool = True
     """Whether the file can be tried on a CPU; else its graph alone is compared."""
 
@@ -47,7 +49,7 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("ort", signed=False, centred=False, integer_bias=True),
+        Target("ort", signed=False, centred=False, integer_bias=True, joins_late=True),
         Target("openvino", signed=False, centred=False, integer_bias=True, layer_inputs_only=True),
         Target("tensorrt", signed=True, centred=True, integer_bias=False, runs_here=False),
         Target("xnnpack", signed=True, centred=False, integer_bias=True, runs_here=False),

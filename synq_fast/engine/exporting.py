@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 import synq_fast
 from synq_fast.data import EvaluationSet, load_dataset
+from synq_fast.deployment.agreement import agreement
 from synq_fast.deployment.card import model_card
 from synq_fast.deployment.float_form import float_form
 from synq_fast.deployment.freezing import freeze
@@ -149,7 +150,10 @@ def export(
         if verify:
             say(f"comparing logits of {len(images)} images")
             expected = _logits(frozen, images)
-            checks = _checks(frozen, content, wanted, expected, images, given, batch, threads)
+            roundings = agreement(expected, _logits(student, images)).median
+            checks = _checks(
+                frozen, content, wanted, (expected, roundings), (images, given), batch, threads
+            )
             _refuse(checks)
         if compare:
             codes = checks[0].codes if checks else {}
@@ -271,24 +275,18 @@ def _checks(
     frozen: fx.GraphModule,
     content: bytes,
     target: Target,
-    expected: Tensor,
-    images: Tensor,
-    given: Tensor,
+    expected: tuple[Tensor, float],
+    images: tuple[Tensor, Tensor],
     batch: int | None,
     threads: int,
 ) -> tuple[Check, ...]:
-    exact = check_graph(frozen, content, images, given, batch)
+    (logits, roundings), given = expected, images[1]
+    exact = check_graph(frozen, content, *images, batch)
     if not exact.passed or not target.runs_here:
         return (exact,)
-    checks = [exact]
-    if target.name == "ort":
-        runtime = OnnxRuntime(content, threads=threads, batch=batch)
-        checks.append(check_runtime(frozen, runtime, expected, given))
-    if target.name == "openvino":
-        checks.append(
-            check_runtime(frozen, OpenVino(content, threads=threads, batch=batch), expected, images)
-        )
-    return tuple(checks)
+    kind = OpenVino if target.name == "openvino" else OnnxRuntime
+    runtime = kind(content, threads=threads, batch=batch)
+    return exact, check_runtime(frozen, runtime, logits, given, roundings)
 
 
 def _refuse(checks: tuple[Check, ...]) -> None:
