@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 from synq_fast.cli.command import add_command
@@ -33,6 +34,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
     parser.add_argument("--batch-size", type=at_least(1), default=256, metavar="N")
     parser.add_argument(
+        "--execution",
+        choices=["fake", "frozen", "int8"],
+        default="fake",
+        help="of a saved model: fake-quantized (default), exact integers, or oneDNN's integers",
+    )
+    parser.add_argument(
         "--precision", choices=["float32", "tf32", "bf16"], default="float32", help="of the network"
     )
     parser.add_argument(
@@ -43,7 +50,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print coverage and accuracy."""
     from synq_fast.engine.evaluation import evaluate
-    from synq_fast.engine.saved_model import coverage, load_quantized
+    from synq_fast.engine.saved_model import coverage, executed, load_quantized
     from synq_fast.runtime.devices import chosen_device
 
     if options.saved and (options.weights or options.input_shape or options.model != EMBEDDED):
@@ -51,13 +58,16 @@ def run(options: argparse.Namespace) -> None:
             f"{options.saved} holds a whole model: --model, --weights and --input-shape belong to "
             f"teachers; leave out one or the other"
         )
+    if options.execution != "fake" and not options.saved:
+        raise RecipeError("--execution belongs to saved models: name one")
     model = load_quantized(options.saved) if options.saved else teacher(options)
     data = options.data or _OWN_SET.get(model.name)
     if data is None:
         raise RecipeError("name the labelled images to evaluate on with --data")
-    device = chosen_device(options.device)
+    # Integer products are those of CPUs.
+    device = chosen_device("cpu" if options.execution == "int8" else options.device)
     result = evaluate(
-        model,
+        replace(model, module=executed(model.module, options.execution)),
         data,
         batch_size=options.batch_size,
         device=device,

@@ -32,6 +32,7 @@ COMMANDS = [
     "sensitivity",
     "evaluate",
     "compare",
+    "export",
     "bench",
     "info",
     "recipes",
@@ -120,6 +121,26 @@ def test_evaluate_a_saved_run(finished, capsys):
         f"digits-resnet20 on digits: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
         f"loss {result.loss:.4f}, 360 images\n"
     )
+
+
+def test_export_a_saved_run(finished, capsys, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+    folder, _ = finished
+    file = tmp_path / "digits.onnx"
+    assert main(["export", str(folder / "w4a4"), str(file), "--data", "digits", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "ONNX Runtime" in printed and "top-1 on 360 images" in printed
+    # Quantized after ReLU alone, as published: the way to whole integers is named.
+    assert "quantization.placement = integer quantizes it" in printed
+    assert file.stat().st_size < 0.2 * 4 * 270_000
+
+
+def test_export_says_what_8_bit_weights_need(finished, capsys, tmp_path):
+    folder, _ = finished
+    file = tmp_path / "digits.onnx"
+    assert main(["export", str(folder / "w8a8"), str(file), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "8-bit weights need symmetric grids" in error and not file.exists()
 
 
 @pytest.mark.parametrize(
