@@ -49,6 +49,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print coverage and accuracy."""
+    from synq_fast.deployment.freezing import is_frozen
     from synq_fast.engine.evaluation import evaluate
     from synq_fast.engine.saved_model import coverage, executed, load_quantized
     from synq_fast.runtime.devices import chosen_device
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         precision=options.precision,
         workers=options.workers,
     )
-    if options.saved:
+    if options.saved and not is_frozen(model.module):
         print(coverage(model.module))
     print(
         f"{model.name} on {data}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "

@@ -20,7 +20,11 @@ def add(commands: Any) -> None:
         "synq-fast export runs/digits/w4a4 digits.onnx --data digits",
     )
     parser.add_argument("saved", type=user_path, help="run folder or saved model")
-    parser.add_argument("file", type=user_path, help="what to write: NAME.onnx")
+    parser.add_argument(
+        "file",
+        type=user_path,
+        help="what to write: NAME.onnx, or NAME.safetensors for a packed file",
+    )
     parser.add_argument(
         "--target",
         default="ort",
@@ -54,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
     report = export(
         options.saved,
         options.file,
+        "packed" if options.file.suffix == ".safetensors" else "onnx",
         target=options.target,
         verify=not options.no_verify,
         evaluation=options.data,

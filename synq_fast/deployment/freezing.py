@@ -22,7 +22,11 @@ _LARGEST_BIAS = 2.0**30
 
 @torch.no_grad()
 def freeze(
-    student: nn.Module, *, reduce_range: bool = False, layer_inputs_only: bool = False
+    student: nn.Module,
+    *,
+    reduce_range: bool = False,
+    layer_inputs_only: bool = False,
+    strict: bool = True,
 ) -> fx.GraphModule:
     """The integer network of a fake-quantized one: what exported files and packed files hold.
 
@@ -37,6 +41,8 @@ def freeze(
             4 bits, so that x86 processors without VNNI instructions do not saturate.
         layer_inputs_only: leave out the quantizers of values that no quantized layer multiplies,
             such as the outputs of convolutions that feed sums.
+        strict: refuse what integers cannot hold; without it only the structure is right, for a
+            network whose numbers are still to come.
 
     Raises:
         ModelError: it is no quantized network; a grid has no room for zero, or weights do not fit
@@ -50,7 +56,7 @@ def freeze(
     result = copied(student)
     result.meta.update(student.meta)
     quantizers = {
-        node: _quantizer(node, module)
+        node: _quantizer(node, module, strict)
         for node in result.graph.nodes
         if isinstance(module := called_module(student, node), ActivationQuantizer)
     }
@@ -65,7 +71,7 @@ def freeze(
         if called[name] > 1:
             name = f"{name}_call_{called[name]}"
         grid = _grid_of_input(result, node, quantizers)
-        made = _layer(name, layer, norm[1] if norm else None, grid, reduce_range)
+        made = _layer(name, layer, norm[1] if norm else None, grid, reduce_range, strict)
         result.add_submodule(name, made)
         node.target = name
         if norm is not None:
@@ -88,6 +94,11 @@ def freeze(
     return result.eval().requires_grad_(False)
 
 
+def is_frozen(network: nn.Module) -> bool:
+    """Whether a network is a result of ``freeze``."""
+    return any(isinstance(module, FrozenLayer) for module in network.modules())
+
+
 def frozen_layers(network: fx.GraphModule) -> dict[str, FrozenLayer]:
     """The frozen layers of a network by name, in the order in which they are called."""
     modules = ((str(n.target), called_module(network, n)) for n in network.graph.nodes)
@@ -104,10 +115,10 @@ def _integer_inputs(network: fx.GraphModule) -> list[fx.Node]:
     ]
 
 
-def _quantizer(node: fx.Node, quantizer: ActivationQuantizer) -> FrozenQuantizer:
+def _quantizer(node: fx.Node, quantizer: ActivationQuantizer, strict: bool) -> FrozenQuantizer:
     grid = quantizer.grid()
     zero_point = -(grid.zero_point + grid.low)
-    if not 0 <= float(zero_point) <= grid.high - grid.low:
+    if strict and not 0 <= float(zero_point) <= grid.high - grid.low:
         low, high = float(quantizer.range_min), float(quantizer.range_max)
         raise ModelError(
             f"{node.target} has the range {low:.4g} to {high:.4g}, which does not hold zero: "
@@ -154,6 +165,7 @@ def _layer(
     norm: nn.BatchNorm2d | None,
     grid: FrozenQuantizer | None,
     reduce_range: bool,
+    strict: bool,
 ) -> FrozenLayer:
     stored, zero_point, scale = _codes(layer)
     channels = len(scale)
@@ -169,7 +181,7 @@ def _layer(
     room = _LARGEST
     if reduce_range and (grid is None or grid.bits > 4):
         room = _HALF_RANGE
-    if bool((largest > room).any()):
+    if strict and bool((largest > room).any()):
         raise ModelError(_too_large(name, layer, int(largest.max()), room))
     dead = factor == 0
     factor = torch.where(dead, torch.ones_like(factor), factor)
@@ -184,7 +196,6 @@ def _layer(
         bias: Tensor = steps.to(torch.int32)
     else:
         bias = shift.float()
-    lowest = 0 if grid is None else int(grid.zero_point)
     parts = (
         layer.weight_bits,
         stored,
@@ -193,7 +204,7 @@ def _layer(
         scale,
         bias,
         None if grid is None else grid.scale.clone(),
-        0 if grid is None else max(lowest, grid.highest - lowest),
+        0 if grid is None else grid.highest,
     )
     if isinstance(layer, QuantizedConv2d):
         return FrozenConv2d(layer, *parts)

@@ -71,8 +71,8 @@ class FrozenLayer(FullPrecision):
     """(C,) int32; float32 where the input lies on no one grid."""
     input_scale: Tensor | None
     """0-d float32: of the grid that the input lies on; None: it lies on no one grid."""
-    reach: Tensor
-    """0-d float64: a bound of the sums, which decides in what type they are exact."""
+    largest_input: int
+    """A bound of the whole numbers that the input can be on its grid."""
     bits: int
 
     def __init__(
@@ -86,10 +86,7 @@ class FrozenLayer(FullPrecision):
         input_scale: Tensor | None,
         largest_input: int,
     ) -> None:
-        """Take the parts, described at the fields.
-
-        ``largest_input`` is the largest whole number that the input can be on its grid.
-        """
+        """Take the parts, described at the fields."""
         super().__init__()
         self.bits = bits
         self.register_buffer("stored", stored.to(torch.int8))
@@ -98,10 +95,7 @@ class FrozenLayer(FullPrecision):
         self.register_buffer("scale", scale.float())
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
-        sums = self.codes().double().abs().flatten(1).sum(1) * largest_input
-        if input_scale is not None:
-            sums = sums + bias.double().abs()
-        self.register_buffer("reach", sums.max() if len(sums) else sums.new_zeros(()))
+        self.largest_input = largest_input
         self._ready: tuple[Tensor, Tensor] | None = None
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,9 +130,19 @@ class FrozenLayer(FullPrecision):
     def _exact(self) -> tuple[Tensor, Tensor]:
         """Weights and bias in the smaller type in which every sum is exact."""
         if self._ready is None or self._ready[0].device != self.stored.device:
-            exact = torch.float32 if self.reach < _EXACT_IN_FLOAT32 else torch.float64
+            exact = torch.float32 if self._reach() < _EXACT_IN_FLOAT32 else torch.float64
             self._ready = self.codes().to(exact), self.bias.to(exact)
         return self._ready
+
+    def take(self, stored: Tensor) -> None:
+        """Take other codes (C, ...) of the same shape."""
+        self.stored.copy_(stored)
+        self._ready = None
+
+    def _reach(self) -> float:
+        """A bound of the sums."""
+        sums = self.codes().double().abs().flatten(1).sum(1) * self.largest_input
+        return float((sums + self.bias.double().abs()).max()) if len(sums) else 0.0
 
     def _of_channels(self, values: Tensor) -> Tensor:
         """Values (C,) as they broadcast over a result."""

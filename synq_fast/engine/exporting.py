@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +18,7 @@ from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.deployment.agreement import agreement
 from synq_fast.deployment.card import model_card
 from synq_fast.deployment.float_form import float_form
-from synq_fast.deployment.freezing import freeze
+from synq_fast.deployment.freezing import freeze, is_frozen
 from synq_fast.deployment.latency import Latency, latency
 from synq_fast.deployment.layers import layer_rows
 from synq_fast.deployment.onnx_file import onnx_bytes
@@ -31,7 +32,12 @@ from synq_fast.deployment.verification import (
 )
 from synq_fast.engine.evaluation import evaluate
 from synq_fast.engine.result import QuantizationResult
-from synq_fast.engine.saved_model import load_quantized
+from synq_fast.engine.saved_model import (
+    described,
+    load_quantized,
+    read_description,
+    save_frozen,
+)
 from synq_fast.errors import ExportError, ModelError, RecipeError
 from synq_fast.models import Teacher
 from synq_fast.quant import held_weights
@@ -43,7 +49,7 @@ from synq_fast.runtime.threads import usable_cores
 from synq_fast.storage.files import read_tensors, write_bytes, write_text
 from synq_fast.storage.paths import user_path
 
-FORMATS = ("onnx",)
+FORMATS = {"onnx": ".onnx", "packed": ".safetensors"}
 _IMAGES = 256
 _MANY_PIXELS = 64 * 64
 _FEW = 32
@@ -61,6 +67,8 @@ class _Source:
     recipe: str
     """As TOML; empty where unknown."""
     recipe_name: str
+    description: dict[str, Any]
+    """How to build it again."""
     bank: Path | None
     """Folder of the synthetic images."""
 
@@ -94,7 +102,9 @@ def export(
     Args:
         model: what ``quantize`` returned, or the path of a saved model or run folder.
         path: the file to write; one that is there is replaced.
-        format: ``onnx`` (opset 21).
+        format: ``onnx`` (opset 21), or ``packed``: the frozen network as safetensors, its weights
+            at their own widths, which ``load`` takes. Of what follows it takes ``evaluation`` and
+            ``architecture`` alone.
         target: the runtime that it is for: ``ort`` (ONNX Runtime; others read it too),
             ``openvino``, ``tensorrt`` or ``xnnpack``.
         verify: run the file beside the frozen network: as it stands, and as its runtime runs it.
@@ -117,12 +127,14 @@ def export(
     if format not in FORMATS:
         raise RecipeError(f"no export format {format!r}; there are {', '.join(FORMATS)}")
     path, wanted = user_path(path), target_of(target)
-    if path.suffix != ".onnx":
-        raise RecipeError(f"an ONNX file is called NAME.onnx, got {path.name}")
+    if path.suffix != FORMATS[format]:
+        raise RecipeError(f"a file of format {format} is called NAME{FORMATS[format]}, got {path}")
     if batch is not None and batch < 1:
         raise RecipeError(f"batch must be a positive number of images, got {batch}")
     say = Reporter(progress).line
     source = _source(model, architecture)
+    if format == "packed":
+        return _packed(source, path, evaluation, say)
     student, teacher = source.network.cpu(), source.model
     threads = threads or usable_cores()
     with torch.no_grad(), held_weights(student):
@@ -181,6 +193,43 @@ def export(
         rows,
     )
     write_bytes(path, content)
+    _write_beside(report, source, normalize)
+    return report
+
+
+def _packed(
+    source: _Source,
+    path: Path,
+    evaluation: str | Path | EvaluationSet | None,
+    say: Callable[[str], object],
+) -> ExportReport:
+    """The frozen network in a file of its own."""
+    student = source.network.cpu()
+    with torch.no_grad(), held_weights(student):
+        say("frozen; packing")
+        frozen = freeze(student)
+        accuracy = None
+        if evaluation is not None:
+            accuracy = _accuracy(source, frozen, evaluation, None, False)
+            _refuse_loss(accuracy)
+    save_frozen(path, frozen, source.description)
+    float_bytes = sum(4 * p.numel() for p in float_form(student).state_dict().values())
+    report = ExportReport(
+        path,
+        "synq_fast.load",
+        _widths(student),
+        str(student.meta["placement"]),
+        path.stat().st_size,
+        float_bytes,
+        accuracy=accuracy,
+    )
+    _write_beside(report, source, normalize=False)
+    return report
+
+
+def _write_beside(report: ExportReport, source: _Source, normalize: bool) -> None:
+    """The report and the model card."""
+    teacher, path = source.model, report.path
     write_text(path.with_suffix(".json"), json.dumps(report.as_dict(), indent=2) + "\n")
     card = model_card(
         report,
@@ -194,7 +243,6 @@ def export(
         normalized=normalize,
     )
     write_text(path.with_suffix(".md"), card)
-    return report
 
 
 def _source(model: QuantizationResult | str | Path, architecture: nn.Module | None) -> _Source:
@@ -205,9 +253,14 @@ def _source(model: QuantizationResult | str | Path, architecture: nn.Module | No
                 f"{type(model.model).__name__}; wrap or compile it afterwards"
             )
         teacher = replace(model.teacher, module=model.model)
-        return _Source(teacher, dump_recipe(model.recipe), model.recipe.name, None)
+        description = described(model.model, model.teacher, model.bits, model.recipe)
+        return _Source(teacher, dump_recipe(model.recipe), model.recipe.name, description, None)
     path = user_path(model)
     loaded = load_quantized(path, architecture)
+    if is_frozen(loaded.module):
+        raise ModelError(
+            f"{path} is a packed file, an export itself; export the saved model or the run folder"
+        )
     folder = path if path.is_dir() else path.parent
     recipe = folder / "recipe.toml"
     bank = next((b for b in (folder / "bank", folder.parent / "bank") if b.is_dir()), None)
@@ -215,7 +268,7 @@ def _source(model: QuantizationResult | str | Path, architecture: nn.Module | No
     text, name = "", ""
     if known:
         text, name = recipe.read_text(encoding="utf-8"), load_recipe(recipe).name
-    return _Source(loaded, text, name, bank)
+    return _Source(loaded, text, name, read_description(path), bank)
 
 
 def _metadata(source: _Source, student: fx.GraphModule, normalized: bool) -> dict[str, str]:

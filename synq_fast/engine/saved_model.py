@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import warnings
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from synq_fast.deployment.execution import int8_form, saturates
-from synq_fast.deployment.freezing import freeze
+from synq_fast.deployment.freezing import freeze, is_frozen
+from synq_fast.deployment.packed_state import fill_packed, packed_state
 from synq_fast.errors import (
     ArgumentError,
     CheckpointError,
@@ -42,6 +45,7 @@ from synq_fast.storage.files import read_tensors, write_tensors
 from synq_fast.storage.paths import user_path
 
 _KEY = "synq_fast"
+_PACKED = "synq_fast_packed"
 _UNRECORDED = "not recorded"
 
 
@@ -129,6 +133,14 @@ def save_model(
             f"only the quantized model itself can be saved, got {type(student).__name__}; wrap or "
             "compile it after synq_fast.load"
         )
+    metadata = {_KEY: json.dumps(described(student, teacher, bits, recipe))}
+    write_tensors(path, {**student.state_dict(), **_computed(student)}, metadata)
+
+
+def described(
+    student: fx.GraphModule, teacher: Teacher, bits: Bits, recipe: Recipe
+) -> dict[str, Any]:
+    """How to build a student again, as JSON's values."""
     description = _Description(
         teacher.name,
         {name: _recorded(value) for name, value in teacher.options.items()},
@@ -141,26 +153,38 @@ def save_model(
         computation(student),
         asdict(widths_of(student)) if isinstance(bits, AutoBits) else None,
     )
-    metadata = {_KEY: json.dumps(asdict(description))}
-    write_tensors(path, {**student.state_dict(), **_computed(student)}, metadata)
+    return asdict(description)
+
+
+def save_frozen(path: Path, frozen: fx.GraphModule, description: Mapping[str, Any]) -> None:
+    """Write a frozen network, its weights as dense streams of bits.
+
+    Args:
+        path: the file.
+        frozen: what ``freeze`` made of a student, without options.
+        description: what ``described`` said of that.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = json.dumps(description).encode()
+    metadata = {_PACKED: base64.b85encode(zlib.compress(text, 9)).decode()}
+    write_tensors(path, packed_state(frozen), metadata)
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """What a saved model's file says of how it is built.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no quantized model.
+    """
+    return _read(_model_file(path))[1]
 
 
 def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     """A saved quantized model with its input shape and normalisation; see ``load``."""
-    path = user_path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    try:
-        state, stored = read_tensors(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
-    text = stored.get(_KEY)
-    if text is None:
-        raise CheckpointError(
-            f"{path} is not a model that synq-fast saved: its description is missing (is it a "
-            f"float checkpoint? evaluate that with --weights)"
-        )
-    saved = json.loads(text)
+    path = _model_file(path)
+    state, saved = _read(path)
     recipe = read_section(Quantization, saved["quantization"], "quantization", path.name)
     base = _architecture(path, saved, model)
     # As in the engine: convolutions round differently in another memory format.
@@ -177,9 +201,35 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     except RecipeError as error:
         raise CheckpointError(f"{path} does not fit the model {saved['name']}: {error}") from error
     _check_structure(path, saved, student)
-    _fill(path, saved["name"], student, state)
+    if _PACKED in saved:
+        student = freeze(student, strict=False)
+        fill_packed(path.name, student, state)
+    else:
+        _fill(path, saved["name"], student, state)
     student.eval().requires_grad_(False)
     return replace(base, module=student, name=saved["name"])
+
+
+def _model_file(path: str | Path) -> Path:
+    path = user_path(path)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description; of a packed file the description says so."""
+    try:
+        state, stored = read_tensors(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
+    if _KEY in stored:
+        return state, json.loads(stored[_KEY])
+    if _PACKED in stored:
+        text = zlib.decompress(base64.b85decode(stored[_PACKED]))
+        return state, {**json.loads(text), _PACKED: True}
+    raise CheckpointError(
+        f"{path} is not a model that synq-fast saved: its description is missing (is it a "
+        f"float checkpoint? evaluate that with --weights)"
+    )
 
 
 EXECUTIONS = ("fake", "frozen", "int8")
@@ -199,7 +249,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, execution: str = "
 
     Returns:
         The model in eval mode. With ``fake`` outputs are identical to those of the saved one, with
-        the others they differ by roundings.
+        the others they differ by roundings. A packed file holds the frozen network alone, which
+        ``fake`` gives too.
 
     Raises:
         CheckpointError: the file is missing, damaged, not a quantized model, or does not fit: it
@@ -213,6 +264,8 @@ def executed(student: nn.Module, execution: str) -> nn.Module:
     """A fake-quantized network as one of ``EXECUTIONS`` runs it; see ``load``."""
     if execution not in EXECUTIONS:
         raise ArgumentError(f"execution is one of {', '.join(EXECUTIONS)}, got {execution!r}")
+    if isinstance(student, fx.GraphModule) and is_frozen(student):
+        return int8_form(student) if execution == "int8" else student
     if execution == "fake":
         return student
     if execution == "frozen":

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import synq_fast
+from synq_fast.deployment.freezing import freeze, is_frozen
+from synq_fast.deployment.packing import pack, packed_bytes, unpack
+from synq_fast.errors import CheckpointError, ModelError, RecipeError
+from tests.tiny import TINY_OVERRIDES, tiny_images, tiny_net
+
+
+@given(st.integers(2, 8), st.integers(0, 70), st.integers(0, 5), st.integers(0, 2**32 - 1))
+def test_packing_round_trips(bits, length, rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    half = 2 ** (bits - 1)
+    codes = torch.randint(-half, half, (rows, length), generator=generator).to(torch.int8)
+    packed = pack(codes, bits)
+    assert packed.shape == (rows, packed_bytes(length, bits)) and packed.dtype == torch.uint8
+    assert torch.equal(unpack(packed, bits, length), codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_stream_is_little_endian(bits):
+    """Against whole numbers of Python, which have as many bits as they need."""
+    half = 2 ** (bits - 1)
+    codes = [(7 * i + 3) % (2 * half) - half for i in range(21)]
+    number = sum((code + half) << (i * bits) for i, code in enumerate(codes))
+    wanted = number.to_bytes(packed_bytes(21, bits), "little")
+    assert bytes(pack(torch.tensor([codes], dtype=torch.int8), bits)[0].tolist()) == wanted
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    overrides = {**TINY_OVERRIDES, "quantization.placement": "integer", "finetune.steps": 1}
+    synq_fast.quantize(
+        tiny_net(), "synq", "w3a3", (2, 8, 8), output=folder, overrides=overrides, progress=False
+    )
+    return folder
+
+
+@pytest.mark.parametrize("overrides", [{}, {"quantization.placement": "after_relu"}])
+def test_a_packed_file_loads_bit_for_bit(finished, tmp_path, overrides):
+    folder = finished
+    if overrides:
+        folder = tmp_path / "run"
+        synq_fast.quantize(
+            tiny_net(), "synq", "w3a3", (2, 8, 8), output=folder, progress=False,
+            overrides={**TINY_OVERRIDES, "finetune.steps": 1, **overrides},
+        )  # fmt: skip
+    path, images = tmp_path / "net.safetensors", tiny_images(9)
+    report = synq_fast.export(folder, path, "packed", architecture=tiny_net())
+    assert report.bytes == path.stat().st_size
+    expected = freeze(synq_fast.load(folder, tiny_net()))
+    loaded = synq_fast.load(path, tiny_net(seed=4))
+    assert is_frozen(loaded) and torch.equal(loaded(images), expected(images))
+    state = loaded.state_dict()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(state[name], value), name
+    assert torch.equal(synq_fast.load(path, tiny_net(), execution="frozen")(images), loaded(images))
+    assert synq_fast.evaluate(loaded, [(images, torch.zeros(9, dtype=torch.int64))]).count == 9
+    with pytest.raises(ModelError, match="is a packed file, an export itself"):
+        synq_fast.export(path, tmp_path / "net.onnx", architecture=tiny_net())
+
+
+def test_damage_is_found(finished, tmp_path):
+    path = tmp_path / "net.safetensors"
+    synq_fast.export(finished, path, "packed", architecture=tiny_net())
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        synq_fast.load(path, tiny_net())
+
+
+def test_a_packed_file_has_its_own_ending(finished, tmp_path):
+    with pytest.raises(RecipeError, match=r"format packed is called NAME\.safetensors"):
+        synq_fast.export(finished, tmp_path / "net.onnx", "packed", architecture=tiny_net())
