@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from synq_fast.engine.about import UNRECORDED, recorded
 from synq_fast.errors import CheckpointError, ModelError, RecipeError, SynqFastWarning
 from synq_fast.graph.computation import Computation, computation, difference
 from synq_fast.graph.rotation import rotated
@@ -34,7 +35,6 @@ from synq_fast.storage.files import read_tensors, write_tensors
 from synq_fast.storage.paths import user_path
 
 _KEY = "synq_fast"
-_UNRECORDED = "not recorded"
 
 
 def network_of(
@@ -120,7 +120,7 @@ def save_model(
         )
     description = _Description(
         teacher.name,
-        {name: _recorded(value) for name, value in teacher.options.items()},
+        {name: recorded(value) for name, value in teacher.options.items()},
         str(bits),
         teacher.input_shape,
         teacher.mean,
@@ -210,17 +210,9 @@ def coverage(model: nn.Module | str | Path, architecture: nn.Module | None = Non
     return coverage_of(model)
 
 
-def _recorded(value: Any) -> Any:
-    """An option as JSON keeps it; what JSON cannot keep is described, for the error at loading."""
-    try:
-        return json.loads(json.dumps(value))
-    except TypeError:
-        return {_UNRECORDED: repr(value)}
-
-
 def _architecture(path: Path, saved: dict[str, Any], model: nn.Module | None) -> Teacher:
     options = saved.get("options", {})
-    lost = [k for k, v in options.items() if isinstance(v, dict) and _UNRECORDED in v]
+    lost = [k for k, v in options.items() if isinstance(v, dict) and UNRECORDED in v]
     if lost and model is None:
         raise CheckpointError(
             f'{path} was made from "{saved["name"]}" with {", ".join(lost)}, which a file cannot '

@@ -12,6 +12,7 @@ from synq_fast.bank.images import Bank, BankFolder, ImageBank
 from synq_fast.bank.shards import Shards
 from synq_fast.bank.source import BankSource
 from synq_fast.engine.stages.stage import Made
+from synq_fast.storage.history import History
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -42,8 +43,10 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
         run.reporter.line(f"{size / 1e9:.1f} GB of images stream from {folder}")
     assembly = BankAssembly(counts, shape, run.device, streamed=streamed)
     shards = Shards(len(counts), store, ranks)
+    log = None if folder is None else History(folder / "log.jsonl")
     for index in shards.found:
         synthesizer.forget(index)
+        run.show_records(log.read(_source(index), math.inf) if log else [])
     missing = shards.missing()
     if missing and recipe.centers.weight:
         batches = -(-run.teacher.num_classes // recipe.batch_size)
@@ -62,8 +65,14 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
                 shard = shards.found[earlier]
                 synthesizer.remember(shard.images, shard.labels)
                 remembered = earlier + 1
-            shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], report)))
+            noted = run.image_report(report, _source(index), log)
+            shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], noted)))
             synthesizer.forget(index)
         for index, shard in shards.gather():
             assembly.put(index, shard)
     return assembly.bank()
+
+
+def _source(index: int) -> dict[str, object]:
+    """What all records of one batch of images have."""
+    return {"stage": "synthesis", "batch": index}
