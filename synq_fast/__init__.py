@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from synq_fast.engine import quantize, synthesize
     from synq_fast.engine.comparison import Comparison, compare
     from synq_fast.engine.evaluation import EvaluationResult, evaluate
+    from synq_fast.engine.report import report
     from synq_fast.engine.result import QuantizationResult
     from synq_fast.engine.saved_model import coverage, load
     from synq_fast.engine.sensitivity import sensitivity
@@ -37,6 +38,7 @@ _LAZY = {
     "load_recipe": "recipes",
     "load_teacher": "models",
     "quantize": "engine",
+    "report": "engine.report",
     "sensitivity": "engine.sensitivity",
     "synthesize": "engine",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "ops",
     "quantize",
     "reference",
+    "report",
     "sensitivity",
     "synthesize",
 ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from synq_fast.bank.batches import Batches, BatchSource, Filter
-from synq_fast.bank.images import Bank
+from synq_fast.bank.images import Bank, spread
 
 WHOLE = slice(None)
 
@@ -62,9 +61,3 @@ class BankSource:
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Images from all over the bank."""
         return self.bank.take(spread(len(self.bank), count))
-
-
-def spread(total: int, count: int) -> Tensor:
-    """Up to ``count`` different numbers below ``total``, evenly spaced, int64."""
-    count = min(total, count)
-    return torch.arange(count, device="cpu") * total // max(1, count)

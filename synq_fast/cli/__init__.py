@@ -18,6 +18,7 @@ from synq_fast.cli import (
     info,
     quantize,
     recipes,
+    report,
     sensitivity,
     synthesize,
 )
@@ -75,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    for command in (quantize, synthesize, sensitivity, evaluate, compare, bench, info, recipes):
+    for command in (
+        quantize,
+        synthesize,
+        sensitivity,
+        evaluate,
+        compare,
+        report,
+        bench,
+        info,
+        recipes,
+    ):
         command.add(commands)
     return parser

@@ -35,6 +35,7 @@ from synq_fast.storage.files import read_tensors, write_tensors
 from synq_fast.storage.paths import user_path
 
 _KEY = "synq_fast"
+_NETWORK = ("name", "options", "input_shape", "mean", "std", "num_classes")
 
 
 def network_of(
@@ -134,22 +135,21 @@ def save_model(
     write_tensors(path, {**student.state_dict(), **_computed(student)}, metadata)
 
 
+def described_network(path: Path) -> dict[str, Any]:
+    """Name, options, shape and normalisation of the network in a saved model.
+
+    Raises:
+        CheckpointError: the file is no saved model.
+    """
+    return {k: v for k, v in _read(path)[1].items() if k in _NETWORK}
+
+
 def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     """A saved quantized model with its input shape and normalisation; see ``load``."""
     path = user_path(path)
     if path.is_dir():
         path = path / "model.safetensors"
-    try:
-        state, stored = read_tensors(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
-    text = stored.get(_KEY)
-    if text is None:
-        raise CheckpointError(
-            f"{path} is not a model that synq-fast saved: its description is missing (is it a "
-            f"float checkpoint? evaluate that with --weights)"
-        )
-    saved = json.loads(text)
+    state, saved = _read(path)
     recipe = read_section(Quantization, saved["quantization"], "quantization", path.name)
     base = _architecture(path, saved, model)
     # As in the engine: convolutions round differently in another memory format.
@@ -169,6 +169,21 @@ def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
     _fill(path, saved["name"], student, state)
     student.eval().requires_grad_(False)
     return replace(base, module=student, name=saved["name"])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        state, stored = read_tensors(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the quantized model {path}: {error}") from error
+    text = stored.get(_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is not a model that synq-fast saved: its description is missing (is it a "
+            f"float checkpoint? evaluate that with --weights)"
+        )
+    saved: dict[str, Any] = json.loads(text)
+    return state, saved
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -1,0 +1,211 @@
+"""The plots of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from synq_fast.reporting.accuracy import Accuracy
+from synq_fast.reporting.figures.plot import (
+    FLOAT,
+    INK,
+    LINE,
+    MUTED,
+    QUANTIZED,
+    SERIES,
+    THIRD,
+    Drawing,
+    plot,
+)
+from synq_fast.reporting.images import Spectrum
+from synq_fast.reporting.layers import Histogram
+
+_POINTS = 300
+_STEMS = 32
+
+
+class Curve(NamedTuple):
+    """Values over steps."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def curves(found: Sequence[Curve], *, alike: bool = False) -> Drawing:
+    """Losses over steps; on a logarithmic scale where they span more than a factor of ten.
+
+    Args:
+        found: the curves.
+        alike: they are the same term of different images: one colour, thin.
+    """
+    with plot() as drawing:
+        axes = drawing.axes
+        for curve, colour in zip(found, _cycled(len(found)), strict=True):
+            every = math.ceil(len(curve.steps) / _POINTS)
+            marker = "o" if len(curve.steps) == 1 else ""
+            axes.plot(
+                curve.steps[::every],
+                curve.values[::every],
+                color=FLOAT if alike else colour,
+                linewidth=1.0 if alike and len(found) > 1 else 1.6,
+                alpha=0.7 if alike and len(found) > 1 else 1.0,
+                marker=marker,
+            )
+        values = [v for curve in found for v in curve.values if v > 0]
+        if values and max(values) > 10 * min(values) and all(min(c.values) > 0 for c in found):
+            _logarithmic(axes, min(values), max(values))
+        else:
+            axes.set_ylim(bottom=min(0.0, *(min(c.values) for c in found)))
+            axes.locator_params(axis="y", nbins=4)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel("step")
+        axes.grid(axis="y")
+    return drawing
+
+
+def _cycled(count: int) -> list[str]:
+    return [SERIES[n % len(SERIES)] for n in range(count)]
+
+
+def _logarithmic(axes: Any, low: float, high: float) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_yscale("log")
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = max(1, math.ceil((last - first) / 4))
+    axes.yaxis.set_major_locator(FixedLocator([10.0**n for n in range(first, last + 1, every)]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(low / 1.3, high * 1.3)
+
+
+def accuracy(found: Sequence[Accuracy], span: tuple[float, float]) -> Drawing:
+    """Top-1 of the stages of a run, each with its standard error.
+
+    Args:
+        found: in the order of the run.
+        span: what the axis shows in percent, the same for all runs of a page.
+    """
+    with plot(height=58 + 26 * len(found)) as drawing:
+        axes = drawing.axes
+        for row, each in enumerate(found):
+            colour = {"float": FLOAT, "last step": QUANTIZED}.get(each.stage, MUTED)
+            axes.errorbar(
+                each.top1, row, xerr=each.error, fmt="o", color=colour, capsize=3, markersize=5
+            )
+            right = each.top1 < (span[0] + span[1]) / 2
+            gap = each.error + 0.015 * (span[1] - span[0])
+            axes.text(
+                each.top1 + (gap if right else -gap),
+                row,
+                f"{each.top1:.1f}",
+                va="center",
+                ha="left" if right else "right",
+                fontsize=10,
+            )
+        axes.axvline(found[0].top1, color=LINE, linewidth=0.8, zorder=0)
+        axes.set_yticks(range(len(found)), [each.stage for each in found])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.set_xlim(*span)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel("top-1 in %")
+    return drawing
+
+
+def histogram(found: Histogram, *, unit: str = "") -> Drawing:
+    """Values, and how often each level of the grid is taken; both as shares of one step."""
+    with plot(height=128) as drawing:
+        axes = drawing.axes
+        edges, levels = found.edges.numpy(), found.levels.numpy()
+        step = float(levels[1] - levels[0])
+        density = found.shares.numpy() / (np.diff(edges) / step)
+        # Roots, so that tails are seen beside the zeros of a ReLU.
+        axes.stairs(np.sqrt(density), edges, fill=True, color=FLOAT, alpha=0.3)
+        axes.stairs(np.sqrt(density), edges, color=FLOAT, linewidth=0.9)
+        taken = np.sqrt(found.taken.numpy())
+        if len(levels) <= _STEMS:
+            axes.vlines(levels, 0, taken, color=QUANTIZED, linewidth=1.8)
+            axes.plot(levels, taken, "o", color=QUANTIZED, markersize=2.6)
+        else:
+            sides = np.append(levels - step / 2, levels[-1] + step / 2)
+            axes.stairs(taken, sides, color=QUANTIZED, linewidth=0.9)
+        reach = levels[0] - step / 2, levels[-1] + step / 2
+        axes.axvspan(*reach, color=LINE, alpha=0.3, linewidth=0)
+        axes.set_ylim(0, 1.08 * max(float(taken.max()), float(np.sqrt(density).max())))
+        axes.set_xlim(float(edges[0]), float(edges[-1]))
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(unit)
+    return drawing
+
+
+def shares(values: Tensor, xlabel: str, threshold: float | None = None) -> Drawing:
+    """A histogram of values between 0 and 1."""
+    with plot() as drawing:
+        axes = drawing.axes
+        axes.hist(values.numpy(), bins=[n / 25 for n in range(26)], color=FLOAT, alpha=0.85)
+        if threshold is not None:
+            axes.axvline(threshold, color=QUANTIZED, linestyle="--")
+            axes.text(
+                threshold,
+                1.0,
+                f" threshold {threshold:g}",
+                transform=axes.get_xaxis_transform(),
+                va="top",
+                ha="left" if threshold < 0.7 else "right",
+            )
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("images")
+        axes.locator_params(axis="y", nbins=4, integer=True)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+    return drawing
+
+
+def spectra(found: Sequence[Spectrum], cutoff: float | None) -> Drawing:
+    """Mean log-magnitude over the distance from frequency zero."""
+    with plot(height=220) as drawing:
+        axes = drawing.axes
+        for each, colour in zip(found, (FLOAT, QUANTIZED, THIRD), strict=False):
+            axes.plot(each.frequency.numpy(), each.radial.numpy(), color=colour)
+        last = float(found[0].frequency[-1])
+        if cutoff is not None and cutoff <= last:
+            axes.axvline(cutoff, color=MUTED, linestyle="--", linewidth=1)
+            axes.text(
+                cutoff,
+                1.0,
+                f" cut-off {cutoff:g}",
+                transform=axes.get_xaxis_transform(),
+                va="top",
+                ha="left" if cutoff < 0.65 * last else "right",
+            )
+        axes.set_xlim(0, last)
+        axes.set_xlabel("cycles per image")
+        axes.set_ylabel("mean log10 |F|")
+        axes.locator_params(axis="y", nbins=5)
+        axes.grid(axis="y")
+    return drawing
+
+
+def times(seconds: Mapping[str, float]) -> Drawing:
+    """Seconds of each phase."""
+    with plot(height=46 + 26 * len(seconds)) as drawing:
+        axes = drawing.axes
+        rows = range(len(seconds))
+        axes.barh(rows, list(seconds.values()), color=FLOAT, height=0.62)
+        axes.set_yticks(rows, list(seconds))
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(seconds) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel("seconds")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+    return drawing
