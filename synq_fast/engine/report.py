@@ -35,6 +35,7 @@ from synq_fast.runtime.threads import limit_threads
 from synq_fast.storage.paths import user_path
 
 _AT_ONCE = 64
+IMAGE_STAGES = ("synthesis", "generator")
 
 
 @torch.inference_mode(False)
@@ -175,12 +176,16 @@ def _measure(
     floats, student = run.float_network, run.student
     logits = _logits(floats.graph, images) if floats else None
     where = str(run.bank) if run.bank and total else str(run.folder)
+    of_images = tuple(r for r in shown.records if r.get("stage") in IMAGE_STAGES)
+    shown.records = [r for r in shown.records if r not in of_images]
     if where in sets:
         known = sets[where]
         sets[where] = _with_run(known, run.bits)
     else:
         hard = None if logits is None else difficulty(logits, labels)
-        sets[where] = _image_set(run, recipe, network, (pixels, images, labels), total, hard, real)
+        made_of = (pixels, images, labels)
+        found = _image_set(run, recipe, network, made_of, total, hard, real)
+        sets[where] = replace(found, records=of_images)
     if student is None:
         return
     seen = images[spread(len(images), _count(size, 2**18, 8, 64))]

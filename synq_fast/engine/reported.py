@@ -131,7 +131,7 @@ class RunFiles:
         noted = self.about.get("bank")
         places = [self.folder / noted] if noted else []
         places += [self.folder / "bank", self.folder.parent / "bank"]
-        found = (Path(os.path.normpath(p)) for p in places if any(p.glob("shard-*[0-9].safe*")))
+        found = (Path(os.path.normpath(p)) for p in places if (p / "bank.json").exists())
         return next(found, None)
 
     def images(self, count: int) -> tuple[Tensor, Tensor, int] | None:

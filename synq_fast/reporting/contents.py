@@ -46,6 +46,8 @@ class Images:
     """(M,) of as many images as were judged."""
     threshold: float | None
     """Of the difficulty, where the recipe has one in use."""
+    records: tuple[dict[str, Any], ...] = ()
+    """Of making them."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class RunReport:
     """Where widths were found for an average."""
     seconds: Mapping[str, float]
     records: list[dict[str, Any]]
-    """Of images and of training."""
+    """Of training; those of images as well where no images can be shown yet."""
     about: Mapping[str, Any]
     """``about.json``."""
     kernels: Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from synq_fast.errors import ArgumentError
 from synq_fast.reporting import sections, tables
-from synq_fast.reporting.contents import Report, RunReport
+from synq_fast.reporting.contents import Images, Report, RunReport
 from synq_fast.reporting.figures import charts
 from synq_fast.reporting.figures.plot import Figures
 from synq_fast.reporting.maps import Maps
@@ -67,7 +67,12 @@ def _context(report: Report) -> dict[str, Any]:
     several = len(report.runs) > 1
     return {
         "several": several,
-        "facts": sections.facts(report),
+        "facts": [(run.bits, sections.facts(run)) for run in report.runs],
+        "extreme": max(
+            (300 / a.count for r in report.runs for a in r.accuracies if a.top1 in (0, 100)),
+            default=None,
+        ),
+        "covered": sections.covered(report),
         "accuracy_panels": sections.accuracy_panels(report, figures),
         "accuracy_table": sections.accuracy_table(report),
         "image_sets": [_image_context(images, figures) for images in report.images],
@@ -88,13 +93,14 @@ def _context(report: Report) -> dict[str, Any]:
     }
 
 
-def _image_context(images: Any, figures: Figures) -> dict[str, Any]:
+def _image_context(images: Images, figures: Figures) -> dict[str, Any]:
     heats, low, high = sections.spectrum_tiles(images)
     names = ", ".join(each.title for each in images.spectra)
     found: dict[str, Any] = {
         "images": images,
         "large": max(images.before.shape[2:]) > 96,
         "tiles": sections.image_tiles(images),
+        "losses": sections.loss_groups(images.records, ", ".join(images.runs), figures),
         "heats": heats,
         "low": low,
         "high": high,
@@ -114,7 +120,7 @@ def _image_context(images: Any, figures: Figures) -> dict[str, Any]:
         found["judged"] = len(images.difficulty)
         found["difficulty"] = figures.panel(
             "Difficulty of the images",
-            charts.shares(images.difficulty, "1 - p(label) of the float network", images.threshold),
+            charts.difficulties(images.difficulty, images.threshold),
             f"Histogram of the difficulty of {len(images.difficulty)} synthetic images; median "
             f"{float(images.difficulty.median()):.3g}"
             + (f", {above} at or above {images.threshold:g}" if above is not None else ""),
@@ -125,8 +131,7 @@ def _image_context(images: Any, figures: Figures) -> dict[str, Any]:
 def _run_context(run: RunReport, figures: Figures) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run": run,
-        "losses": sections.loss_groups(run, figures),
-        "float_parts": sections.float_parts(run),
+        "losses": sections.loss_groups(run.records, run.bits, figures),
         "maps": None,
         "tables": [],
         "histograms": [],
@@ -152,6 +157,6 @@ def _map_context(bits: str, maps: Maps, figures: Figures) -> dict[str, Any]:
         "median": float(seen.median()) if len(seen) else None,
         "large": max(maps.images.shape[2:]) > 96,
         "panel": figures.panel(
-            "Similarity of the maps", charts.shares(seen.clamp(0, 1), "cosine similarity"), label
+            "Similarity of the maps", charts.similarities(seen.clamp(0, 1)), label
         ),
     }

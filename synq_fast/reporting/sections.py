@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,17 +57,15 @@ class Tile(NamedTuple):
 
 
 def accuracy_panels(report: Report, figures: Figures) -> list[Panel]:
-    """One for each run that was measured, all on the same axis."""
-    measured = [run for run in report.runs if run.accuracies]
-    if not measured:
-        return []
-    each = [a for run in measured for a in run.accuracies]
-    low = min(a.top1 - a.error for a in each)
-    high = max(a.top1 + a.error for a in each)
-    gap = max(1.0, 0.08 * (high - low))
-    span = max(0.0, low - gap) - 0.02 * (high - low), min(100.0, high + gap) + 0.02 * (high - low)
+    """One for each run that was measured, on an axis of its own."""
     panels = []
-    for run in measured:
+    for run in report.runs:
+        if not run.accuracies:
+            continue
+        low = min(a.top1 - a.error for a in run.accuracies)
+        high = max(a.top1 + a.error for a in run.accuracies)
+        gap = max(0.5, 0.08 * (high - low))
+        span = low - gap, high + gap
         said = "; ".join(f"{a.stage} {a.top1:.2f} ± {a.error:.2f} %" for a in run.accuracies)
         label = f"Top-1 of {run.bits}: {said}"
         panels.append(figures.panel(run.bits, charts.accuracy(run.accuracies, span), label))
@@ -108,18 +106,20 @@ def accuracy_table(report: Report) -> Table | None:
     return Table("Accuracy", columns, rows) if rows else None
 
 
-def loss_groups(run: RunReport, figures: Figures) -> list[Group]:
+def loss_groups(
+    records_of_all: Iterable[dict[str, Any]], whose: str, figures: Figures
+) -> list[Group]:
     """The losses of each stage: a panel for each term, or for each block."""
     stages: dict[str, list[dict[str, Any]]] = {}
-    for record in run.records:
+    for record in records_of_all:
         stages.setdefault(str(record.get("stage", "")), []).append(record)
     groups = []
     for stage, records in stages.items():
         title = _TITLES.get(stage, stage)
         if stage == "blocks":
-            groups.append(_block_group(title, records, figures, run.bits))
+            groups.append(_block_group(title, records, figures, whose))
         else:
-            groups.append(_term_group(title, records, figures, run.bits))
+            groups.append(_term_group(title, records, figures, whose))
     return groups
 
 
@@ -211,7 +211,7 @@ def map_tiles(maps: Maps) -> list[Tile]:
     tiles = []
     for i in order[spread(len(order), count)].tolist():
         label, value = int(maps.labels[i]), float(maps.similarity[i])
-        told = "no map" if math.isnan(value) else f"{value:.2f}"
+        told = "no map" if math.isnan(value) else f"{value:.3f}"
         other = "" if maps.same[i] else ", named otherwise"
         tiles.append(
             Tile(
@@ -262,8 +262,28 @@ def _levels_used(taken: torch.Tensor) -> str:
     return f"{int((taken > 0).sum())} of {len(taken)} levels are taken"
 
 
-def float_parts(run: RunReport) -> Table | None:
-    """What stays in floating point."""
+class Covered(NamedTuple):
+    """What is quantized in some runs, and what is not."""
+
+    runs: Sequence[str]
+    coverage: Mapping[str, Any]
+    table: Table | None
+
+
+def covered(report: Report) -> list[Covered]:
+    """Runs by what they quantize."""
+    groups: dict[str, list[RunReport]] = {}
+    for run in report.runs:
+        if run.coverage:
+            alike = {k: v for k, v in run.coverage.items() if k != "widths"}
+            groups.setdefault(repr(alike), []).append(run)
+    return [
+        Covered([run.bits for run in runs], runs[0].coverage, _float_parts(runs[0]))
+        for runs in groups.values()
+    ]
+
+
+def _float_parts(run: RunReport) -> Table | None:
     rows = [
         (text(kind), text(part["name"]), text(part["reason"]))
         for kind, key in (("weights", "float_weights"), ("input", "float_inputs"))
@@ -291,35 +311,34 @@ def time_table(report: Report) -> Table | None:
     return Table("Time", columns, rows)
 
 
-def facts(report: Report) -> list[tuple[str, str, str]]:
-    """The numbers that stand at the top: what, value, and a few words."""
+class Fact(NamedTuple):
+    """A number that stands at the top."""
+
+    name: str
+    value: str
+    words: str
+
+
+def facts(run: RunReport) -> list[Fact]:
+    """What a run comes to."""
     found = []
-    for run in report.runs:
-        named = {a.stage: a for a in run.accuracies}
-        floating, last = named.get("float"), named.get("last step") or named.get("after blocks")
-        last = last or named.get("calibrated")
-        if floating and last and last is not floating:
-            value = f"{last.top1:.2f} %"
-            note = f"± {last.error:.2f}; float {floating.top1:.2f} %"
-            found.append((f"{run.bits} top-1, {last.stage}", value, note))
-        if run.agreement:
-            found.append(
-                (
-                    f"{run.bits} beside float",
-                    f"{100 * run.agreement.same:.1f} %",
-                    f"same class on {run.agreement.images} synthetic images, KL "
-                    f"{run.agreement.divergence:.3g}",
-                )
-            )
-        if run.layers:
-            packed = sum(row.size for row in run.layers.weights)
-            whole = sum(row.float_size for row in run.layers.weights)
-            rest = run.layers.float_bytes
-            found.append(
-                (
-                    f"{run.bits} parameters",
-                    size(packed + rest),
-                    f"{size(whole + rest)} in float32; {size(rest)} of it stay float",
-                )
-            )
+    named = {a.stage: a for a in run.accuracies}
+    floating, last = named.get("float"), named.get("last step") or named.get("after blocks")
+    last = last or named.get("calibrated")
+    if floating and last:
+        words = f"± {last.error:.2f}; float {floating.top1:.2f} %"
+        found.append(Fact(f"Top-1, {last.stage}", f"{last.top1:.2f} %", words))
+    if run.agreement:
+        words = f"of {run.agreement.images} synthetic images; KL {run.agreement.divergence:.3g}"
+        found.append(Fact("Same class as float", f"{100 * run.agreement.same:.1f} %", words))
+    if run.layers:
+        packed = sum(row.size for row in run.layers.weights)
+        whole = sum(row.float_size for row in run.layers.weights)
+        rest = run.layers.float_bytes
+        words = f"{size(whole + rest)} in float32; {size(rest)} of it stay"
+        found.append(Fact("Parameters", size(packed + rest), words))
+    if run.seconds:
+        longest = max(run.seconds, key=lambda phase: run.seconds[phase])
+        words = f"{duration(run.seconds[longest])} of it {longest}"
+        found.append(Fact("Time", duration(sum(run.seconds.values())), words))
     return found

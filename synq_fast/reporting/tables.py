@@ -81,7 +81,7 @@ def weight_table(layers: Layers) -> Table:
     """A row of each layer whose weights are quantized."""
     bits = {each.name: each.bits for each in layers.activations}
     columns = (
-        Column("place", note="order in the network"),
+        Column("#", note="order in the network"),
         Column("layer", numeric=False),
         Column("kind", numeric=False),
         Column("shape", numeric=False),
@@ -118,7 +118,7 @@ def weight_table(layers: Layers) -> Table:
 def activation_table(layers: Layers) -> Table:
     """A row of each activation quantizer."""
     columns = (
-        Column("place", note="order in the network"),
+        Column("#", note="order in the network"),
         Column("quantizer", numeric=False),
         Column("read by", numeric=False),
         Column("bits"),

@@ -26,6 +26,7 @@ from synq_fast.reporting.layers import Histogram
 
 _POINTS = 300
 _STEMS = 32
+_CROWDED, _LEAST = 0.05, 1e-6
 
 
 class Curve(NamedTuple):
@@ -60,7 +61,8 @@ def curves(found: Sequence[Curve], *, alike: bool = False) -> Drawing:
         if values and max(values) > 10 * min(values) and all(min(c.values) > 0 for c in found):
             _logarithmic(axes, min(values), max(values))
         else:
-            axes.set_ylim(bottom=min(0.0, *(min(c.values) for c in found)))
+            every_value = [v for curve in found for v in curve.values]
+            axes.set_ylim(min(0.0, 1.08 * min(every_value)), 1.08 * max(0.0, *every_value) or 1.0)
             axes.locator_params(axis="y", nbins=4)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("step")
@@ -73,15 +75,19 @@ def _cycled(count: int) -> list[str]:
 
 
 def _logarithmic(axes: Any, low: float, high: float) -> None:
+    axes.set_yscale("log")
+    _decades(axes.yaxis, math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    axes.set_ylim(low / 1.3, high * 1.3)
+
+
+def _decades(axis: Any, first: int, last: int) -> None:
+    """At most five ticks, each at a power of ten, without formulas."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axes.set_yscale("log")
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / 4))
-    axes.yaxis.set_major_locator(FixedLocator([10.0**n for n in range(first, last + 1, every)]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_ylim(low / 1.3, high * 1.3)
+    axis.set_major_locator(FixedLocator([10.0**n for n in range(first, last + 1, every)]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def accuracy(found: Sequence[Accuracy], span: tuple[float, float]) -> Drawing:
@@ -89,7 +95,7 @@ def accuracy(found: Sequence[Accuracy], span: tuple[float, float]) -> Drawing:
 
     Args:
         found: in the order of the run.
-        span: what the axis shows in percent, the same for all runs of a page.
+        span: what the axis shows in percent.
     """
     with plot(height=58 + 26 * len(found)) as drawing:
         axes = drawing.axes
@@ -146,28 +152,51 @@ def histogram(found: Histogram, *, unit: str = "") -> Drawing:
     return drawing
 
 
-def shares(values: Tensor, xlabel: str, threshold: float | None = None) -> Drawing:
-    """A histogram of values between 0 and 1."""
+def difficulties(values: Tensor, threshold: float | None) -> Drawing:
+    """How many images have which difficulty; on a logarithmic scale where nearly all are easy."""
+    crowded = len(values) > 0 and float(values.double().quantile(0.95)) < _CROWDED
     with plot() as drawing:
         axes = drawing.axes
-        axes.hist(values.numpy(), bins=[n / 25 for n in range(26)], color=FLOAT, alpha=0.85)
+        if crowded:
+            low = float(values.clamp_min(_LEAST).min())
+            bins = np.geomspace(10 ** math.floor(math.log10(low)), 1, 26).tolist()
+            axes.set_xscale("log")
+            _decades(axes.xaxis, math.floor(math.log10(low)), 0)
+        else:
+            bins = [n / 25 for n in range(26)]
+        _bars(axes, values.clamp_min(_LEAST), bins)
+        axes.set_xlabel("1 - p(label) of the float network")
         if threshold is not None:
             axes.axvline(threshold, color=QUANTIZED, linestyle="--")
+            left = crowded or threshold > 0.65
             axes.text(
                 threshold,
                 1.0,
-                f" threshold {threshold:g}",
+                f" threshold {threshold:g} ",
                 transform=axes.get_xaxis_transform(),
                 va="top",
-                ha="left" if threshold < 0.7 else "right",
+                ha="right" if left else "left",
             )
-        axes.set_xlim(0, 1)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel("images")
-        axes.locator_params(axis="y", nbins=4, integer=True)
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
     return drawing
+
+
+def similarities(values: Tensor) -> Drawing:
+    """How many pairs of maps are how alike; the axis begins where the least alike are."""
+    least = float(values.min()) if len(values) else 0.0
+    low = next(start for start in (0.99, 0.95, 0.9, 0.8, 0.5, 0.0) if start <= least)
+    with plot() as drawing:
+        _bars(drawing.axes, values, np.linspace(low, 1, 26).tolist())
+        drawing.axes.set_xlabel("cosine similarity")
+    return drawing
+
+
+def _bars(axes: Any, values: Tensor, bins: list[float]) -> None:
+    axes.hist(values.numpy(), bins=bins, color=FLOAT, alpha=0.85)
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_ylabel("images")
+    axes.locator_params(axis="y", nbins=4, integer=True)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
 
 
 def spectra(found: Sequence[Spectrum], cutoff: float | None) -> Drawing:
