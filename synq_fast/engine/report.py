@@ -169,11 +169,12 @@ def _measure(
     made = run.images(_count(size, 2**20, 24, 256))
     if not shown.accuracies:
         run.lacks("accuracy", "no labelled images were given: quantize --data (evaluation=)")
+    student = run.student
     if recipe is None or made is None:
         return
     pixels, labels, total = made
     images = filtered(pixels, recipe.filter).contiguous(memory_format=torch.channels_last)
-    floats, student = run.float_network, run.student
+    floats = run.float_network
     logits = _logits(floats.graph, images) if floats else None
     where = str(run.bank) if run.bank and total else str(run.folder)
     of_images = tuple(r for r in shown.records if r.get("stage") in IMAGE_STAGES)

@@ -217,7 +217,7 @@ class RunFiles:
 
     @cached_property
     def student(self) -> fx.GraphModule | None:
-        """The quantized network; None, with a note where there should be one."""
+        """The quantized network; None, with a note, where there is none."""
         if not self.is_finished:
             self.lacks("the quantized network, its layers and maps", "the run is not finished")
             return None

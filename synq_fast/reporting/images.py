@@ -17,7 +17,7 @@ class Spectrum:
     magnitude: Tensor
     """(H, W) mean of log10 |F|, zero frequency at [H // 2, W // 2]; float32."""
     frequency: Tensor
-    """(R,) cycles per image: 0, 1, ..."""
+    """(R,) cycles per image: 0, 1, ... up to those of the corners."""
     radial: Tensor
     """(R,) mean of ``magnitude`` over the frequencies nearest to each."""
 
@@ -37,7 +37,7 @@ def spectrum(title: str, images: Tensor) -> Spectrum:
         torch.arange(height) - height // 2, torch.arange(width) - width // 2, indexing="ij"
     )
     ring = (y.square() + x.square()).double().sqrt().round().long()
-    most = min(height, width) // 2
+    most = int(ring.max())
     radial = torch.stack([magnitude[ring == r].mean() for r in range(most + 1)])
     frequency = torch.arange(most + 1, dtype=torch.float32)
     return Spectrum(title, len(images), magnitude.float(), frequency, radial.float())

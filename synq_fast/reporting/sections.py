@@ -65,7 +65,7 @@ def accuracy_panels(report: Report, figures: Figures) -> list[Panel]:
         low = min(a.top1 - a.error for a in run.accuracies)
         high = max(a.top1 + a.error for a in run.accuracies)
         gap = max(0.5, 0.08 * (high - low))
-        span = low - gap, high + gap
+        span = low - gap, min(high + gap, 100 + 0.04 * (100 - low))
         said = "; ".join(f"{a.stage} {a.top1:.2f} ± {a.error:.2f} %" for a in run.accuracies)
         label = f"Top-1 of {run.bits}: {said}"
         panels.append(figures.panel(run.bits, charts.accuracy(run.accuracies, span), label))

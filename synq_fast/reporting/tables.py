@@ -81,8 +81,8 @@ def weight_table(layers: Layers) -> Table:
     """A row of each layer whose weights are quantized."""
     bits = {each.name: each.bits for each in layers.activations}
     columns = (
-        Column("#", note="order in the network"),
         Column("layer", numeric=False),
+        Column("#", note="order in the network"),
         Column("kind", numeric=False),
         Column("shape", numeric=False),
         Column("weights", note="how many"),
@@ -95,8 +95,8 @@ def weight_table(layers: Layers) -> Table:
     )
     rows = [
         (
-            number(place),
             text(row.name),
+            number(place),
             text(row.kind),
             Cell(_TIMES.join(map(str, row.shape)), math.prod(row.shape)),
             number(row.parameters, "{:,}"),
@@ -118,8 +118,8 @@ def weight_table(layers: Layers) -> Table:
 def activation_table(layers: Layers) -> Table:
     """A row of each activation quantizer."""
     columns = (
-        Column("#", note="order in the network"),
         Column("quantizer", numeric=False),
+        Column("#", note="order in the network"),
         Column("read by", numeric=False),
         Column("bits"),
         Column("from", note="least value of the grid"),
@@ -130,8 +130,8 @@ def activation_table(layers: Layers) -> Table:
     )
     rows = [
         (
-            number(place),
             text(shortened(row.name)),
+            number(place),
             text(", ".join(row.readers) or NOTHING),
             number(row.bits),
             number(row.low, "{:.3g}"),
