@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from synq_fast.graph import called_module
+from synq_fast.graph import called_module, shape_of
 from synq_fast.graph.taps import Tapped
 from synq_fast.quant import ActivationQuantizer, held_weights, observing
 from synq_fast.quant.activations import bypassing
@@ -333,6 +333,6 @@ def _readers(student: fx.GraphModule, quantizer: fx.Node) -> list[str]:
             module: object = called_module(student, node)
             if isinstance(module, WeightQuantized):
                 names.append(str(node.target))
-            elif module is None and node.op.startswith("call_"):
+            elif module is None and shape_of(node) is not None:
                 names.append(node.name)
     return names

@@ -76,7 +76,7 @@ def _context(report: Report) -> dict[str, Any]:
         "accuracy_panels": sections.accuracy_panels(report, figures),
         "accuracy_table": sections.accuracy_table(report),
         "image_sets": [_image_context(images, figures) for images in report.images],
-        "runs": [_run_context(run, figures) for run in report.runs],
+        "runs": [_run_context(run, len(report.runs), figures) for run in report.runs],
         "time_panels": [
             figures.panel(
                 run.bits,
@@ -128,7 +128,7 @@ def _image_context(images: Images, figures: Figures) -> dict[str, Any]:
     return found
 
 
-def _run_context(run: RunReport, figures: Figures) -> dict[str, Any]:
+def _run_context(run: RunReport, runs: int, figures: Figures) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run": run,
         "losses": sections.loss_groups(run.records, run.bits, figures),
@@ -138,19 +138,20 @@ def _run_context(run: RunReport, figures: Figures) -> dict[str, Any]:
     }
     if run.layers is not None:
         found["tables"] = [tables.weight_table(run.layers), tables.activation_table(run.layers)]
-        found["histograms"] = sections.histogram_groups(run, figures)
+        groups, found["left_out"] = sections.histogram_groups(run, runs, figures)
+        found["histograms"] = groups
     if run.maps is not None:
-        found["maps"] = _map_context(run.bits, run.maps, figures)
+        found["maps"] = _map_context(run.bits, run.maps, runs, figures)
     return found
 
 
-def _map_context(bits: str, maps: Maps, figures: Figures) -> dict[str, Any]:
+def _map_context(bits: str, maps: Maps, runs: int, figures: Figures) -> dict[str, Any]:
     seen = maps.similarity[~maps.similarity.isnan()]
     label = f"Histogram of the similarity of {len(seen)} pairs of maps of {bits}"
     if len(seen):
         label += f", median {float(seen.median()):.3f}, least {float(seen.min()):.3f}"
     return {
-        "tiles": sections.map_tiles(maps),
+        "tiles": sections.map_tiles(maps, runs),
         "node": maps.node,
         "count": len(maps.similarity),
         "flat": len(maps.similarity) - len(seen),

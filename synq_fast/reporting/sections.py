@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from synq_fast.bank.images import spread
 from synq_fast.reporting.contents import Images, Report, RunReport
@@ -27,7 +29,11 @@ from synq_fast.reporting.tables import (
 )
 
 _PAIRS, _LARGE_PAIRS = 36, 12
-_MAPS, _LARGE_MAPS = 30, 15
+_MAPS, _FEWEST_MAPS = 30, 10
+_MAP_SIDE = 112
+"""Pixels to which larger maps are reduced."""
+_HISTOGRAMS = 300
+"""Of a whole page."""
 _LARGE = 96
 """Longest side of images of which more are shown."""
 _TITLES = {
@@ -148,17 +154,33 @@ def _term_group(title: str, records: list[dict[str, Any]], figures: Figures, bit
 
 
 def _block_group(title: str, records: list[dict[str, Any]], figures: Figures, bits: str) -> Group:
+    """The loss over depth, then a panel for each block that has more than one record."""
     used = [t for t in _terms(records) if any(r.get(t) for r in records)]
+    blocks = {
+        block: [r for r in records if r["block"] == block]
+        for block in dict.fromkeys(str(r["block"]) for r in records)
+    }
     panels = []
-    for block in dict.fromkeys(r["block"] for r in records):
-        own = [r for r in records if r["block"] == block]
+    if used and len(blocks) > 1:
+        ends = [(own[0].get(used[0], 0.0), own[-1].get(used[0], 0.0)) for own in blocks.values()]
+        told = ", ".join(f"{b} {last:.3g}" for b, (_, last) in zip(blocks, ends, strict=True))
+        panels.append(
+            figures.panel(
+                f"{used[0]}, all blocks",
+                charts.over_depth([first for first, _ in ends], [last for _, last in ends]),
+                f"{used[0]} of every block of {bits} at the last record: {told}",
+                "grey: first record",
+            )
+        )
+    for block, own in blocks.items():
         found = [_curve(term, term, own) for term in used if any(r.get(term) for r in own)]
-        ends = ", ".join(f"{c.label} {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in found)
-        label = f"Block {block} of {bits}: {ends or 'no loss'}"
-        if found:
-            panels.append(figures.panel(str(block), charts.curves(found), label))
+        if found and len(own) > 1:
+            told = ", ".join(f"{c.label} {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in found)
+            label = f"Block {block} of {bits}: {told}"
+            panels.append(figures.panel(block, charts.curves(found), label))
     legend = [(term, n) for n, term in enumerate(used, 1)] if len(used) > 1 else []
-    note = "" if legend else f"The loss is {', '.join(used)}." if used else ""
+    note = "" if legend or not used else f"The loss is {used[0]}. "
+    note += "It grows with depth where activations do and errors add up."
     return Group(title, panels, legend, note)
 
 
@@ -196,7 +218,7 @@ def spectrum_tiles(images: Images) -> tuple[list[Tile], float, float]:
     return tiles, low, high
 
 
-def _falls(radial: torch.Tensor) -> str:
+def _falls(radial: Tensor) -> str:
     middle = float(radial[len(radial) // 2])
     return (
         f"{float(radial[1]):.2f} at one cycle per image, {middle:.2f} half way and "
@@ -204,9 +226,12 @@ def _falls(radial: torch.Tensor) -> str:
     )
 
 
-def map_tiles(maps: Maps) -> list[Tile]:
-    """From the least alike to the most."""
-    count = _LARGE_MAPS if max(maps.images.shape[2:]) > _LARGE else _MAPS
+def map_tiles(maps: Maps, runs: int) -> list[Tile]:
+    """From the least alike to the most; fewer where a page has many runs."""
+    count = max(_FEWEST_MAPS, _MAPS // (1 + runs // 3))
+    images, theirs, ours = (
+        _reduced(x) for x in (maps.images, maps.float_maps, maps.quantized_maps)
+    )
     order = maps.similarity.nan_to_num(-1.0).argsort()
     tiles = []
     for i in order[spread(len(order), count)].tolist():
@@ -216,10 +241,10 @@ def map_tiles(maps: Maps) -> list[Tile]:
         tiles.append(
             Tile(
                 [
-                    (picture(maps.images[i]), f"synthetic image that is seen as class {label}"),
-                    (overlay(maps.images[i], maps.float_maps[i]), "map of the float network"),
+                    (picture(images[i]), f"synthetic image that is seen as class {label}"),
+                    (overlay(images[i], theirs[i]), "map of the float network"),
                     (
-                        overlay(maps.images[i], maps.quantized_maps[i]),
+                        overlay(images[i], ours[i]),
                         f"map of the quantized network, similarity {told}",
                     ),
                 ],
@@ -229,9 +254,24 @@ def map_tiles(maps: Maps) -> list[Tile]:
     return tiles
 
 
-def histogram_groups(run: RunReport, figures: Figures) -> list[Group]:
-    """Values and grids of every quantizer."""
+def _reduced(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) or maps (N, H, W) of which each side has at most so many pixels."""
+    longest = max(images.shape[-2:])
+    if longest <= _MAP_SIDE:
+        return images
+    size = [max(1, side * _MAP_SIDE // longest) for side in images.shape[-2:]]
+    planes = images.flatten(0, -3)[:, None]
+    small = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+    return small.view(*images.shape[:-2], *size)
+
+
+def histogram_groups(run: RunReport, runs: int, figures: Figures) -> tuple[list[Group], int]:
+    """Values and grids of every quantizer, and of how many there was no room."""
     assert run.layers is not None
+    rows = [(row.name, row.divergence or 0.0) for row in run.layers.weights]
+    rows += [(row.name, row.divergence or 0.0) for row in run.layers.activations]
+    rows.sort(key=lambda row: -row[1])
+    shown = {name for name, _ in rows[: _HISTOGRAMS // runs]}
     weights = [
         figures.panel(
             row.name,
@@ -241,6 +281,7 @@ def histogram_groups(run: RunReport, figures: Figures) -> list[Group]:
             f"{row.bits} bits",
         )
         for row in run.layers.weights
+        if row.name in shown
     ]
     activations = [
         figures.panel(
@@ -251,14 +292,16 @@ def histogram_groups(run: RunReport, figures: Figures) -> list[Group]:
             f"{row.bits} bits, {100 * row.clipped:.1f} % clipped",
         )
         for row in run.layers.activations
+        if row.name in shown
     ]
-    return [
+    groups = [
         Group("Weights, in steps of each channel's grid", weights),
         Group("Activations", activations),
     ]
+    return [group for group in groups if group.panels], len(rows) - len(shown)
 
 
-def _levels_used(taken: torch.Tensor) -> str:
+def _levels_used(taken: Tensor) -> str:
     return f"{int((taken > 0).sum())} of {len(taken)} levels are taken"
 
 

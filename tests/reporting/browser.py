@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,14 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 _PATIENCE = 60.0
+# The browser reads from descriptor 3 and answers on 4; ours may be these, or any others.
+_START = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(a), fcntl.F_DUPFD, 32) for a in sys.argv[1:3]]
+for n, given in enumerate(high, 3):
+    os.dup2(given, n)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def executable() -> str | None:
@@ -113,8 +122,9 @@ def browser(profile: Path) -> Iterator[Page]:
     Args:
         profile: an empty folder for its files.
     """
-    read_end, write_end = os.pipe()
-    answer_read, answer_write = os.pipe()
+    path = executable()
+    assert path is not None
+    (read_end, write_end), (answer_read, answer_write) = os.pipe(), os.pipe()
     options = [
         "--headless=new",
         "--remote-debugging-pipe",
@@ -126,10 +136,8 @@ def browser(profile: Path) -> Iterator[Page]:
     ]
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # which does not work for root
-    # The browser reads from descriptor 3 and answers on 4.
-    command = f'exec "$@" 3<&{read_end} 4>&{answer_write}'
     child = subprocess.Popen(
-        ["sh", "-c", command, "sh", executable() or "", *options],
+        [sys.executable, "-ISc", _START, str(read_end), str(answer_write), path, *options],
         pass_fds=(read_end, answer_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

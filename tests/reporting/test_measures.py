@@ -60,7 +60,9 @@ def test_spectrum_beside_numpy():
     found = spectrum("noise", images)
     np.testing.assert_allclose(found.magnitude.numpy(), expected, atol=1e-5)
     assert found.radial[0] == found.magnitude[4, 4]
-    ring = [expected[y, x] for y in range(8) for x in range(8) if 1.5 <= np.hypot(y - 4, x - 4) < 2.5]
+    ring = [
+        expected[y, x] for y in range(8) for x in range(8) if 1.5 <= np.hypot(y - 4, x - 4) < 2.5
+    ]
     assert float(found.radial[2]) == pytest.approx(np.mean(ring), abs=1e-5)
 
 
@@ -144,7 +146,7 @@ def test_every_quantizer_has_a_row(pair):
     layers = measure_layers(student, images, teacher)
     weights = {row.name: row for row in layers.weights}
     assert list(weights) == ["conv1", "conv2", "fc"] and layers.images == 40
-    assert [row.inputs for row in layers.weights][0] == ()
+    assert layers.weights[0].inputs == ()
     (read,) = weights["conv2"].inputs
     activations = {row.name: row for row in layers.activations}
     assert "conv2" in activations[read].readers

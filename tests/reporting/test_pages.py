@@ -16,7 +16,10 @@ from tests.reporting.conftest import interrupted, page_of, small
 from tests.reporting.html import Structure
 from tests.tiny import SHAPE, TinyNet, labelled, tiny_net
 
-SECTIONS = "accuracy images training maps layers float time recipe machine missing".split()
+SECTIONS = [
+    *("accuracy", "images", "training", "maps", "layers"),
+    *("float", "time", "recipe", "machine", "missing"),
+]
 STAGES = ["float", "calibrated", "after blocks", "last step"]
 
 
@@ -44,14 +47,15 @@ def checked(text: str) -> Structure:
 
 
 def test_finished_run(finished, finished_page):
-    folder, result = finished
+    _, result = finished
     page = checked(finished_page.read_text("utf-8"))
     assert "is not finished" not in finished_page.read_text("utf-8")
     rows = page.table("bits")
     assert [row["network"] for row in rows[:4]] == STAGES
     assert rows[-1]["network"].startswith("best seen (step ")
     assert rows[-1]["network"].endswith("not the result)")
-    for row, name in zip(rows, ["float32", "post-training", "reconstructed", "quantized"]):
+    names = ["float32", "post-training", "reconstructed", "quantized"]
+    for row, name in zip(rows[:4], names, strict=True):
         top1 = result.metrics[name]["top1"]
         assert row["top-1, %"] == f"{top1:.2f}" and row["images"] == "16"
         assert row["± points"] == f"{standard_error(top1, 16):.2f}"
@@ -96,7 +100,7 @@ def test_several_widths(widths):
 
 
 def as_rows(table):
-    return [dict(zip(table[0], row)) for row in table[1:]]
+    return [dict(zip(table[0], row, strict=True)) for row in table[1:]]
 
 
 def test_transformer(transformer):
@@ -193,13 +197,13 @@ Evil.__name__ = EVIL
 def test_names_are_escaped(tmp_path):
     folder = tmp_path / "a <b>&amp; folder"
     recipe = tmp_path / "<script>alert(2)<.toml"
-    recipe.write_text(f'summary = {json.dumps(EVIL)}\n[finetune]\nsteps = 2\n')
+    recipe.write_text(f"summary = {json.dumps(EVIL)}\n[finetune]\nsteps = 2\n")
     torch.manual_seed(0)
     small(folder, teacher=Evil().eval(), recipe=recipe)
     text = page_of(folder)
     page = checked(text)
     assert len(page.all("script")) == 1 and "onerror=" in text
-    assert not any("onerror" in values or "b" == tag for tag, values in page.elements)
+    assert not any("onerror" in values or tag == "b" for tag, values in page.elements)
     assert "<script>alert(2)<" in page.sections["recipe"]
     assert EVIL in page.sections["recipe"].replace('\\"', '"')
 

@@ -64,8 +64,27 @@ def curves(found: Sequence[Curve], *, alike: bool = False) -> Drawing:
             every_value = [v for curve in found for v in curve.values]
             axes.set_ylim(min(0.0, 1.08 * min(every_value)), 1.08 * max(0.0, *every_value) or 1.0)
             axes.locator_params(axis="y", nbins=4)
+        axes.set_xlim(0, 1.02 * max(s for curve in found for s in curve.steps))
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("step")
+        axes.grid(axis="y")
+    return drawing
+
+
+def over_depth(first: Sequence[float], last: Sequence[float]) -> Drawing:
+    """A loss of each block, in the order of the network: at its first record and at its last."""
+    places = range(1, len(last) + 1)
+    with plot() as drawing:
+        axes = drawing.axes
+        axes.plot(places, first, "o-", color=MUTED, markersize=3, linewidth=1)
+        axes.plot(places, last, "o-", color=FLOAT, markersize=4)
+        values = [*first, *last]
+        if min(values) > 0 and max(values) > 10 * min(values):
+            _logarithmic(axes, min(values), max(values))
+        else:
+            axes.set_ylim(min(0.0, *values), 1.08 * max(0.0, *values) or 1.0)
+        axes.locator_params(axis="x", integer=True, nbins=6)
+        axes.set_xlabel("block, from the image to the logits")
         axes.grid(axis="y")
     return drawing
 
