@@ -32,6 +32,7 @@ COMMANDS = [
     "sensitivity",
     "evaluate",
     "compare",
+    "report",
     "bench",
     "info",
     "recipes",

@@ -88,6 +88,7 @@ def test_run_folder_holds_the_run(tmp_path):
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert names == {
         "run.json",
+        "about.json",
         "recipe.toml",
         "log.jsonl",
         "metrics.json",
@@ -97,6 +98,7 @@ def test_run_folder_holds_the_run(tmp_path):
         "calibration.safetensors",
         "calibration.previous.safetensors",
         "bank/bank.json",
+        "bank/log.jsonl",
         "bank/shard-00000.safetensors",
         "bank/shard-00001.safetensors",
     }
