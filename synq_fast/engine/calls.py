@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,11 @@ def quantize(
             board=board,
         )
         run.reporter.line(said)
-        run.open_folder(output, resume)
-        run.report_coverage()
-        run.evaluate_on(evaluation)
-        return run.finish(run.stages())
+        with closing(board) if board else nullcontext():
+            run.open_folder(output, resume)
+            run.report_coverage()
+            run.evaluate_on(evaluation)
+            return run.finish(run.stages())
 
 
 @torch.inference_mode(False)

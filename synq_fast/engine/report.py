@@ -75,13 +75,13 @@ def report(
     limit_threads()
     say = Reporter(progress).line
     folder = user_path(run_folder)
-    runs = [RunFiles.open(each, teacher) for each in run_folders(folder)]
+    runs = _opened(folder, teacher)
     page = Report(folder.absolute().name, _network_name(runs), [])
     page.versions = _versions()
     sets: dict[str, Images] = {}
     real = None if images is None else _real_images(images, runs)
     for run in runs:
-        say(f"{run.bits}: reading")
+        say(f"{run.title}: reading")
         page.runs.append(_begun(run))
         _measure(run, page.runs[-1], sets, real, say)
         page.missing += run.missing
@@ -95,6 +95,21 @@ def report(
     return write_page(page, target)
 
 
+def _opened(folder: Path, teacher: str | nn.Module | Teacher | None) -> list[RunFiles]:
+    """The runs, each with a title that the others do not have."""
+    runs = [RunFiles.open(each, teacher) for each in run_folders(folder)]
+    for titles in (
+        [run.bits for run in runs],
+        [f"{run.bits}, seed {run.identity.get('seed')}" for run in runs],
+        [run.folder.name for run in runs],
+    ):
+        if len(set(titles)) == len(runs):
+            break
+    for run, title in zip(runs, titles, strict=True):
+        run.title = title
+    return runs
+
+
 def run_folders(folder: Path) -> list[Path]:
     """The run folders that are meant: the folder itself, or those in it, the most bits first.
 
@@ -104,13 +119,22 @@ def run_folders(folder: Path) -> list[Path]:
     if (folder / "run.json").is_file():
         return [folder]
     found = [p.parent for p in folder.glob("*/run.json")] if folder.is_dir() else []
+    # What sensitivity has measured may lie beside them.
+    found = [p for p in found if not (p / "sensitivity.json").exists()]
     if not found:
         reason = "holds no run, and no folder in it does" if folder.is_dir() else "is no folder"
         raise RunFolderError(
             f"{folder} {reason}: name what quantize wrote with --output, or the folder of one "
             f"width in it"
         )
-    return sorted(found, key=lambda p: ([-float(n) for n in re.findall(r"\d+", p.name)], p.name))
+    return sorted(found, key=_order)
+
+
+def _order(folder: Path) -> tuple[bool, list[float], str]:
+    """Widths from the most bits to the fewest, then others as people count."""
+    is_width = bool(re.match(r"w\d+a\d+|auto", folder.name))
+    numbers = [float(n) for n in re.findall(r"\d+(?:\.\d+)?", folder.name)]
+    return not is_width, [-n if is_width else n for n in numbers], folder.name
 
 
 def _network_name(runs: Sequence[RunFiles]) -> str:
@@ -126,7 +150,7 @@ def _begun(run: RunFiles) -> RunReport:
     metrics = run.metrics
     records = run.records()
     return RunReport(
-        bits=run.bits,
+        bits=run.title,
         seed=str(run.identity.get("seed", "?")),
         recipe=str(run.about.get("recipe", run.recipe.name if run.recipe else "?")),
         recipe_text=run.recipe_text,
@@ -146,12 +170,12 @@ def _state(run: RunFiles, records: Sequence[dict[str, object]]) -> str:
         return ""
     done = ", ".join(run.metrics.get("seconds", {})) or "nothing"
     if not records:
-        return f"finished so far: {done}"
+        return f"Finished so far: {done}."
     last = records[-1]
     where = f"{last.get('stage')}"
     if "block" in last:
         where += f", block {last['block']}"
-    return f"finished so far: {done}; the last record is step {last.get('step')} of {where}"
+    return f"Finished so far: {done}; the last record is step {last.get('step')} of {where}."
 
 
 def _measure(
@@ -181,7 +205,7 @@ def _measure(
     shown.records = [r for r in shown.records if r not in of_images]
     if where in sets:
         known = sets[where]
-        sets[where] = _with_run(known, run.bits)
+        sets[where] = _with_run(known, run.title)
     else:
         hard = None if logits is None else difficulty(logits, labels)
         made_of = (pixels, images, labels)
@@ -239,7 +263,7 @@ def _image_set(
         and loss.soft_labels_only_if_difficult
     )
     return Images(
-        runs=(run.bits,),
+        runs=(run.title,),
         count=total,
         before=network.denormalize(before),
         after=network.denormalize(after),

@@ -46,6 +46,8 @@ class RunFiles:
     given: str | nn.Module | Teacher | None = None
     """The float network, where the caller has it."""
     missing: list[Missing] = field(default_factory=list)
+    title: str = ""
+    """What the page calls it; by default its widths."""
 
     @classmethod
     def open(cls, folder: Path, given: str | nn.Module | Teacher | None = None) -> RunFiles:
@@ -66,11 +68,11 @@ class RunFiles:
                 f"{folder} holds a measurement of sensitivity: read its sensitivity.md; a report "
                 f"is of what quantize wrote"
             )
-        return cls(folder, identity, given)
+        return cls(folder, identity, given, title=str(bits))
 
     def lacks(self, what: str, why: str) -> None:
         """Note that something cannot be shown."""
-        self.missing.append(Missing(f"{self.bits}: {what}", why))
+        self.missing.append(Missing(f"{self.title}: {what}", why))
 
     @property
     def bits(self) -> str:

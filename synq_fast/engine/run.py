@@ -274,8 +274,13 @@ class Run:
 
         return report
 
-    def show_images(self, source: ImageSource) -> None:
-        """Show some images before and after the filter, and keep some of a generator's."""
+    def show_images(self, source: ImageSource, step: int = 0) -> None:
+        """Show some images before and after the filter, and keep some of a generator's.
+
+        Args:
+            source: the images.
+            step: of training, where a generator learns on.
+        """
         size = math.prod(self.teacher.input_shape)
         count = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _SAMPLED_VALUES // size))
         keeps = self.folder is not None and "generator" in self.recipe.stages
@@ -290,7 +295,7 @@ class Run:
                 ("synthetic", shown),
                 ("low-pass", filtered(shown, self.recipe.filter)),
             ):
-                self.board.add_images(name, self.teacher.denormalize(pixels).clamp(0, 1))
+                self.board.add_images(name, self.teacher.denormalize(pixels).clamp(0, 1), step)
 
     def build_student(
         self, bits: BitWidths | Widths | None = None, quantization: Quantization | None = None
@@ -419,11 +424,9 @@ class Run:
             student, made.history, self.metrics, self.teacher, self.bits, self.recipe
         )
         if "generator" in self.recipe.stages:
-            self.show_images(made.source)
+            self.show_images(made.source, self.recipe.finetune.steps)
         with self.ranks.first():
             if self.folder is not None:
                 result.save(self.folder.model)
             self.write_metrics()
-        if self.board is not None:
-            self.board.close()
         return result

@@ -48,8 +48,10 @@ class Board:
                 with storage_errors(self.folder):
                     self.writer.add_scalar(f"{prefix}/{name}", value, record[_STEP])
 
-    def add_images(self, name: str, images: Tensor) -> None:
-        """Show images (B, C, H, W) between 0 and 1; C is 1 or 3, and the first of any other.
+    def add_images(self, name: str, images: Tensor, step: int) -> None:
+        """Show a sheet of images (B, C, H, W) between 0 and 1.
+
+        Of other numbers of channels than 1 and 3 the first is shown.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -57,7 +59,7 @@ class Board:
         if images.shape[1] not in (1, 3):
             images = images[:, :1]
         with storage_errors(self.folder):
-            self.writer.add_images(f"images/{name}", images.float().cpu(), 0)
+            self.writer.add_images(f"images/{name}", images.float().cpu(), step)
 
     def close(self) -> None:
         """Write what is still in memory."""

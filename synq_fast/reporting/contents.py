@@ -66,6 +66,7 @@ class RunReport:
     """One run, at one width."""
 
     bits: str
+    """What it is called: its widths, and what else tells it from the others."""
     seed: str
     recipe: str
     """Its name."""

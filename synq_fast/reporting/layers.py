@@ -19,7 +19,9 @@ from synq_fast.quant.sensitivity import alone, divergence, parts_of
 from synq_fast.quant.weight_layers import weight_layers
 
 _BINS = 72
-_SAMPLED = 2**17
+_SAMPLED = 2**16
+_AT_ONCE = 2**19
+"""Values of the images whose activations are in memory together, of every layer."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,9 @@ def measure_layers(
             )
         )
     activations = _activations(student, images, found)
-    packed = {id(student.get_submodule(name).weight) for name in layers}
-    rest = sum(4 * p.numel() for p in student.parameters() if id(p) not in packed and p.dim())
+    # Gains are a part of grids, whose bytes are counted there.
+    packed = {f"{name}.{part}" for name in layers for part in ("weight", "gain")}
+    rest = sum(4 * p.numel() for n, p in student.named_parameters() if n not in packed and p.dim())
     return Layers(len(images), sensitivity_images, tuple(weights), activations, rest)
 
 
@@ -205,13 +208,16 @@ def _output_decibels(
 ) -> dict[str, float]:
     """Signal-to-noise of the outputs of layers, whose nodes have the same names in both."""
     names = list(nodes.values())
-    expected = Tapped(teacher, names)(images).features
+    theirs, ours = Tapped(teacher, names), Tapped(student, names)
+    energies = torch.zeros(2, len(names), dtype=torch.float64)
     with held_weights(student):
-        given = Tapped(student, names)(images).features
-    return {
-        name: decibels(ours, theirs - ours)
-        for name, ours, theirs in zip(nodes, expected, given, strict=True)
-    }
+        for part in images.split(max(1, _AT_ONCE // images[0].numel())):
+            pairs = zip(theirs(part).features, ours(part).features, strict=True)
+            for n, (x, y) in enumerate(pairs):
+                energies[0, n] += x.double().square().sum().cpu()
+                energies[1, n] += (x - y).double().square().sum().cpu()
+    roots = energies.sqrt()
+    return {name: decibels(*roots[:, n]) for n, name in enumerate(nodes)}
 
 
 def _weight_histogram(layer: WeightQuantized, weight: Tensor, quantized: Tensor) -> Histogram:

@@ -23,9 +23,10 @@ class RunFolder:
 
     ``run.json`` identity, ``about.json`` network, versions and machine, ``recipe.toml`` resolved
     recipe, ``log.jsonl`` history, ``metrics.json`` results, ``bank/`` synthetic images,
-    ``samples.safetensors`` some of a generator's, ``model.safetensors``; of stages that train or
-    calibrate ``checkpoint.safetensors``, ``calibration.safetensors`` and so on, and the ones before
-    them, ``checkpoint.previous.safetensors``.
+    ``samples.safetensors`` and ``images.jsonl`` some of a generator's and its history,
+    ``model.safetensors``; of stages that train or calibrate ``checkpoint.safetensors``,
+    ``calibration.safetensors`` and so on, and the ones before them,
+    ``checkpoint.previous.safetensors``.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ import torch
 
 import synq_fast
 from synq_fast.errors import SynqFastWarning
+from synq_fast.finetune.reconstruction import iteration
 from synq_fast.models import load_teacher
 from synq_fast.optimize.loop import Loop
 from tests import transformers
@@ -45,7 +46,9 @@ def finished(tmp_path_factory):
     overrides = {"stages": stages, "quantization.weight_range": "learned", **blocks}
     overrides["finetune.distillation.difficulty_threshold"] = 1.0
     overrides |= {"quantization.learn_ranges": True, "quantization.ste": "clip"}
-    result = small(folder, overrides=overrides, evaluation=labelled(), evaluate_every=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(iteration, "LOG_EVERY", 2)
+        result = small(folder, overrides=overrides, evaluation=labelled(), evaluate_every=2)
     return folder, result
 
 

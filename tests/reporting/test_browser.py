@@ -130,9 +130,7 @@ def test_what_has_no_number_stays_last(tab, finished_page):
     tab.open(finished_page, 1440)
     title, which = "Accuracy, every measurement", 5  # the best seen has no top-5
     for order in ("ascending", "descending"):
-        tab.run(
-            f"document.querySelectorAll('[aria-label=\"{title}\"] th button')[{which}].click()"
-        )
+        tab.run(f"document.querySelectorAll('[aria-label=\"{title}\"] th button')[{which}].click()")
         values = tab.run(column(which, title))
         assert values[-1] == "\N{EN DASH}" and values.count("\N{EN DASH}") == 1
         numbers = [float(v) for v in values[:-1]]

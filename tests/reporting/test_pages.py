@@ -1,5 +1,6 @@
 """What is on the page of each kind of run."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import synq_fast
 from synq_fast.cli import main
 from synq_fast.errors import ArgumentError, DataError, RunFolderError
 from synq_fast.reporting.accuracy import standard_error
+from synq_fast.reporting.figures import charts
 from tests.reporting.conftest import interrupted, page_of, small
 from tests.reporting.html import Structure
 from tests.tiny import SHAPE, TinyNet, labelled, tiny_net
@@ -74,7 +76,7 @@ def test_finished_run(finished, finished_page):
     assert "the image" in page.sections["float"]
     assert "fine-tuning" in page.sections["time"]
     assert "[finetune.cam]" in page.sections["recipe"]
-    assert torch.__version__ in page.sections["machine"]
+    assert importlib.metadata.version("torch") in page.sections["machine"]
     assert "Nothing." in page.sections["missing"]
 
 
@@ -97,6 +99,18 @@ def test_several_widths(widths):
     assert page.sections["images"].count("images are kept") == 1
     sizes = {row["bits"] for table in page.tables for row in as_rows(table) if "bytes" in row}
     assert sizes == {"8", "2"}
+
+
+def test_runs_of_one_width_are_told_apart_by_their_seeds(tmp_path):
+    for seed in (0, 1):
+        small(tmp_path / "x" / f"seed-{seed}", seed=seed, recipe="calibrate-digits")
+    (tmp_path / "x" / "sensitivity").mkdir()
+    (tmp_path / "x" / "sensitivity" / "run.json").write_text('{"bits": "sensitivity"}')
+    (tmp_path / "x" / "sensitivity" / "sensitivity.json").write_text("{}")
+    page = checked(page_of(tmp_path / "x"))
+    assert list(page.table("phase")[0]) == ["phase", "w4a4, seed 0", "w4a4, seed 1"]
+    # Images of other seeds are others.
+    assert page.sections["images"].count("images are kept") == 2
 
 
 def as_rows(table):
@@ -148,16 +162,16 @@ def test_calibration_alone(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "images", "said"),
     [
-        (0, "no synthetic images", "finished so far: nothing"),
+        (0, "no synthetic images", "Finished so far: nothing"),
         (4, "6 images are kept", "the last record is step 3 of synthesis"),
-        (10, "12 images are kept", "finished so far: synthesis, calibration"),
+        (10, "12 images are kept", "Finished so far: synthesis, calibration"),
     ],
 )
 def test_unfinished_run(tmp_path, steps, images, said):
     interrupted(tmp_path / "run", steps, evaluation=labelled())
     text = page_of(tmp_path / "run")
     page = checked(text)
-    assert "w4a4 is not finished." in text and said in text.replace("Finished", "finished")
+    assert "w4a4 is not finished." in text and said in text
     assert images in page.sections["images"]
     assert "There is no quantized network yet" in page.sections["layers"]
     assert "the run is not finished" in page.sections["missing"]
@@ -206,6 +220,13 @@ def test_names_are_escaped(tmp_path):
     assert not any("onerror" in values or tag == "b" for tag, values in page.elements)
     assert "<script>alert(2)<" in page.sections["recipe"]
     assert EVIL in page.sections["recipe"].replace('\\"', '"')
+
+
+def test_small_numbers_keep_their_digits():
+    drawing = charts.curves([charts.Curve("loss", [1, 2, 3], [0.5, 0.02, 0.0004])])
+    text = drawing.svg("a loss", 1)
+    assert {">0.001<", ">0.01<", ">0.1<"} <= set(re.findall(r">[\d.]+<", text))
+    assert not re.search(r"\.\d{3,}", re.sub(r">[^<]*<", "><", text))
 
 
 # Errors

@@ -84,8 +84,8 @@ class Drawing:
         for colour, variable in _VARIABLES.items():
             body = body.replace(colour, f"var({variable})")
         body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", body)
-        # A hundredth of a pixel is enough.
-        body = re.sub(r"(\.\d\d)\d+", r"\1", body)
+        # A hundredth of a pixel is enough; what is between tags is said to people.
+        body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), body)
         body = re.sub(r"\s*\n\s*", "\n", body)
         return (
             markup('<svg class="plot" role="img" aria-label="{}" viewBox="')
