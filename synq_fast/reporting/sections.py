@@ -179,8 +179,10 @@ def _block_group(title: str, records: list[dict[str, Any]], figures: Figures, bi
             label = f"Block {block} of {bits}: {told}"
             panels.append(figures.panel(block, charts.curves(found), label))
     legend = [(term, n) for n, term in enumerate(used, 1)] if len(used) > 1 else []
-    note = "" if legend or not used else f"The loss is {used[0]}. "
-    note += "It grows with depth where activations do and errors add up."
+    note = (
+        "How far what each block gives is from what it gives in the float network (local), and "
+        "what the last block reads because of it (global). Errors add up with depth."
+    )
     return Group(title, panels, legend, note)
 
 

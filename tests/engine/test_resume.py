@@ -317,3 +317,45 @@ def test_log_cut_in_the_middle_of_a_line(tmp_path, monkeypatch):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "kl"')
     assert run(output=tmp_path, resume=True).history == expected.history
+
+
+def test_time_is_that_of_all_processes(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "fine-tuning")
+        with pytest.raises(KeyboardInterrupt):
+            run(output=tmp_path)
+    path = tmp_path / "metrics.json"
+    metrics = json.loads(path.read_text())
+    assert set(metrics["seconds"]) == {"synthesis", "calibration"}
+    metrics["seconds"]["synthesis"] = 1000.0
+    path.write_text(json.dumps(metrics))
+    seconds = run(output=tmp_path, resume=True).metrics["seconds"]
+    assert seconds["synthesis"] >= 1000
+    assert set(seconds) == {"synthesis", "calibration", "fine-tuning"}
+
+
+def test_what_is_noted_of_a_run(tmp_path):
+    run(output=tmp_path / "run", bank=tmp_path / "images")
+    about = json.loads((tmp_path / "run" / "about.json").read_text())
+    assert about["bank"] == "../images" and about["recipe"] == "synq-digits"
+    network = about["network"]
+    assert (network["name"], network["input_shape"]) == ("TinyNet", [2, 8, 8])
+    assert network["source"] is None and about["versions"]["torch"]
+    assert about["machine"]["device"] == "cpu" and about["machine"]["processes"] == "1"
+
+
+def test_records_of_images_lie_beside_them(tmp_path, monkeypatch):
+    expected = tmp_path / "whole" / "log.jsonl"
+    run(output=tmp_path / "a", bank=expected.parent)
+    records = [json.loads(line) for line in expected.read_text().splitlines()]
+    assert [(r["stage"], r["batch"], r["step"]) for r in records] == [
+        ("synthesis", 0, 3),
+        ("synthesis", 1, 3),
+    ]
+    assert all(r["statistics"] > 0 and r["classes"] > 0 for r in records)
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "synthesis")
+        with pytest.raises(KeyboardInterrupt):
+            run(output=tmp_path / "b", bank=tmp_path / "cut")
+    run(output=tmp_path / "b", bank=tmp_path / "cut", resume=True)
+    assert (tmp_path / "cut" / "log.jsonl").read_text() == expected.read_text()

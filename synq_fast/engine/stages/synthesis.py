@@ -43,7 +43,7 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
         run.reporter.line(f"{size / 1e9:.1f} GB of images stream from {folder}")
     assembly = BankAssembly(counts, shape, run.device, streamed=streamed)
     shards = Shards(len(counts), store, ranks)
-    log = None if folder is None else History(folder / "log.jsonl")
+    log = History(folder / "log.jsonl") if folder is not None and ranks.is_first else None
     for index in shards.found:
         synthesizer.forget(index)
         run.show_records(log.read(_source(index), math.inf) if log else [])

@@ -177,10 +177,10 @@ def difficulties(values: Tensor, threshold: float | None) -> Drawing:
     with plot() as drawing:
         axes = drawing.axes
         if crowded:
-            low = float(values.clamp_min(_LEAST).min())
-            bins = np.geomspace(10 ** math.floor(math.log10(low)), 1, 26).tolist()
+            first = math.floor(math.log10(max(_LEAST, float(values.min()))))
+            bins = np.geomspace(10.0**first, 1, 26).tolist()
             axes.set_xscale("log")
-            _decades(axes.xaxis, math.floor(math.log10(low)), 0)
+            _decades(axes.xaxis, first, 0)
         else:
             bins = [n / 25 for n in range(26)]
         _bars(axes, values.clamp_min(_LEAST), bins)
