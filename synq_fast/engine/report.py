@@ -85,6 +85,7 @@ def report(
         page.runs.append(_begun(run))
         _measure(run, page.runs[-1], sets, real, say)
         page.missing += run.missing
+        run.release()
     page.images = list(sets.values())
     if images is None:
         page.missing.append(
@@ -202,7 +203,7 @@ def _measure(
     logits = _logits(floats.graph, images) if floats else None
     where = str(run.bank) if run.bank and total else str(run.folder)
     of_images = tuple(r for r in shown.records if r.get("stage") in IMAGE_STAGES)
-    shown.records = [r for r in shown.records if r not in of_images]
+    shown.records = [r for r in shown.records if r.get("stage") not in IMAGE_STAGES]
     if where in sets:
         known = sets[where]
         sets[where] = _with_run(known, run.title)

@@ -161,9 +161,8 @@ class RunFiles:
 
     def records(self) -> list[HistoryRecord]:
         """All records: of images, then of training."""
-        logs = [self.folder / "images.jsonl", self.folder / "log.jsonl"]
-        if self.bank:
-            logs.insert(0, self.bank / "log.jsonl")
+        logs = sorted(self.bank.glob("batch-*.jsonl")) if self.bank else []
+        logs += [self.folder / "images.jsonl", self.folder / "log.jsonl"]
         return [record for log in logs for record in History(log).records()]
 
     @cached_property
@@ -180,6 +179,11 @@ class RunFiles:
             tuple(found["std"]),
             found["num_classes"],
         )
+
+    def release(self) -> None:
+        """Let go of the networks, which are loaded again where they are asked for."""
+        for name in ("_given_teacher", "float_network", "student"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _given_teacher(self) -> Teacher | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import warnings
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
-from synq_fast.bank.batches import Batches, filtered
+from synq_fast.bank.batches import Batches
 from synq_fast.bank.mixing import MixedBatches
 from synq_fast.bank.source import ImageSource
 from synq_fast.data import EvaluationSet, load_dataset
@@ -28,13 +27,14 @@ from synq_fast.engine.identity import describe, fingerprint, weights_hash
 from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student, network_of
+from synq_fast.engine.shown import show_images
 from synq_fast.engine.stages import STAGES, Made, widths
 from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import Teacher
-from synq_fast.optimize.loop import Loop, Record, Report
+from synq_fast.optimize.loop import Loop
 from synq_fast.quant import (
     BitWidths,
     check_forms,
@@ -56,7 +56,7 @@ from synq_fast.runtime.memory_format import channels_last
 from synq_fast.runtime.progress import Phase, Reporter
 from synq_fast.runtime.threads import limit_threads
 from synq_fast.storage.checkpoint_file import CheckpointFile
-from synq_fast.storage.history import History, HistoryRecord
+from synq_fast.storage.history import HistoryRecord
 from synq_fast.storage.run_folder import RunFolder
 from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.synthesizer import Synthesizer
@@ -64,8 +64,6 @@ from synq_fast.synthesis.teacher import ImageTeacher
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-_FEWEST_SAMPLES, _MOST_SAMPLES, _SAMPLED_VALUES = 16, 256, 2**20
 
 
 class Run:
@@ -244,59 +242,6 @@ class Run:
             for record in records:
                 self.board.add(record)
 
-    def image_report(
-        self, show: Report, source: Mapping[str, object], log: History | None = None
-    ) -> Report:
-        """A report on making images that also keeps the records, on the first rank.
-
-        Args:
-            show: what else is done with each.
-            source: what all of them have beside their own fields.
-            log: where; by default ``images.jsonl`` in the folder.
-        """
-        if log is None and self.folder is not None:
-            log = History(self.folder.path / "images.jsonl")
-        if log is None or not self.ranks.is_first:
-            return show
-        history, begun = log, False
-
-        def report(record: Record) -> None:
-            nonlocal begun
-            show(record)
-            # A loop that goes on says first where it is, and no losses.
-            is_start = len(record) == 1
-            if not begun:
-                self.show_records(history.read(source, record["step"] - (not is_start)))
-                begun = True
-            if not is_start:
-                history.append({**source, **record})
-                self.show_records([{**source, **record}])
-
-        return report
-
-    def show_images(self, source: ImageSource, step: int = 0) -> None:
-        """Show some images before and after the filter, and keep some of a generator's.
-
-        Args:
-            source: the images.
-            step: of training, where a generator learns on.
-        """
-        size = math.prod(self.teacher.input_shape)
-        count = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _SAMPLED_VALUES // size))
-        keeps = self.folder is not None and "generator" in self.recipe.stages
-        if not self.ranks.is_first or not (keeps or self.board):
-            return
-        images, labels = source.sample(count)
-        if self.folder is not None and keeps:
-            self.folder.write_samples(images, labels)
-        if self.board is not None:
-            shown = images[: self.board.images]
-            for name, pixels in (
-                ("synthetic", shown),
-                ("low-pass", filtered(shown, self.recipe.filter)),
-            ):
-                self.board.add_images(name, self.teacher.denormalize(pixels).clamp(0, 1), step)
-
     def build_student(
         self, bits: BitWidths | Widths | None = None, quantization: Quantization | None = None
     ) -> fx.GraphModule:
@@ -411,7 +356,7 @@ class Run:
             had_images = made.images is not None
             made = STAGES[name](self, made)
             if not had_images:
-                self.show_images(made.source)
+                show_images(self, made.source)
         return made
 
     def finish(self, made: Made) -> QuantizationResult:
@@ -424,7 +369,7 @@ class Run:
             student, made.history, self.metrics, self.teacher, self.bits, self.recipe
         )
         if "generator" in self.recipe.stages:
-            self.show_images(made.source, self.recipe.finetune.steps)
+            show_images(self, made.source, self.recipe.finetune.steps)
         with self.ranks.first():
             if self.folder is not None:
                 result.save(self.folder.model)

@@ -98,7 +98,8 @@ def test_run_folder_holds_the_run(tmp_path):
         "calibration.safetensors",
         "calibration.previous.safetensors",
         "bank/bank.json",
-        "bank/log.jsonl",
+        "bank/batch-00000.jsonl",
+        "bank/batch-00001.jsonl",
         "bank/shard-00000.safetensors",
         "bank/shard-00001.safetensors",
     }
@@ -345,17 +346,15 @@ def test_what_is_noted_of_a_run(tmp_path):
 
 
 def test_records_of_images_lie_beside_them(tmp_path, monkeypatch):
-    expected = tmp_path / "whole" / "log.jsonl"
-    run(output=tmp_path / "a", bank=expected.parent)
-    records = [json.loads(line) for line in expected.read_text().splitlines()]
-    assert [(r["stage"], r["batch"], r["step"]) for r in records] == [
-        ("synthesis", 0, 3),
-        ("synthesis", 1, 3),
-    ]
-    assert all(r["statistics"] > 0 and r["classes"] > 0 for r in records)
+    run(output=tmp_path / "a", bank=tmp_path / "whole")
     with monkeypatch.context() as patch:
         _interrupt(patch, "synthesis")
         with pytest.raises(KeyboardInterrupt):
             run(output=tmp_path / "b", bank=tmp_path / "cut")
     run(output=tmp_path / "b", bank=tmp_path / "cut", resume=True)
-    assert (tmp_path / "cut" / "log.jsonl").read_text() == expected.read_text()
+    for index in range(2):
+        name = f"batch-{index:05d}.jsonl"
+        (record,) = [json.loads(x) for x in (tmp_path / "whole" / name).read_text().splitlines()]
+        assert (record["stage"], record["batch"], record["step"]) == ("synthesis", index, 3)
+        assert record["statistics"] > 0 and record["classes"] > 0
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()

@@ -181,7 +181,7 @@ def test_unfinished_run(tmp_path, steps, images, said):
 def test_folder_without_what_newer_runs_write(finished, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished[0], folder)
-    for name in ("about.json", "metrics.json", "bank/log.jsonl"):
+    for name in ("about.json", "metrics.json", "bank/batch-00000.jsonl"):
         (folder / name).unlink()
     page = checked(page_of(folder))
     assert "about.json" in page.sections["missing"] and "metrics.json" in page.sections["missing"]

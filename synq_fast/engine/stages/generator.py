@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from synq_fast.bank.batches import Batches, Filter
 from synq_fast.bank.source import WHOLE
+from synq_fast.engine.shown import image_report
 from synq_fast.engine.stages.stage import Made
 from synq_fast.optimize.loop import Advice
 from synq_fast.runtime.defaults import plain_defaults
@@ -65,7 +66,7 @@ def generator(run: Run, made: Made) -> Made:
         keeps_end=True,
     )
     with run.phase("generator", recipe.steps) as phase:
-        report = run.image_report(phase.show, {"stage": "generator"})
+        report = image_report(run, phase.show, {"stage": "generator"})
         if loop.resume(run.ranks):
             report({"step": loop.done})
         loop.run(report)

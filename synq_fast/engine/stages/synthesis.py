@@ -11,6 +11,7 @@ from synq_fast.bank.assembly import BankAssembly, streams
 from synq_fast.bank.images import Bank, BankFolder, ImageBank
 from synq_fast.bank.shards import Shards
 from synq_fast.bank.source import BankSource
+from synq_fast.engine.shown import image_report
 from synq_fast.engine.stages.stage import Made
 from synq_fast.storage.history import History
 
@@ -43,10 +44,10 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
         run.reporter.line(f"{size / 1e9:.1f} GB of images stream from {folder}")
     assembly = BankAssembly(counts, shape, run.device, streamed=streamed)
     shards = Shards(len(counts), store, ranks)
-    log = History(folder / "log.jsonl") if folder is not None and ranks.is_first else None
     for index in shards.found:
         synthesizer.forget(index)
-        run.show_records(log.read(_source(index), math.inf) if log else [])
+        run.show_records(_history(folder, index).records() if folder else [])
+    found = set(shards.found)
     missing = shards.missing()
     if missing and recipe.centers.weight:
         batches = -(-run.teacher.num_classes // recipe.batch_size)
@@ -65,14 +66,17 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
                 shard = shards.found[earlier]
                 synthesizer.remember(shard.images, shard.labels)
                 remembered = earlier + 1
-            noted = run.image_report(report, _source(index), log)
+            source = {"stage": "synthesis", "batch": index}
+            noted = image_report(run, report, source, _history(folder, index) if folder else None)
             shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], noted)))
             synthesizer.forget(index)
         for index, shard in shards.gather():
             assembly.put(index, shard)
+            if folder and index not in found and index not in own:
+                run.show_records(_history(folder, index).records())
     return assembly.bank()
 
 
-def _source(index: int) -> dict[str, object]:
-    """What all records of one batch of images have."""
-    return {"stage": "synthesis", "batch": index}
+def _history(folder: Path, index: int) -> History:
+    """The records of one batch of images, whichever rank makes it."""
+    return History(folder / f"batch-{index:05d}.jsonl")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,11 @@ def over_depth(first: Sequence[float], last: Sequence[float]) -> Drawing:
     return drawing
 
 
+def _beside(labels: Iterable[str]) -> float:
+    """What texts beside an axis take, in pixels."""
+    return 12 + 5.9 * max(map(len, labels))
+
+
 def _cycled(count: int) -> list[str]:
     return [SERIES[n % len(SERIES)] for n in range(count)]
 
@@ -116,7 +121,7 @@ def accuracy(found: Sequence[Accuracy], span: tuple[float, float]) -> Drawing:
         found: in the order of the run.
         span: what the axis shows in percent.
     """
-    with plot(height=58 + 26 * len(found)) as drawing:
+    with plot(48 + 26 * len(found), left=_beside(each.stage for each in found)) as drawing:
         axes = drawing.axes
         for row, each in enumerate(found):
             colour = {"float": FLOAT, "last step": QUANTIZED}.get(each.stage, MUTED)
@@ -143,9 +148,9 @@ def accuracy(found: Sequence[Accuracy], span: tuple[float, float]) -> Drawing:
     return drawing
 
 
-def histogram(found: Histogram, *, unit: str = "") -> Drawing:
+def histogram(found: Histogram) -> Drawing:
     """Values, and how often each level of the grid is taken; both as shares of one step."""
-    with plot(height=128) as drawing:
+    with plot(118, left=8, bottom=20) as drawing:
         axes = drawing.axes
         edges, levels = found.edges.numpy(), found.levels.numpy()
         step = float(levels[1] - levels[0])
@@ -167,14 +172,13 @@ def histogram(found: Histogram, *, unit: str = "") -> Drawing:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=5)
-        axes.set_xlabel(unit)
     return drawing
 
 
 def difficulties(values: Tensor, threshold: float | None) -> Drawing:
     """How many images have which difficulty; on a logarithmic scale where nearly all are easy."""
     crowded = len(values) > 0 and float(values.double().quantile(0.95)) < _CROWDED
-    with plot() as drawing:
+    with plot(left=52) as drawing:
         axes = drawing.axes
         if crowded:
             first = math.floor(math.log10(max(_LEAST, float(values.min()))))
@@ -195,7 +199,7 @@ def similarities(values: Tensor) -> Drawing:
     """How many pairs of maps are how alike; the axis begins where the least alike are."""
     least = float(values.min()) if len(values) else 0.0
     low = next(start for start in (0.99, 0.95, 0.9, 0.8, 0.5, 0.0) if start <= least)
-    with plot() as drawing:
+    with plot(left=52) as drawing:
         _bars(drawing.axes, values, np.linspace(low, 1, 26).tolist())
         drawing.axes.set_xlabel("cosine similarity")
     return drawing
@@ -224,7 +228,7 @@ def _bars(axes: Any, values: Tensor, bins: list[float]) -> None:
 
 def spectra(found: Sequence[Spectrum], cutoff: float | None) -> Drawing:
     """Mean log-magnitude over the distance from frequency zero."""
-    with plot(height=220) as drawing:
+    with plot(220, left=52) as drawing:
         axes = drawing.axes
         for each, colour in zip(found, (FLOAT, QUANTIZED, THIRD), strict=False):
             axes.plot(each.frequency.numpy(), each.radial.numpy(), color=colour)
@@ -242,7 +246,7 @@ def spectra(found: Sequence[Spectrum], cutoff: float | None) -> Drawing:
 
 def times(seconds: Mapping[str, float]) -> Drawing:
     """Seconds of each phase."""
-    with plot(height=46 + 26 * len(seconds)) as drawing:
+    with plot(46 + 26 * len(seconds), left=_beside(seconds)) as drawing:
         axes = drawing.axes
         rows = range(len(seconds))
         axes.barh(rows, list(seconds.values()), color=FLOAT, height=0.62)

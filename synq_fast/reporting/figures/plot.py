@@ -95,16 +95,23 @@ class Drawing:
 
 
 @contextmanager
-def plot(height: int = 190, width: int = WIDTH) -> Iterator[Drawing]:
-    """A plot of ``width`` by ``height`` CSS pixels; drawn inside the block, then finished."""
+def plot(height: int = 190, *, left: float = 46, bottom: float = 34) -> Iterator[Drawing]:
+    """A plot of ``WIDTH`` by ``height`` CSS pixels; drawn inside the block, then finished.
+
+    Margins are fixed: to have them found would take as long again as to draw.
+
+    Args:
+        height: of the whole.
+        left: what the labels of the vertical axis take.
+        bottom: what those of the horizontal axis take.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with mpl.rc_context(_SETTINGS):
-        layout = ConstrainedLayoutEngine(w_pad=3 / 72, h_pad=3 / 72)
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
-        drawing = Drawing(figure, figure.add_subplot())
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+        box = (left / WIDTH, bottom / height, 1 - (left + 10) / WIDTH, 1 - (bottom + 8) / height)
+        drawing = Drawing(figure, figure.add_axes(box))
         yield drawing
         drawing.finish()
 
