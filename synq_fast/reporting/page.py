@@ -98,7 +98,7 @@ def _image_context(images: Images, figures: Figures) -> dict[str, Any]:
     names = ", ".join(each.title for each in images.spectra)
     found: dict[str, Any] = {
         "images": images,
-        "large": max(images.before.shape[2:]) > 96,
+        "large": sections.is_large(images.before),
         "tiles": sections.image_tiles(images),
         "losses": sections.loss_groups(images.records, ", ".join(images.runs), figures),
         "heats": heats,
@@ -156,7 +156,7 @@ def _map_context(bits: str, maps: Maps, runs: int, figures: Figures) -> dict[str
         "count": len(maps.similarity),
         "flat": len(maps.similarity) - len(seen),
         "median": float(seen.median()) if len(seen) else None,
-        "large": max(maps.images.shape[2:]) > 96,
+        "large": sections.is_large(maps.images),
         "panel": figures.panel(
             "Similarity of the maps", charts.similarities(seen.clamp(0, 1)), label
         ),

@@ -186,9 +186,14 @@ def _block_group(title: str, records: list[dict[str, Any]], figures: Figures, bi
     return Group(title, panels, legend, note)
 
 
+def is_large(images: Tensor) -> bool:
+    """Whether images (N, C, H, W) need room to be seen."""
+    return max(images.shape[2:]) > _LARGE
+
+
 def image_tiles(images: Images) -> list[Tile]:
     """Images before and after the filter."""
-    count = _LARGE_PAIRS if max(images.before.shape[2:]) > _LARGE else _PAIRS
+    count = _LARGE_PAIRS if is_large(images.before) else _PAIRS
     tiles = []
     for i in spread(len(images.before), count).tolist():
         label = int(images.labels[i])

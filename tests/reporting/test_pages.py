@@ -227,6 +227,8 @@ def test_small_numbers_keep_their_digits():
     text = drawing.svg("a loss", 1)
     assert {">0.001<", ">0.01<", ">0.1<"} <= set(re.findall(r">[\d.]+<", text))
     assert not re.search(r"\.\d{3,}", re.sub(r">[^<]*<", "><", text))
+    quoted = drawing.svg(EVIL, 2)
+    assert "<img" not in quoted and Structure(quoted).all("svg")[0]["aria-label"] == EVIL
 
 
 # Errors
