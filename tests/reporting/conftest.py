@@ -1,40 +1,14 @@
-"""Small runs that the tests of reports share."""
+"""Runs that the tests of reports share."""
 
-import warnings
-from pathlib import Path
-
+import numpy as np
 import pytest
-import torch
 
 import synq_fast
-from synq_fast.errors import SynqFastWarning
 from synq_fast.finetune.reconstruction import iteration
-from synq_fast.models import load_teacher
-from synq_fast.optimize.loop import Loop
 from tests import transformers
-from tests.tiny import CLASSES, SHAPE, labelled, run
+from tests.reporting.runs import small
+from tests.tiny import CLASSES, SHAPE, labelled
 from tests.transformers import tiny_vit
-
-
-def named_teacher():
-    """A teacher that a report finds again by its name."""
-    return load_teacher("tests.tiny:tiny_net", input_shape=SHAPE)
-
-
-def small(output: Path, **options) -> synq_fast.QuantizationResult:
-    """A run in a folder."""
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SynqFastWarning)
-        return run(options.pop("teacher", None) or named_teacher(), output=output, **options)
-
-
-def page_of(folder: Path, **options) -> str:
-    """The text of a run's report."""
-    torch.manual_seed(0)
-    path = folder.parent / f"{folder.name}.html"
-    assert synq_fast.report(folder, path, **options) == path
-    return path.read_text("utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +29,6 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory):
     """An evaluation set in a file, as the small network takes it."""
-    import numpy as np
-
     path = tmp_path_factory.mktemp("real") / "photographs.npz"
     pixels = np.random.default_rng(0).random((6, *SHAPE), dtype=np.float32)
     np.savez(path, images=pixels, labels=np.arange(6) % CLASSES)
@@ -103,19 +75,3 @@ def generated(tmp_path_factory):
     few = {"generator.steps": 12, "generator.batch_size": 6, "generator.latent": 5}
     result = small(folder, recipe="gdfq-digits", overrides=few)
     return folder, result
-
-
-def interrupted(folder: Path, after: int, **options) -> None:
-    """A run that is stopped after so many steps of all its loops."""
-    advance, left = Loop.advance, [after]
-
-    def killed(self):
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return advance(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "advance", killed)
-        with pytest.raises(KeyboardInterrupt):
-            small(folder, **options)

@@ -12,7 +12,7 @@ from synq_fast.errors import ArgumentError, RunFolderError
 from synq_fast.optimize.loop import Loop
 from synq_fast.reporting.board import Board
 from synq_fast.storage.history import History
-from tests.reporting.conftest import interrupted, small
+from tests.reporting.runs import interrupted, small
 from tests.tiny import SHAPE, TINY_OVERRIDES, equal_states, run
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

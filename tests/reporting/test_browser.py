@@ -3,7 +3,7 @@
 import pytest
 
 from tests.reporting.browser import browser, executable
-from tests.reporting.conftest import page_of
+from tests.reporting.runs import page_of
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium")
 

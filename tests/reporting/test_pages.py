@@ -14,8 +14,8 @@ from synq_fast.cli import main
 from synq_fast.errors import ArgumentError, DataError, RunFolderError
 from synq_fast.reporting.accuracy import standard_error
 from synq_fast.reporting.figures import charts
-from tests.reporting.conftest import interrupted, page_of, small
 from tests.reporting.html import Structure
+from tests.reporting.runs import interrupted, page_of, small
 from tests.tiny import SHAPE, TinyNet, labelled, tiny_net
 
 SECTIONS = [
