@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from synq_fast.cli.command import add_command
-from synq_fast.cli.options import EMBEDDED, model_options, teacher
 from synq_fast.storage.paths import user_path
 
 
@@ -30,7 +29,14 @@ def add(commands: Any) -> None:
         metavar="FOLDER|SET",
         help="real images whose spectrum is shown beside that of the synthetic ones",
     )
-    model_options(parser)
+    parser.add_argument(
+        "--model",
+        help="float network, by default the one that the run was started with; package.module:"
+        "factory for a module of yours",
+    )
+    parser.add_argument(
+        "--weights", metavar="PATH", help="its checkpoint, where it is not where the run found it"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -38,13 +44,12 @@ def run(options: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     from synq_fast.engine.report import report
 
-    # The run knows its network, unless that moved.
-    named = options.weights or options.model != EMBEDDED or options.input_shape
     page = report(
         options.folder,
         options.output,
         images=options.images,
-        teacher=teacher(options) if named else None,
+        teacher=options.model,
+        weights=options.weights,
         progress=not options.quiet,
     )
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")

@@ -45,6 +45,7 @@ def report(
     *,
     images: str | os.PathLike[str] | None = None,
     teacher: str | nn.Module | Teacher | None = None,
+    weights: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Path:
     """Write one HTML page on a run, which needs nothing beside itself to be read.
@@ -58,8 +59,9 @@ def report(
         images: real images, whose spectrum is shown beside that of the synthetic ones: a folder of
             them in any arrangement, or a set that ``evaluate`` takes. They are used for nothing
             else.
-        teacher: the float network, where it is not found by the name and the checkpoint that the
-            run was started with: a network that was given as a module, or a checkpoint that moved.
+        teacher: the float network, where it was given as a module and has no name by which it is
+            found.
+        weights: its checkpoint, where that is no longer where the run found it.
         progress: say on standard error what is being done.
 
     Returns:
@@ -75,7 +77,7 @@ def report(
     limit_threads()
     say = Reporter(progress).line
     folder = user_path(run_folder)
-    runs = _opened(folder, teacher)
+    runs = [replace(run, given=teacher, weights=weights) for run in _opened(folder)]
     page = Report(folder.absolute().name, _network_name(runs), [])
     page.versions = _versions()
     sets: dict[str, Images] = {}
@@ -96,9 +98,9 @@ def report(
     return write_page(page, target)
 
 
-def _opened(folder: Path, teacher: str | nn.Module | Teacher | None) -> list[RunFiles]:
+def _opened(folder: Path) -> list[RunFiles]:
     """The runs, each with a title that the others do not have."""
-    runs = [RunFiles.open(each, teacher) for each in run_folders(folder)]
+    runs = [RunFiles.open(each) for each in run_folders(folder)]
     for titles in (
         [run.bits for run in runs],
         [f"{run.bits}, seed {run.identity.get('seed')}" for run in runs],

@@ -45,12 +45,14 @@ class RunFiles:
     """``run.json``"""
     given: str | nn.Module | Teacher | None = None
     """The float network, where the caller has it."""
+    weights: str | os.PathLike[str] | None = None
+    """Its checkpoint."""
     missing: list[Missing] = field(default_factory=list)
     title: str = ""
     """What the page calls it; by default its widths."""
 
     @classmethod
-    def open(cls, folder: Path, given: str | nn.Module | Teacher | None = None) -> RunFiles:
+    def open(cls, folder: Path) -> RunFiles:
         """Open the folder of a run.
 
         Raises:
@@ -68,7 +70,7 @@ class RunFiles:
                 f"{folder} holds a measurement of sensitivity: read its sensitivity.md; a report "
                 f"is of what quantize wrote"
             )
-        return cls(folder, identity, given, title=str(bits))
+        return cls(folder, identity, title=str(bits))
 
     def lacks(self, what: str, why: str) -> None:
         """Note that something cannot be shown."""
@@ -189,7 +191,8 @@ class RunFiles:
     def _given_teacher(self) -> Teacher | None:
         if self.given is None or self.network is None:
             return None
-        return load_teacher(self.given, input_shape=self.network.input_shape)
+        shape = self.network.input_shape
+        return load_teacher(self.given, weights=self.weights, input_shape=shape)
 
     @cached_property
     def float_network(self) -> FloatNetwork | None:
@@ -198,11 +201,11 @@ class RunFiles:
         if found is None or recipe is None:
             return None
         what = "the float network, and with it what is compared with it"
-        way = "name it with --model and --weights (teacher=)"
+        way = "name it with --weights (weights=) or --model (teacher=)"
         try:
             teacher = self._given_teacher or load_teacher(
                 found["name"],
-                weights=found.get("source"),
+                weights=self.weights or found.get("source"),
                 input_shape=found["input_shape"],
                 mean=found["mean"],
                 std=found["std"],

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from torch import nn
 import synq_fast
 from synq_fast.cli import main
 from synq_fast.errors import ArgumentError, DataError, RunFolderError
+from synq_fast.models import load_teacher
 from synq_fast.reporting.accuracy import standard_error
 from synq_fast.reporting.figures import charts
 from tests.reporting.html import Structure
@@ -140,6 +142,18 @@ def test_network_with_other_weights_is_refused(finished):
     assert "weight SNR, dB" in page.sections["layers"]  # the quantized network needs no float one
 
 
+def test_checkpoint_that_moved(tmp_path):
+    path, moved = tmp_path / "weights.pt", tmp_path / "moved.pt"
+    torch.save(tiny_net(seed=5).state_dict(), path)
+    teacher = load_teacher("tests.tiny:tiny_net", weights=path, input_shape=SHAPE)
+    small(tmp_path / "run", teacher=teacher, recipe="calibrate-digits")
+    assert "float network" not in Structure(page_of(tmp_path / "run")).sections["missing"]
+    path.rename(moved)
+    missing = Structure(page_of(tmp_path / "run")).sections["missing"]
+    assert "the float network" in missing and str(path) in missing and "--weights" in missing
+    assert "float" not in Structure(page_of(tmp_path / "run", weights=moved)).sections["missing"]
+
+
 def test_generator(generated):
     folder, _ = generated
     page = checked(page_of(folder))
@@ -157,6 +171,20 @@ def test_calibration_alone(tmp_path):
     assert "no labelled images were given" in page.sections["missing"]
     assert "The recipe uses no threshold" in page.sections["images"]
     assert [row["output SNR, dB"] > "0" for row in page.table("layer")] == [True] * 3
+
+
+def test_network_without_maps_at_widths_that_were_found(tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(math.prod(SHAPE), 8), nn.ReLU(), nn.Linear(8, 3)]
+    network = nn.Sequential(*layers).eval()
+    off = {"finetune.cam.weight": 0.0, "finetune.features.weight": 0.0}
+    result = small(tmp_path / "run", teacher=network, bits="auto:4.0", overrides=off)
+    page = checked(page_of(tmp_path / "run", teacher=network))
+    assert "no convolution with more than one output pixel" in page.sections["missing"]
+    widths = result.metrics["coverage"]["widths"]["weights"]
+    assert {row["layer"]: int(row["bits"]) for row in page.table("layer")} == widths
+    average = result.metrics["average bits"]["weights"]
+    assert f"Average bits: weights {average:.3f}" in page.sections["layers"]
 
 
 @pytest.mark.parametrize(
@@ -286,9 +314,7 @@ def test_command_writes_beside_the_run(widths, capsys):
 
 def test_command_takes_the_network_and_the_page(finished, tmp_path, capsys):
     page = tmp_path / "own" / "page.html"
-    shape = ",".join(map(str, SHAPE))
-    named = ["--model", "tests.tiny:tiny_net", "--input-shape", shape, "--output", str(page)]
+    named = ["--model", "tests.tiny:tiny_net", "--output", str(page)]
     assert main(["report", str(finished[0]), *named]) == 0
     assert "w4a4: reading" in capsys.readouterr().err
     assert "Nothing." not in checked(page.read_text("utf-8")).sections["missing"]
-    assert isinstance(tiny_net(), nn.Module)
