@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from synq_fast.engine.comparison import Comparison, compare
     from synq_fast.engine.evaluation import EvaluationResult, evaluate
     from synq_fast.engine.exporting import export
+    from synq_fast.engine.report import report
     from synq_fast.engine.result import QuantizationResult
     from synq_fast.engine.saved_model import coverage, load
     from synq_fast.engine.sensitivity import sensitivity
@@ -41,6 +42,7 @@ _LAZY = {
     "load_recipe": "recipes",
     "load_teacher": "models",
     "quantize": "engine",
+    "report": "engine.report",
     "sensitivity": "engine.sensitivity",
     "synthesize": "engine",
 }
@@ -65,6 +67,7 @@ __all__ = [
     "ops",
     "quantize",
     "reference",
+    "report",
     "sensitivity",
     "synthesize",
 ]

@@ -13,8 +13,10 @@ from torch import Tensor
 from synq_fast.errors import DataError, RunFolderError
 from synq_fast.runtime.memory import send
 from synq_fast.storage.files import (
+    read_rows,
     read_tensors,
     remove_leftovers,
+    rows_of,
     storage_errors,
     write_tensors,
     write_text,
@@ -156,3 +158,35 @@ class BankFolder:
         written = self.read(index)
         assert written is not None
         return written
+
+
+def sample_of(folder: Path, count: int) -> tuple[ImageBank, int] | None:
+    """Up to ``count`` images from all over a folder of shards, and how many it holds.
+
+    None where there are none. Only the images that are taken are read, and compared with nothing.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
+    paths = sorted(folder.glob("shard-[0-9]*[0-9].safetensors"))
+    try:
+        sizes = [rows_of(path, "labels") for path in paths]
+        if not sum(sizes):
+            return None
+        chosen = spread(sum(sizes), count)
+        found, start = [], 0
+        for path, size in zip(paths, sizes, strict=True):
+            own = (chosen[(chosen >= start) & (chosen < start + size)] - start).tolist()
+            start += size
+            if own:
+                found.append(read_rows(path, {"images": own, "labels": own}))
+    except OSError as error:
+        raise DataError(f"an image shard in {folder} is damaged ({error})") from error
+    joined = {name: torch.cat([part[name] for part in found]) for name in ("images", "labels")}
+    return ImageBank(joined["images"], joined["labels"]), sum(sizes)
+
+
+def spread(total: int, count: int) -> Tensor:
+    """Up to ``count`` different numbers below ``total``, evenly spaced, int64."""
+    count = min(total, count)
+    return torch.arange(count, device="cpu") * total // max(1, count)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from synq_fast.bank.batches import Batches, BatchSource, Filter
-from synq_fast.bank.images import Bank
+from synq_fast.bank.images import Bank, spread
 
 WHOLE = slice(None)
 
@@ -35,6 +35,10 @@ class ImageSource(Protocol):
         """
         ...
 
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Up to ``count`` images (B, C, H, W), not filtered, and labels (B,); changes nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class BankSource:
@@ -53,3 +57,7 @@ class BankSource:
     ) -> Batches:
         """Crops of the bank's images, filtered."""
         return BatchSource(self.bank, size, crop_scale, self.filter, self.seed, part)
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images from all over the bank."""
+        return self.bank.take(spread(len(self.bank), count))

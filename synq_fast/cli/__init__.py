@@ -19,6 +19,7 @@ from synq_fast.cli import (
     info,
     quantize,
     recipes,
+    report,
     sensitivity,
     synthesize,
 )
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluate,
         compare,
         export,
+        report,
         bench,
         info,
         recipes,

@@ -54,6 +54,11 @@ def add(commands: Any) -> None:
         metavar="STEPS",
         help="also during fine-tuning",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="records and images for TensorBoard, in each run folder",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -64,6 +69,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.resume and options.output is None:
         raise RecipeError("--resume continues the run in a folder: name it with --output")
+    if options.tensorboard and options.output is None:
+        raise RecipeError("--tensorboard shows the run in a folder: name it with --output")
     widths = [parse_bits(text) for text in options.bits]
     changes = overrides(options)
     if options.recipe is not None:
@@ -91,6 +98,7 @@ def run(options: argparse.Namespace) -> None:
             evaluation=data,
             evaluate_every=options.evaluate_every,
             overrides=changes,
+            tensorboard=options.tensorboard,
         )
         recipe = result.recipe.name
         rows[str(bits)] = result.metrics

@@ -1,7 +1,7 @@
 """Evaluation sets: the embedded digits, known sets, .npz files and folders of images."""
 
 from synq_fast.data.evaluation_set import ArraySet, EvaluationSet
-from synq_fast.data.image_folder import FolderSet, folder_set
+from synq_fast.data.image_folder import FolderSet, folder_set, picture_files
 from synq_fast.data.loading import DATA_VARIABLE, DATASETS, data_root, load_dataset
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "data_root",
     "folder_set",
     "load_dataset",
+    "picture_files",
 ]

@@ -79,6 +79,18 @@ def folder_set(path: Path, teacher: Teacher, name: str) -> FolderSet:
     return FolderSet(name, files, labels, teacher)
 
 
+def picture_files(path: Path, teacher: Teacher) -> FolderSet:
+    """All images in a folder at any depth, whatever they show: each has the label 0.
+
+    Raises:
+        DataError: there are none, or they do not fit.
+    """
+    files = _pictures(path)
+    if not files:
+        raise DataError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return FolderSet(path.name, files, [0] * len(files), teacher)
+
+
 def _from_table(table: Path) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
@@ -130,14 +142,18 @@ def _from_classes(path: Path, teacher: Teacher) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
     for folder, label in zip(folders, classes, strict=True):
-        found = sorted(
-            f
-            for f in folder.rglob("*")
-            if f.suffix.lower() in SUFFIXES and not _is_hidden(f, folder) and f.is_file()
-        )
+        found = _pictures(folder)
         files += found
         labels += [label] * len(found)
     return files, labels
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(
+        f
+        for f in folder.rglob("*")
+        if f.suffix.lower() in SUFFIXES and not _is_hidden(f, folder) and f.is_file()
+    )
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from synq_fast.models import Teacher
 from synq_fast.quant import BitWidths
 from synq_fast.quant.bits import Bits, parse_bits
 from synq_fast.recipes import Recipe
+from synq_fast.reporting.board import Board
 from synq_fast.runtime.devices import chosen_device
 from synq_fast.storage.paths import user_path
 
@@ -44,6 +46,7 @@ def quantize(
     bank: str | Path | None = None,
     evaluation: str | Path | EvaluationSet | None = None,
     evaluate_every: int = 0,
+    tensorboard: bool = False,
 ) -> QuantizationResult:
     """Quantize a pre-trained image classifier without data.
 
@@ -71,14 +74,17 @@ def quantize(
         evaluation: labelled images to report accuracy on; they never influence the model.
         evaluate_every: also evaluate during fine-tuning, at the first record after every so many
             steps, to see the best accuracy beside the final one.
+        tensorboard: also write the records of the log and some images for TensorBoard, into
+            ``tensorboard`` in ``output`` (extra ``tensorboard``).
 
     Raises:
         SynqFastError: one of its kinds, for a bad argument, an unusable model, a folder that is
             taken, damaged files, a loss that is not finite, or another process of the run that
             has stopped. Finished work stays in ``output``.
     """
-    if resume and output is None:
-        raise RunFolderError("resume continues the run in a folder: name it with output")
+    for given, what in ((resume, "resume continues"), (tensorboard, "tensorboard shows")):
+        if given and output is None:
+            raise RunFolderError(f"{what} the run in a folder: name it with output")
     chosen, widths = chosen_device(device), parse_bits(bits)
     seed = whole_number("seed", seed)
     evaluate_every = whole_number("evaluate_every", evaluate_every, 0)
@@ -90,6 +96,7 @@ def quantize(
         )
     output = None if output is None else user_path(output)
     bank = None if bank is None else user_path(bank)
+    board = Board(output / "tensorboard") if output is not None and tensorboard else None
     with joined(chosen) as ranks:
         loaded, taken, said = asked_for(teacher, recipe, input_shape, overrides, widths)
         run = Run(
@@ -102,12 +109,14 @@ def quantize(
             ranks=ranks,
             bank=bank,
             evaluate_every=evaluate_every,
+            board=board,
         )
         run.reporter.line(said)
-        run.open_folder(output, resume)
-        run.report_coverage()
-        run.evaluate_on(evaluation)
-        return run.finish(run.stages())
+        with closing(board) if board else nullcontext():
+            run.open_folder(output, resume)
+            run.report_coverage()
+            run.evaluate_on(evaluation)
+            return run.finish(run.stages())
 
 
 @torch.inference_mode(False)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -21,11 +21,13 @@ from synq_fast.bank.mixing import MixedBatches
 from synq_fast.bank.source import ImageSource
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.distributed import ALONE, Ranks, restarted
+from synq_fast.engine.about import about
 from synq_fast.engine.evaluation import EvaluationResult, evaluate
 from synq_fast.engine.identity import describe, fingerprint, weights_hash
 from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.saved_model import build_student, network_of
+from synq_fast.engine.shown import show_images
 from synq_fast.engine.stages import STAGES, Made, widths
 from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
@@ -48,12 +50,14 @@ from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, dump_recipe
 from synq_fast.recipes.adapted import without_statistics
+from synq_fast.reporting.board import Board
 from synq_fast.runtime.allocator import keep_freed_memory
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.runtime.progress import Phase, Reporter
 from synq_fast.runtime.threads import limit_threads
 from synq_fast.storage.checkpoint_file import CheckpointFile
-from synq_fast.storage.run_folder import HistoryRecord, RunFolder
+from synq_fast.storage.history import HistoryRecord
+from synq_fast.storage.run_folder import RunFolder
 from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.synthesizer import Synthesizer
 from synq_fast.synthesis.teacher import ImageTeacher
@@ -77,6 +81,7 @@ class Run:
         ranks: Ranks = ALONE,
         bank: Path | None = None,
         evaluate_every: int = 0,
+        board: Board | None = None,
     ) -> None:
         """Trace the teacher and compare every form of it with the user's module.
 
@@ -90,6 +95,7 @@ class Run:
             ranks: the processes that work together.
             bank: folder of the synthetic images; by default inside the run's.
             evaluate_every: steps of training after which the model is measured on the way; 0: not.
+            board: shows records and images; on the first rank alone.
 
         Raises:
             ModelError: the teacher cannot be used.
@@ -110,6 +116,7 @@ class Run:
         channels_last(self.teacher.module)
         self.bits, self.seed, self.device = bits, seed, device
         self.ranks, self.evaluate_every, self.bank_folder = ranks, evaluate_every, bank
+        self.board = board if ranks.is_first else None
         self.folder: RunFolder | None = None
         self.values_folder: Path | None = None
         self.reporter = Reporter(progress and ranks.is_first)
@@ -201,8 +208,9 @@ class Run:
             resume = resume or (again and (output / "run.json").exists())
             identity = {**self.identity, "bits": bits or str(self.bits)}
             self.folder = RunFolder(output, identity, dump_recipe(self.recipe), resume)
+            self.folder.write_about(about(self))
         kept = self.ranks.from_first(lambda: self.folder.read_metrics() if self.folder else {})
-        self.metrics |= {k: kept[k] for k in ("post-training", "best seen") if k in kept}
+        self.metrics |= {k: kept[k] for k in ("post-training", "best seen", "seconds") if k in kept}
 
     def checkpoint(self, name: str) -> CheckpointFile | None:
         """A file in the run's folder, on the rank that writes it."""
@@ -216,14 +224,23 @@ class Run:
 
     def read_history(self, source: Mapping[str, str], last_step: int) -> list[HistoryRecord]:
         """The records of one training up to a step, from the folder; see ``RunFolder``."""
-        return self.ranks.from_first(
+        found = self.ranks.from_first(
             lambda: self.folder.read_history(source, last_step) if self.folder else []
         )
+        self.show_records(found)
+        return found
 
     def append_history(self, record: HistoryRecord) -> None:
         """Keep a record in the folder, where there is one."""
         if self.folder is not None:
             self.folder.append_history(record)
+        self.show_records([record])
+
+    def show_records(self, records: Iterable[HistoryRecord]) -> None:
+        """Show records of this process, or those that it goes on from."""
+        if self.board is not None:
+            for record in records:
+                self.board.add(record)
 
     def build_student(
         self, bits: BitWidths | Widths | None = None, quantization: Quantization | None = None
@@ -242,6 +259,7 @@ class Run:
     def report_coverage(self) -> None:
         """Say what will be quantized, before the first work."""
         self.metrics["coverage"] = self.coverage.as_dict()
+        self.write_metrics()
         for line in self.coverage.lines():
             self.reporter.line(line)
 
@@ -255,6 +273,7 @@ class Run:
                 evaluation = load_dataset(evaluation, self.teacher)
             self.evaluation = evaluation
         self.measure("float32", self.graph)
+        self.write_metrics()
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[Phase]:
@@ -262,7 +281,9 @@ class Run:
         started = time.perf_counter()
         with self.reporter.phase(title, total) as phase:
             yield phase
-        self.metrics["seconds"][title] = round(time.perf_counter() - started, 2)
+        # Of a resumed run, with what earlier processes took for it.
+        took = self.metrics["seconds"].get(title, 0.0) + time.perf_counter() - started
+        self.metrics["seconds"][title] = round(took, 2)
 
     def measure(self, name: str, model: nn.Module) -> EvaluationResult | None:
         """The model's accuracy, kept under ``name``; None where there is no evaluation set."""
@@ -332,7 +353,10 @@ class Run:
             # Ranges are found for widths, and widths with images.
             if name == "calibration" and isinstance(self.bits, AutoBits):
                 made = widths(self, made)
+            had_images = made.images is not None
             made = STAGES[name](self, made)
+            if not had_images:
+                show_images(self, made.source)
         return made
 
     def finish(self, made: Made) -> QuantizationResult:
@@ -344,6 +368,8 @@ class Run:
         result = QuantizationResult(
             student, made.history, self.metrics, self.teacher, self.bits, self.recipe
         )
+        if "generator" in self.recipe.stages:
+            show_images(self, made.source, self.recipe.finetune.steps)
         with self.ranks.first():
             if self.folder is not None:
                 result.save(self.folder.model)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from synq_fast.deployment.execution import int8_form, saturates
 from synq_fast.deployment.freezing import freeze, is_frozen
 from synq_fast.deployment.packed_state import fill_packed, packed_state
+from synq_fast.engine.about import UNRECORDED, recorded
 from synq_fast.errors import (
     ArgumentError,
     CheckpointError,
@@ -46,7 +47,7 @@ from synq_fast.storage.paths import user_path
 
 _KEY = "synq_fast"
 _PACKED = "synq_fast_packed"
-_UNRECORDED = "not recorded"
+_NETWORK = ("name", "options", "input_shape", "mean", "std", "num_classes")
 
 
 def network_of(
@@ -143,7 +144,7 @@ def described(
     """How to build a student again, as JSON's values."""
     description = _Description(
         teacher.name,
-        {name: _recorded(value) for name, value in teacher.options.items()},
+        {name: recorded(value) for name, value in teacher.options.items()},
         str(bits),
         teacher.input_shape,
         teacher.mean,
@@ -179,6 +180,15 @@ def read_description(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or no quantized model.
     """
     return _read(_model_file(path))[1]
+
+
+def described_network(path: Path) -> dict[str, Any]:
+    """Name, options, shape and normalisation of the network in a saved model.
+
+    Raises:
+        CheckpointError: the file is no saved model.
+    """
+    return {k: v for k, v in _read(path)[1].items() if k in _NETWORK}
 
 
 def load_quantized(path: str | Path, model: nn.Module | None = None) -> Teacher:
@@ -294,17 +304,9 @@ def coverage(model: nn.Module | str | Path, architecture: nn.Module | None = Non
     return coverage_of(model)
 
 
-def _recorded(value: Any) -> Any:
-    """An option as JSON keeps it; what JSON cannot keep is described, for the error at loading."""
-    try:
-        return json.loads(json.dumps(value))
-    except TypeError:
-        return {_UNRECORDED: repr(value)}
-
-
 def _architecture(path: Path, saved: dict[str, Any], model: nn.Module | None) -> Teacher:
     options = saved.get("options", {})
-    lost = [k for k, v in options.items() if isinstance(v, dict) and _UNRECORDED in v]
+    lost = [k for k, v in options.items() if isinstance(v, dict) and UNRECORDED in v]
     if lost and model is None:
         raise CheckpointError(
             f'{path} was made from "{saved["name"]}" with {", ".join(lost)}, which a file cannot '

@@ -17,6 +17,7 @@ from synq_fast.models.preparation import plain_copy, without_wrapped_weights
 from synq_fast.models.teacher import Teacher, checked_shape, make_teacher
 from synq_fast.models.weights import load_weights
 from synq_fast.runtime.defaults import plain_defaults
+from synq_fast.storage.paths import user_path
 
 # Of the 1437 training images at 16x16, on a 0..1 scale, rounded to three decimals.
 DIGITS_MEAN = (0.305,)
@@ -113,6 +114,7 @@ def load_teacher(
                 f"already: pass it where the teacher is loaded, or use dataclasses.replace"
             )
         return model if device is None else model.to(device)
+    asked_for = weights
     if isinstance(model, str):
         name = model
         known, weights = _by_name(model, weights, num_classes, wanted, dict(options or {}))
@@ -140,7 +142,17 @@ def load_teacher(
     if std is None:
         std = zoo.for_channels(known.std, shape, name, "std")
     teacher = make_teacher(known.module, name, shape, mean, std, num_classes)
-    return replace(teacher, options=known.options)
+    source = _source(asked_for, is_file=weights is not None)
+    return replace(teacher, options=known.options, source=source)
+
+
+def _source(weights: zoo.Weights, *, is_file: bool) -> str | None:
+    """What ``load_teacher`` finds given weights by again; None without any and for random ones."""
+    if weights is None or weights == zoo.RANDOM:
+        return None
+    if isinstance(weights, enum.Enum):
+        return weights.name
+    return str(user_path(weights).absolute()) if is_file else str(weights)
 
 
 def _by_name(

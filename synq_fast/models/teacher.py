@@ -25,6 +25,7 @@ class Teacher:
         std: per channel, on images scaled to 0..1.
         num_classes: number of logits.
         options: what a builder was called with; empty for a user's module.
+        source: the checkpoint that the weights were read from, where there was one.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Teacher:
     std: tuple[float, ...]
     num_classes: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Take numbers of any library; a teacher is compared, hashed and written as plain ones.

@@ -13,7 +13,8 @@ from synq_fast.ops import _backend, _native
 from synq_fast.runtime.allocator import can_keep_freed_memory
 from synq_fast.runtime.threads import usable_cores
 
-PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "timm", "onnx", "matplotlib")
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "timm", "onnx")
+REPORTS = ("matplotlib", "jinja2", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def report() -> Info:
         versions={
             "synq-fast": _version("synq-fast"),
             "Python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
+            **{name: _version(name) for name in (*PACKAGES, *REPORTS)},
         },
         system={
             "platform": f"{platform.system()} {platform.machine()}",

@@ -6,10 +6,11 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
@@ -85,6 +86,41 @@ def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
     if (checked or stored is not None) and stored != _checksum(tensors, texts):
         raise OSError("its content does not match its checksum")
     return tensors, texts
+
+
+def read_rows(path: Path, rows: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Some rows of some tensors of a safetensors file, which alone are read: nothing is compared.
+
+    Args:
+        path: the file.
+        rows: numbers along the first dimension by the name of the tensor.
+
+    Raises:
+        OSError: the file is missing, unreadable, or lacks one of the tensors.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in rows}
+            return {
+                name: torch.cat([slices[name][row : row + 1] for row in chosen])
+                for name, chosen in rows.items()
+            }
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def rows_of(path: Path, name: str) -> int:
+    """How many rows a tensor of a safetensors file has.
+
+    Raises:
+        OSError: the file is missing, unreadable, or lacks the tensor.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            count: int = file.get_slice(name).get_shape()[0]
+            return count
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,20 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from synq_fast.errors import RunFolderError
-from synq_fast.storage.files import remove_leftovers, storage_errors, write_text
+from synq_fast.storage.files import remove_leftovers, storage_errors, write_tensors, write_text
+from synq_fast.storage.history import History, HistoryRecord
+
+__all__ = ["HistoryRecord", "RunFolder"]
 
 _IDENTITY = "run.json"
-HistoryRecord = dict[str, Any]
-"""``stage``, what else says whose it is, ``step``, and figures."""
 
 
 class RunFolder:
     """Paths and small files of one run.
 
-    ``run.json`` identity, ``recipe.toml`` resolved recipe, ``log.jsonl`` history, ``metrics.json``
-    results, ``bank/`` synthetic images, ``model.safetensors``; of stages that train or calibrate
-    ``checkpoint.safetensors``, ``calibration.safetensors`` and so on, and the ones before them,
+    ``run.json`` identity, ``about.json`` network, versions and machine, ``recipe.toml`` resolved
+    recipe, ``log.jsonl`` history, ``metrics.json`` results, ``bank/`` synthetic images,
+    ``samples.safetensors`` and ``images.jsonl`` some of a generator's and its history,
+    ``model.safetensors``; of stages that train or calibrate ``checkpoint.safetensors``,
+    ``calibration.safetensors`` and so on, and the ones before them,
     ``checkpoint.previous.safetensors``.
     """
 
@@ -80,43 +85,27 @@ class RunFolder:
         return self.path / f"{name}.safetensors"
 
     @property
+    def history(self) -> History:
+        """The records of training."""
+        return History(self.path / "log.jsonl")
+
+    @property
+    def samples(self) -> Path:
+        """Some of the images of a generator, which keeps no bank."""
+        return self.path / "samples.safetensors"
+
+    @property
     def model(self) -> Path:
         """The finished model."""
         return self.path / "model.safetensors"
 
     def read_history(self, source: Mapping[str, str], last_step: int) -> list[HistoryRecord]:
-        """The records of one training up to a step.
-
-        Its later ones, which a resumed run makes again, are dropped; those of others stay.
-
-        Args:
-            source: the fields that all its records have, e.g. ``{"stage": "finetune"}``.
-            last_step: the last one that is kept.
-        """
-        log = self.path / "log.jsonl"
-        if not log.exists():
-            return []
-        text = log.read_text(encoding="utf-8")
-        kept, own = "", []
-        for line in text.splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # a kill, or a full disk, in the middle of a write
-            is_own = source.items() <= record.items()
-            if is_own and record["step"] <= last_step:
-                own.append(record)
-            if not is_own or record["step"] <= last_step:
-                kept += line.rstrip("\n") + "\n"
-        if kept != text:
-            write_text(log, kept)
-        return own
+        """The records of one training up to a step; see ``History.read``."""
+        return self.history.read(source, last_step)
 
     def append_history(self, record: HistoryRecord) -> None:
         """Add one line to the log."""
-        path = self.path / "log.jsonl"
-        with storage_errors(path), path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        self.history.append(record)
 
     def read_metrics(self) -> dict[str, Any]:
         """What was measured before an interruption; empty where nothing was."""
@@ -129,3 +118,11 @@ class RunFolder:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def write_about(self, about: Mapping[str, Any]) -> None:
+        """Replace ``about.json``: what reports say of a run, on which nothing depends."""
+        write_text(self.path / "about.json", json.dumps(about, indent=2) + "\n")
+
+    def write_samples(self, images: Tensor, labels: Tensor) -> None:
+        """Replace the samples (N, C, H, W) of a generator's images, in half precision."""
+        write_tensors(self.samples, {"images": images.half(), "labels": labels})

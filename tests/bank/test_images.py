@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synq_fast.bank.images import BankFolder, ImageBank
+from synq_fast.bank.images import BankFolder, ImageBank, sample_of
 from synq_fast.errors import DataError, RunFolderError
 from synq_fast.storage import files
 from tests.tiny import tiny_images, tiny_labels
@@ -138,3 +138,20 @@ def test_what_a_killed_process_left_is_not_read(tmp_path):
     assert folder.read(0) is None
     folder.write(0, shard())
     assert len(folder.read(0)) == 4
+
+
+def test_a_sample_is_from_all_over_a_folder(tmp_path):
+    assert sample_of(tmp_path, 4) is None
+    folder = BankFolder(tmp_path, "print")
+    images, labels = torch.randn(10, 1, 2, 2), torch.arange(10)
+    folder.write(0, ImageBank(images[:6], labels[:6]))
+    folder.write(1, ImageBank(images[6:], labels[6:]))
+    (tmp_path / "shard-00002.partial.safetensors").write_text("unfinished")
+    sample, total = sample_of(tmp_path, 5)
+    assert total == 10 and sample.labels.tolist() == [0, 2, 4, 6, 8]
+    assert torch.equal(sample.images, images[::2])
+    assert sample_of(tmp_path, 99)[0].labels.tolist() == list(range(10))
+    path = tmp_path / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(DataError, match="damaged"):
+        sample_of(tmp_path, 5)

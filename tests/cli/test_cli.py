@@ -33,6 +33,7 @@ COMMANDS = [
     "evaluate",
     "compare",
     "export",
+    "report",
     "bench",
     "info",
     "recipes",

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from synq_fast.data import ArraySet, EvaluationSet, data_root, load_dataset
+from synq_fast.data import ArraySet, EvaluationSet, data_root, load_dataset, picture_files
 from synq_fast.errors import DataError, SynqFastError
 from synq_fast.models import Teacher, load_teacher
 
@@ -285,3 +285,14 @@ def test_image_files_do_not_fit_other_channels(tmp_path):
     save_image(tmp_path / "0" / "x.png", np.zeros((6, 8, 3), np.uint8))
     with pytest.raises(DataError, match="1 or 3 channels, the model takes 2"):
         load_dataset(tmp_path, make_teacher((2, 6, 8)))
+
+
+def test_pictures_in_any_arrangement(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no images"):
+        picture_files(tmp_path, make_teacher())
+    for place, value in (("one.png", 255), ("a/b/two.png", 0), (".hidden.png", 9)):
+        Image.new("RGB", (8, 6), (value,) * 3).save(tmp_path / place)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = picture_files(tmp_path, make_teacher())
+    assert len(found) == 2 and found.pixels([0, 1]).amax((1, 2, 3)).tolist() == [0.0, 1.0]

@@ -48,6 +48,7 @@ def test_any_number_of_ranks_makes_the_same_bank(outcomes):
     _, folder = outcomes
     alone = sorted((folder / "run-1" / "bank").iterdir())
     assert [p.name for p in alone if p.suffix != ".json"] == [
+        *(f"batch-{index:05d}.jsonl" for index in range(5)),
         *(f"centers-{index:05d}.safetensors" for index in range(2)),
         *(f"shard-{index:05d}.safetensors" for index in range(5)),
     ]

@@ -88,6 +88,7 @@ def test_run_folder_holds_the_run(tmp_path):
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert names == {
         "run.json",
+        "about.json",
         "recipe.toml",
         "log.jsonl",
         "metrics.json",
@@ -97,6 +98,8 @@ def test_run_folder_holds_the_run(tmp_path):
         "calibration.safetensors",
         "calibration.previous.safetensors",
         "bank/bank.json",
+        "bank/batch-00000.jsonl",
+        "bank/batch-00001.jsonl",
         "bank/shard-00000.safetensors",
         "bank/shard-00001.safetensors",
     }
@@ -315,3 +318,43 @@ def test_log_cut_in_the_middle_of_a_line(tmp_path, monkeypatch):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "kl"')
     assert run(output=tmp_path, resume=True).history == expected.history
+
+
+def test_time_is_that_of_all_processes(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "fine-tuning")
+        with pytest.raises(KeyboardInterrupt):
+            run(output=tmp_path)
+    path = tmp_path / "metrics.json"
+    metrics = json.loads(path.read_text())
+    assert set(metrics["seconds"]) == {"synthesis", "calibration"}
+    metrics["seconds"]["synthesis"] = 1000.0
+    path.write_text(json.dumps(metrics))
+    seconds = run(output=tmp_path, resume=True).metrics["seconds"]
+    assert seconds["synthesis"] >= 1000
+    assert set(seconds) == {"synthesis", "calibration", "fine-tuning"}
+
+
+def test_what_is_noted_of_a_run(tmp_path):
+    run(output=tmp_path / "run", bank=tmp_path / "images")
+    about = json.loads((tmp_path / "run" / "about.json").read_text())
+    assert about["bank"] == "../images" and about["recipe"] == "synq-digits"
+    network = about["network"]
+    assert (network["name"], network["input_shape"]) == ("TinyNet", [2, 8, 8])
+    assert network["source"] is None and about["versions"]["torch"]
+    assert about["machine"]["device"] == "cpu" and about["machine"]["processes"] == "1"
+
+
+def test_records_of_images_lie_beside_them(tmp_path, monkeypatch):
+    run(output=tmp_path / "a", bank=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "synthesis")
+        with pytest.raises(KeyboardInterrupt):
+            run(output=tmp_path / "b", bank=tmp_path / "cut")
+    run(output=tmp_path / "b", bank=tmp_path / "cut", resume=True)
+    for index in range(2):
+        name = f"batch-{index:05d}.jsonl"
+        (record,) = [json.loads(x) for x in (tmp_path / "whole" / name).read_text().splitlines()]
+        assert (record["stage"], record["batch"], record["step"]) == ("synthesis", index, 3)
+        assert record["statistics"] > 0 and record["classes"] > 0
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()

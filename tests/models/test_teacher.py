@@ -285,3 +285,15 @@ def test_described_normalisation_of_other_channels():
         load_teacher(grey((0.5,) * 3, IMAGENET[1]), input_shape=(1, 8, 8))
     teacher = load_teacher(grey(*IMAGENET), input_shape=(1, 8, 8), mean=(0.4,), std=(0.2,))
     assert (teacher.mean, teacher.std) == ((0.4,), (0.2,))
+
+
+def test_where_the_weights_came_from(tmp_path, monkeypatch):
+    assert load_teacher("digits-resnet20").source is None
+    assert load_teacher("digits-resnet20", weights="random").source is None
+    module = load_teacher("digits-resnet20").module
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    monkeypatch.chdir(tmp_path)
+    found = load_teacher("digits-resnet20", weights="w.pt")
+    assert found.source == str(tmp_path / "w.pt")
+    # It says where to look, not what the teacher is.
+    assert load_teacher(found) == found

@@ -180,3 +180,20 @@ def test_killed_writer_leaves_the_old_file_and_its_leftover_goes(tmp_path):
     assert len(os.listdir(tmp_path)) == 2
     files.remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_some_rows_of_a_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    content = {"x": torch.arange(12.0).view(4, 3), "y": torch.arange(4)}
+    files.write_tensors(path, content)
+    assert files.rows_of(path, "x") == 4
+    found = files.read_rows(path, {"x": [2, 0], "y": [3]})
+    assert torch.equal(found["x"], content["x"][[2, 0]]) and found["y"].tolist() == [3]
+    for read in (files.rows_of, lambda path, name: files.read_rows(path, {name: [0]})):
+        with pytest.raises(OSError):
+            read(path, "z")
+        with pytest.raises(OSError):
+            read(tmp_path / "none.safetensors", "x")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(OSError):
+        files.rows_of(path, "x")

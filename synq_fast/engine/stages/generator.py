@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synq_fast.bank.batches import Batches, Filter
 from synq_fast.bank.source import WHOLE
+from synq_fast.engine.shown import image_report
 from synq_fast.engine.stages.stage import Made
 from synq_fast.optimize.loop import Advice
 from synq_fast.runtime.defaults import plain_defaults
@@ -64,9 +66,10 @@ def generator(run: Run, made: Made) -> Made:
         keeps_end=True,
     )
     with run.phase("generator", recipe.steps) as phase:
+        report = image_report(run, phase.show, {"stage": "generator"})
         if loop.resume(run.ranks):
-            phase.show({"step": loop.done})
-        loop.run(phase.show)
+            report({"step": loop.done})
+        loop.run(report)
     online = _Online(optimization, generated, run.recipe.filter, run.image_teacher, losses)
     return replace(made, images=online)
 
@@ -96,3 +99,11 @@ class _Online:
         return OnlineBatches(
             self.optimization, self.generated, size, self.filter, first, terms, part
         )
+
+    @torch.no_grad()
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """What the generator draws now, with noise of no batch's."""
+        drawn = self.generated.draw(-1, count)
+        # A pass moves the running statistics of its BatchNorms.
+        images: Tensor = copy.deepcopy(self.generated.network)(*drawn)
+        return images, drawn[1]

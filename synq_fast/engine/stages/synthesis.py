@@ -11,7 +11,9 @@ from synq_fast.bank.assembly import BankAssembly, streams
 from synq_fast.bank.images import Bank, BankFolder, ImageBank
 from synq_fast.bank.shards import Shards
 from synq_fast.bank.source import BankSource
+from synq_fast.engine.shown import image_report
 from synq_fast.engine.stages.stage import Made
+from synq_fast.storage.history import History
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -44,6 +46,8 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
     shards = Shards(len(counts), store, ranks)
     for index in shards.found:
         synthesizer.forget(index)
+        run.show_records(_history(folder, index).records() if folder else [])
+    found = set(shards.found)
     missing = shards.missing()
     if missing and recipe.centers.weight:
         batches = -(-run.teacher.num_classes // recipe.batch_size)
@@ -62,8 +66,17 @@ def image_bank(run: Run, folder: Path | None) -> Bank:
                 shard = shards.found[earlier]
                 synthesizer.remember(shard.images, shard.labels)
                 remembered = earlier + 1
-            shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], report)))
+            source = {"stage": "synthesis", "batch": index}
+            noted = image_report(run, report, source, _history(folder, index) if folder else None)
+            shards.add(index, ImageBank(*synthesizer.batch(index, counts[index], noted)))
             synthesizer.forget(index)
         for index, shard in shards.gather():
             assembly.put(index, shard)
+            if folder and index not in found and index not in own:
+                run.show_records(_history(folder, index).records())
     return assembly.bank()
+
+
+def _history(folder: Path, index: int) -> History:
+    """The records of one batch of images, whichever rank makes it."""
+    return History(folder / f"batch-{index:05d}.jsonl")
