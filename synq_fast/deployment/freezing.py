@@ -91,6 +91,8 @@ def freeze(
     result.delete_all_unused_submodules()
     result.graph.lint()
     result.recompile()
+    for layer in frozen_layers(result).values():
+        layer.prepare()
     return result.eval().requires_grad_(False)
 
 

@@ -127,6 +127,11 @@ class FrozenLayer(FullPrecision):
         sums = self.product(numbers, weight, bias).float()
         return sums * self._of_channels(self.input_scale * self.scale)
 
+    def prepare(self) -> None:
+        """Choose the type of the sums now, so that a program can be made of the layer."""
+        if self.input_scale is not None:
+            self._exact()
+
     def _exact(self) -> tuple[Tensor, Tensor]:
         """Weights and bias in the smaller type in which every sum is exact."""
         if self._ready is None or self._ready[0].device != self.stored.device:

@@ -52,6 +52,8 @@ def fill_packed(file: str, frozen: fx.GraphModule, state: Mapping[str, Tensor]) 
         missing, unexpected = frozen.load_state_dict(rest, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{file} does not fit the model: {error}") from error
+    for layer in frozen_layers(frozen).values():
+        layer.prepare()
     lost = [name for name in missing if name.rpartition(".")[2] != "stored"]
     if lost or unexpected:
         raise CheckpointError(

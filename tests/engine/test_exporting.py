@@ -91,7 +91,7 @@ def test_a_wrong_file_is_not_written(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"path": "net.txt"}, "an ONNX file is called NAME.onnx, got net.txt"),
+        ({"path": "net.txt"}, r"a file of format onnx is called NAME\.onnx, got"),
         ({"format": "tflite"}, "no export format 'tflite'; there are onnx"),
         ({"target": "coreml"}, "no export target 'coreml'"),
         ({"batch": 0}, "batch must be a positive number of images"),
