@@ -32,7 +32,7 @@ struct QuantizedAttentionParams {
   const float* bias;           // (heads, rows, columns) or null
   const float* mask;           // (masks, rows, columns) or null; image b has mask b % masks
   float* grad_bias;            // backward only: like bias, or null
-  float* workspace;            // quantized_attention_workspace_cuda(params) floats; CUDA only
+  float* workspace;            // backward only: quantized_attention_workspace_cuda(params) floats; CUDA only
   int64_t batch;
   int64_t heads;
   int64_t rows;     // of queries

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -22,6 +23,7 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 using Eleven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+constexpr int64_t kMostRows = int64_t{1} << 24;
 constexpr auto kContiguous = at::MemoryFormat::Contiguous;
 constexpr const char* kNames[] = {"q", "k", "v"};
 constexpr const char* kScales[] = {"q_scale", "k_scale", "v_scale", "p_scale"};
@@ -81,6 +83,8 @@ struct Arguments {
     params.width = q.size(3);
     require(params.heads > 0 && params.width > 0, op, "q");
     require(params.columns > 0, op, "k");
+    // Places within a head are int32 on some devices.
+    require(std::max({params.rows, params.columns, params.width}) <= kMostRows, op, "q");
     const int64_t sizes[] = {params.batch, params.heads, params.columns, params.width};
     require(k.sizes() == at::IntArrayRef(sizes), op, "k");
     require(v.sizes() == k.sizes(), op, "v");
@@ -156,8 +160,6 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
       }
     });
   } else {
-    const Tensor workspace = at::empty({quantized_attention_workspace_cuda(params)}, given.scale[0].options());
-    params.workspace = workspace.mutable_data_ptr<float>();
     launch(quantized_attention_cuda, params);
   }
   return y.finished();

@@ -1,0 +1,427 @@
+"""Attention on learned grids, and its gradients.
+
+A program handles a tile of queries, or of keys where sums go over the queries; products are of
+codes, which are quantized whenever they are read. Rows are gone through in two passes, for the
+moments of the softmax and for the rounded probabilities; backward, the kernel of queries writes
+down what it knows of a row for the kernel of keys. Sums have a place for each program, so every
+run gives the same bits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from synq_fast.kernels._affine import dequantize, learned_grid, quantize
+from synq_fast.kernels._channel_sums import learned_terms
+from synq_fast.kernels._layout import on_device_of, output_like, power_of_two
+from synq_fast.kernels._rows import restored
+
+TILE = 32
+LEAST_WIDTH = 16  # of a product of tiles
+MOST_PARTS = 8
+WARPS = 4
+
+
+@triton.jit
+def read_rows(x_ptr, first, count, width, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """Returns a tile of rows in float32, which elements are there, and where."""
+    row = first + tl.arange(0, TILE)
+    column = tl.arange(0, WIDTH)
+    inside = (row < count)[:, None] & (column < width)[None, :]
+    place = row[:, None] * width + column[None, :]
+    return tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32), inside, place
+
+
+@triton.jit
+def read_codes(
+    x_ptr, first, count, width, scale, zero_point, half, TILE: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Returns the codes of a tile, counted from that of zero; zeros beside and below them."""
+    x, inside, _ = read_rows(x_ptr, first, count, width, TILE, WIDTH)
+    code = quantize(x, scale, zero_point, -half, half - 1.0) + zero_point
+    return tl.where(inside, code, 0.0)
+
+
+@triton.jit
+def grid_of(grids_ptr, place, head, heads):
+    """Returns scale and zero point of an operand; pairs are (operand, 2, head)."""
+    start = grids_ptr + place * 2 * heads + head
+    return learned_grid(tl.load(start), tl.load(start + heads))
+
+
+@triton.jit
+def multiply(a, b):
+    """Returns a b in full float32."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def logits_of(
+    products, factor, bias_ptr, mask_ptr, row, column, rows, columns,
+    BIAS: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Returns logits; minus infinity beyond the last key."""
+    inside = (row < rows) & (column < columns)
+    logits = products * factor
+    if BIAS:
+        logits += tl.load(bias_ptr + row * columns + column, mask=inside, other=0.0)
+    if MASK:
+        logits += tl.load(mask_ptr + row * columns + column, mask=inside, other=0.0)
+    return tl.where(column < columns, logits, float("-inf"))
+
+
+@triton.jit
+def moments_of(
+    q, k_ptr, bias_ptr, mask_ptr, first_row, zero, rows, columns, width, factor, scale, zero_point,
+    half, BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Returns the greatest logit of each query and the inverse of the sum of exponentials.
+
+    `zero` is one of int64.
+    """
+    row = first_row + tl.arange(0, TILE)
+    most = tl.full((TILE,), float("-inf"), tl.float32)
+    total = tl.full((TILE,), 0.0, tl.float32)
+    first = zero  # the interpreter cannot run `range` over tensors with every NumPy
+    while first < columns:
+        k = read_codes(k_ptr, first, columns, width, scale, zero_point, half, TILE, WIDTH)
+        column = first + tl.arange(0, TILE)
+        logits = logits_of(
+            multiply(q, tl.trans(k)), factor, bias_ptr, mask_ptr, row[:, None], column[None, :],
+            rows, columns, BIAS, MASK,
+        )  # fmt: skip
+        greatest = tl.maximum(most, tl.max(logits, 1))
+        added = tl.sum(tl.exp(logits - greatest[:, None]), 1)
+        # Nothing but minus infinities so far adds nothing.
+        total = tl.where(
+            greatest == float("-inf"), 0.0, total * tl.exp(most - greatest) + added
+        )
+        most = greatest
+        first += TILE
+    return most, tl.div_rn(tl.full((TILE,), 1.0, tl.float32), total)
+
+
+@triton.jit
+def attention_kernel(
+    q_ptr, k_ptr, v_ptr, y_ptr, grids_ptr, bias_ptr, mask_ptr, heads, masks, rows, columns, width,
+    alpha, q_half, k_half, v_half, p_half,
+    BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Program: (image, head, tile of queries)."""
+    tiles = tl.cdiv(rows, TILE)
+    program = tl.program_id(0).to(tl.int64)
+    index = program // tiles
+    head = index % heads
+    first_row = (program % tiles) * TILE
+    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
+    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
+    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
+    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    keys = k_ptr + index * columns * width
+    values = v_ptr + index * columns * width
+    bias = bias_ptr + head * rows * columns
+    mask = mask_ptr + (index // heads) % masks * rows * columns
+    start = index * rows * width
+    q = read_codes(q_ptr + start, first_row, rows, width, q_scale, q_zero, q_half, TILE, WIDTH)
+    most, inverse = moments_of(
+        q, keys, bias, mask, first_row, index * 0, rows, columns, width, factor, k_scale, k_zero,
+        k_half, BIAS, MASK, TILE, WIDTH,
+    )  # fmt: skip
+    row = first_row + tl.arange(0, TILE)
+    result = tl.zeros((TILE, WIDTH), tl.float32)
+    first = index * 0
+    while first < columns:
+        k = read_codes(keys, first, columns, width, k_scale, k_zero, k_half, TILE, WIDTH)
+        column = first + tl.arange(0, TILE)
+        logits = logits_of(
+            multiply(q, tl.trans(k)), factor, bias, mask, row[:, None], column[None, :],
+            rows, columns, BIAS, MASK,
+        )  # fmt: skip
+        p = tl.exp(logits - most[:, None]) * inverse[:, None]
+        code = quantize(p, p_scale, p_zero, -p_half, p_half - 1.0) + p_zero
+        v = read_codes(values, first, columns, width, v_scale, v_zero, v_half, TILE, WIDTH)
+        result += multiply(tl.where((column < columns)[None, :], code, 0.0), v)
+        first += TILE
+    result = dequantize(dequantize(result, 0.0, p_scale), 0.0, v_scale)
+    place = tl.arange(0, WIDTH)
+    inside = (row < rows)[:, None] & (place < width)[None, :]
+    target = y_ptr + start + row[:, None] * width + place[None, :]
+    tl.store(target, result.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def finish_rows(
+    x_ptr, y_ptr, first, count, width, gradient, scale, zero_point, half,
+    TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradient of a tile through its grid; returns the sums of the grid's terms."""
+    x, inside, place = read_rows(x_ptr, first, count, width, TILE, WIDTH)
+    y, of_scale, of_zero = learned_terms(gradient, x, scale, zero_point, half)
+    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
+    of_scale = tl.where(inside, of_scale, 0.0)
+    of_zero = tl.where(inside, of_zero, 0.0)
+    return tl.sum(tl.sum(of_scale, 1), 0), tl.sum(tl.sum(of_zero, 1), 0)
+
+
+@triton.jit
+def attention_query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, gradient_ptr, of_q_ptr, grids_ptr, bias_ptr, mask_ptr, moments_ptr,
+    sums_ptr, of_bias_ptr, images, size, heads, masks, rows, columns, width, alpha, q_half, k_half,
+    v_half, p_half,
+    BIAS: tl.constexpr, MASK: tl.constexpr, OF_BIAS: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Program: (part of `size` images, head, tile of queries); sums of q's grid and of p's."""
+    tiles = tl.cdiv(rows, TILE)
+    program = tl.program_id(0).to(tl.int64)
+    head = (program // tiles) % heads
+    first_row = (program % tiles) * TILE
+    part = program // tiles // heads
+    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
+    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
+    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
+    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    bias = bias_ptr + head * rows * columns
+    row = first_row + tl.arange(0, TILE)
+    of_q_scale = q_scale * 0.0
+    of_q_zero = q_scale * 0.0
+    of_p_scale = q_scale * 0.0
+    image = part * size
+    end = tl.minimum(image + size, images)
+    while image < end:
+        index = image * heads + head
+        start = index * rows * width
+        keys = k_ptr + index * columns * width
+        values = v_ptr + index * columns * width
+        mask = mask_ptr + image % masks * rows * columns
+        q = read_codes(q_ptr + start, first_row, rows, width, q_scale, q_zero, q_half, TILE, WIDTH)
+        gradient, _, _ = read_rows(gradient_ptr + start, first_row, rows, width, TILE, WIDTH)
+        most, inverse = moments_of(
+            q, keys, bias, mask, first_row, index * 0, rows, columns, width, factor, k_scale,
+            k_zero, k_half, BIAS, MASK, TILE, WIDTH,
+        )  # fmt: skip
+        along = tl.zeros((TILE,), tl.float32)
+        of_y = tl.zeros((TILE, WIDTH), tl.float32)
+        # The sum of gradient times probability of a row first, then what needs it.
+        turn = 0
+        while turn < 2:
+            first = index * 0
+            while first < columns:
+                column = first + tl.arange(0, TILE)
+                inside = (row < rows)[:, None] & (column < columns)[None, :]
+                k = read_codes(keys, first, columns, width, k_scale, k_zero, k_half, TILE, WIDTH)
+                v = read_codes(values, first, columns, width, v_scale, v_zero, v_half, TILE, WIDTH)
+                logits = logits_of(
+                    multiply(q, tl.trans(k)), factor, bias, mask, row[:, None], column[None, :],
+                    rows, columns, BIAS, MASK,
+                )  # fmt: skip
+                p = tl.where(inside, tl.exp(logits - most[:, None]) * inverse[:, None], 0.0)
+                slope = dequantize(multiply(gradient, tl.trans(v)), 0.0, v_scale)
+                slope, term, _ = learned_terms(slope, p, p_scale, p_zero, p_half)
+                if turn == 0:
+                    along += tl.sum(tl.where(inside, slope * p, 0.0), 1)
+                    of_p_scale += tl.sum(tl.sum(tl.where(inside, term, 0.0), 1), 0)
+                else:
+                    slope = tl.where(inside, p * (slope - along[:, None]), 0.0)
+                    of_y += multiply(slope, k)
+                    if OF_BIAS:
+                        base = (part * heads + head) * rows
+                        target = of_bias_ptr + (base + row[:, None]) * columns + column[None, :]
+                        again = inside & (image > part * size)
+                        before = tl.load(target, mask=again, other=0.0)
+                        tl.store(target, before + slope, mask=inside)
+                first += TILE
+            turn += 1
+        moments = moments_ptr + (index * rows + row) * 3
+        tl.store(moments, most, mask=row < rows)
+        tl.store(moments + 1, inverse, mask=row < rows)
+        tl.store(moments + 2, along, mask=row < rows)
+        one, other = finish_rows(
+            q_ptr + start, of_q_ptr + start, first_row, rows, width,
+            dequantize(of_y, 0.0, k_scale) * alpha, q_scale, q_zero, q_half, TILE, WIDTH,
+        )  # fmt: skip
+        of_q_scale += one
+        of_q_zero += other
+        image += 1
+    tl.store(sums_ptr + program * 3, of_q_scale)
+    tl.store(sums_ptr + program * 3 + 1, of_q_zero)
+    tl.store(sums_ptr + program * 3 + 2, of_p_scale)
+
+
+@triton.jit
+def attention_key_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, gradient_ptr, of_k_ptr, of_v_ptr, grids_ptr, bias_ptr, mask_ptr,
+    moments_ptr, sums_ptr, heads, masks, rows, columns, width, alpha, q_half, k_half, v_half,
+    p_half, BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Program: (image, head, tile of keys); the sums of k's grid and of v's."""
+    tiles = tl.cdiv(columns, TILE)
+    program = tl.program_id(0).to(tl.int64)
+    index = program // tiles
+    head = index % heads
+    first_key = (program % tiles) * TILE
+    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
+    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
+    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
+    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    bias = bias_ptr + head * rows * columns
+    mask = mask_ptr + (index // heads) % masks * rows * columns
+    start = index * rows * width
+    own = index * columns * width
+    k = read_codes(k_ptr + own, first_key, columns, width, k_scale, k_zero, k_half, TILE, WIDTH)
+    v = read_codes(v_ptr + own, first_key, columns, width, v_scale, v_zero, v_half, TILE, WIDTH)
+    column = first_key + tl.arange(0, TILE)
+    of_k = tl.zeros((TILE, WIDTH), tl.float32)
+    of_v = tl.zeros((TILE, WIDTH), tl.float32)
+    first = index * 0
+    while first < rows:
+        row = first + tl.arange(0, TILE)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        q = read_codes(q_ptr + start, first, rows, width, q_scale, q_zero, q_half, TILE, WIDTH)
+        gradient, _, _ = read_rows(gradient_ptr + start, first, rows, width, TILE, WIDTH)
+        moments = moments_ptr + (index * rows + row) * 3
+        most = tl.load(moments, mask=row < rows, other=0.0)
+        inverse = tl.load(moments + 1, mask=row < rows, other=0.0)
+        along = tl.load(moments + 2, mask=row < rows, other=0.0)
+        logits = logits_of(
+            multiply(q, tl.trans(k)), factor, bias, mask, row[:, None], column[None, :],
+            rows, columns, BIAS, MASK,
+        )  # fmt: skip
+        p = tl.where(inside, tl.exp(logits - most[:, None]) * inverse[:, None], 0.0)
+        slope = dequantize(multiply(gradient, tl.trans(v)), 0.0, v_scale)
+        slope, _, _ = learned_terms(slope, p, p_scale, p_zero, p_half)
+        slope = tl.where(inside, p * (slope - along[:, None]), 0.0)
+        code = quantize(p, p_scale, p_zero, -p_half, p_half - 1.0) + p_zero
+        of_v += multiply(tl.trans(tl.where(inside, code, 0.0)), gradient)
+        of_k += multiply(tl.trans(slope), q)
+        first += TILE
+    one, other = finish_rows(
+        k_ptr + own, of_k_ptr + own, first_key, columns, width,
+        dequantize(of_k, 0.0, q_scale) * alpha, k_scale, k_zero, k_half, TILE, WIDTH,
+    )  # fmt: skip
+    tl.store(sums_ptr + program * 4, one)
+    tl.store(sums_ptr + program * 4 + 1, other)
+    one, other = finish_rows(
+        v_ptr + own, of_v_ptr + own, first_key, columns, width, dequantize(of_v, 0.0, p_scale),
+        v_scale, v_zero, v_half, TILE, WIDTH,
+    )  # fmt: skip
+    tl.store(sums_ptr + program * 4 + 2, one)
+    tl.store(sums_ptr + program * 4 + 3, other)
+
+
+class _Call:
+    """What all kernels of a call are given."""
+
+    def __init__(
+        self,
+        operands: Sequence[torch.Tensor],
+        grids: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        bits: Sequence[int],
+        alpha: float,
+    ) -> None:
+        q, k, _ = operands
+        self.batch, self.heads, self.rows, self.width = q.shape
+        self.columns = k.shape[2]
+        self.operands = tuple(x.contiguous() for x in operands)
+        halves = [float(2 ** (width - 1)) for width in bits]
+        zero_points = grids[6].new_full(grids[6].shape, halves[3])
+        # (operand, 2, head), of which a grid in all is a repetition.
+        every = [value.reshape(-1).expand(self.heads) for value in (*grids, zero_points)]
+        self.grids = torch.stack(every)
+        nothing = self.grids
+        summands = [nothing if x is None else x.contiguous() for x in (bias, mask)]
+        self.before = (self.grids, *summands)
+        self.sizes = (
+            self.heads, 1 if mask is None else mask.shape[0], self.rows, self.columns, self.width,
+            alpha, *halves,
+        )  # fmt: skip
+        self.options = {
+            "BIAS": bias is not None, "MASK": mask is not None, "TILE": TILE,
+            "WIDTH": max(power_of_two(self.width), LEAST_WIDTH), "num_warps": WARPS,
+            "enable_fp_fusion": False,
+        }  # fmt: skip
+
+    def programs(self, rows: int) -> int:
+        """Returns how many tiles of rows all heads of an image have."""
+        return self.heads * triton.cdiv(rows, TILE)
+
+
+def quantized_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arguments: object
+) -> torch.Tensor:
+    """Returns the attention's output, in the dtype and layout of `q`."""
+    *grids, bias, mask, bits, alpha = arguments
+    call = _Call((q, k, v), grids, bias, mask, bits, alpha)  # type: ignore[arg-type]
+    y = output_like(call.operands[0])
+    if q.numel() > 0:
+        with on_device_of(q):
+            attention_kernel[(call.batch * call.programs(call.rows),)](
+                *call.operands, y, *call.before, *call.sizes, **call.options
+            )
+    return restored(y, q)
+
+
+def quantized_attention_backward(
+    gradient: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *arguments: object,
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of q, k and v, of the seven parameters of grids, and of the bias."""
+    *grids, bias, mask, bits, alpha, gradient_scales, of_bias = arguments
+    call = _Call((q, k, v), grids, bias, mask, bits, alpha)  # type: ignore[arg-type]
+    results = [output_like(x) for x in call.operands]
+    size = triton.cdiv(call.batch, MOST_PARTS) if of_bias else 1
+    parts = triton.cdiv(call.batch, size) if call.batch else 0
+    shape = parts, call.heads, call.rows, call.columns
+    floats = call.grids.new_empty
+    query_sums = floats(parts, call.heads, triton.cdiv(call.rows, TILE), 3)
+    key_sums = floats(call.batch, call.heads, triton.cdiv(call.columns, TILE), 4)
+    terms = floats(shape if of_bias else (1,))
+    if q.numel() > 0:
+        moments = floats(call.batch, call.heads, call.rows, 3)
+        incoming = gradient.to(q.dtype).contiguous()
+        with on_device_of(q):
+            attention_query_gradient_kernel[(parts * call.programs(call.rows),)](
+                *call.operands, incoming, results[0], *call.before, moments, query_sums, terms,
+                call.batch, size, *call.sizes, OF_BIAS=of_bias, **call.options,
+            )  # fmt: skip
+            attention_key_gradient_kernel[(call.batch * call.programs(call.columns),)](
+                *call.operands, incoming, *results[1:], *call.before, moments, key_sums,
+                *call.sizes, **call.options,
+            )  # fmt: skip
+    else:
+        for x in (query_sums, key_sums, *results, terms):
+            x.zero_()
+    of_grids = _grids(call, grids, gradient_scales, query_sums, key_sums)  # type: ignore[arg-type]
+    laid = [restored(y, x) for y, x in zip(results, (q, k, v), strict=True)]
+    return *laid, *of_grids, terms.sum(0) if of_bias else floats(0)
+
+
+def _grids(
+    call: _Call,
+    grids: Sequence[torch.Tensor],
+    gradient_scales: Sequence[float],
+    query_sums: torch.Tensor,
+    key_sums: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Adds up, in float64, what programs left of scales and zero points, and scales it."""
+    of_queries = query_sums.double().sum((0, 2)).unbind(-1)
+    of_keys = key_sums.double().sum((0, 2)).unbind(-1)
+    totals = (*of_queries[:2], *of_keys, of_queries[2])
+    results = []
+    for place, (given, total) in enumerate(zip(grids, totals, strict=True)):
+        scale = call.grids[place // 2 * 2].double()
+        divisor = scale * scale if place % 2 == 0 else scale
+        value = total / divisor * gradient_scales[place // 2]
+        whole = value.sum() if given.numel() == 1 else value
+        results.append(whole.float().reshape(given.shape))
+    return results
