@@ -8,8 +8,8 @@
 
 namespace synq {
 
-// Rows of one element type: those of a head follow each other at a distance, and so do heads and images. The elements of
-// a row are adjacent.
+// Rows of one element type: those of a head follow each other at a distance, and so do heads and images. The elements
+// of a row are adjacent.
 struct HeadRows {
   void* data;
   int64_t batch;
@@ -21,10 +21,10 @@ struct HeadRows {
 enum { kQueries, kKeys, kValues, kProbabilities, kOperands };
 
 struct QuantizedAttentionParams {
-  HeadRows x[3];           // queries, keys and values
-  HeadRows y;              // forward: the result; of the shape of queries
-  HeadRows gradient;       // backward: of the result
-  HeadRows of_x[3];        // backward: the gradients of queries, keys and values
+  HeadRows x[3];               // queries, keys and values
+  HeadRows y;                  // forward: the result; of the shape of queries
+  HeadRows gradient;           // backward: of the result
+  HeadRows of_x[3];            // backward: the gradients of queries, keys and values
   const float* scale[4];       // one element, or one for each head
   const float* zero_point[3];  // not rounded; the lowest code of probabilities stands for zero
   float* grad_scale[4];        // backward only, like scale
@@ -41,8 +41,8 @@ struct QuantizedAttentionParams {
   int64_t masks;
   double gradient_scale[4];
   float alpha;
-  int32_t bits[4];       // 2..16
-  int32_t per_head[4];   // whether each head has a grid of its own
+  int32_t bits[4];      // 2..16
+  int32_t per_head[4];  // whether each head has a grid of its own
   DType dtype;
 };
 

@@ -20,8 +20,8 @@ inline bool multiplies_codes() { return __builtin_cpu_supports("avx512vnni"); }
 // kCodes codes; a word of b holds those of one column.
 template <int kRows, int kVectors>
 __attribute__((target("avx512vnni"))) inline void multiply_codes_tile(const uint8_t* a, int64_t a_row, const int32_t* b,
-                                                                       int64_t b_depth, int64_t depth, int32_t* out,
-                                                                       int64_t out_row) {
+                                                                      int64_t b_depth, int64_t depth, int32_t* out,
+                                                                      int64_t out_row) {
   __m512i sums[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     __m512i columns[kVectors];
@@ -47,8 +47,8 @@ __attribute__((target("avx512vnni"))) inline void multiply_codes_tile(const uint
 
 // `rows` is a multiple of kTileRows, `columns` of kLanes.
 __attribute__((target("avx512vnni"))) inline void multiply_codes(const uint8_t* a, int64_t a_row, int64_t rows,
-                                                                  const int32_t* b, int64_t b_depth, int64_t columns,
-                                                                  int64_t depth, int32_t* out, int64_t out_row) {
+                                                                 const int32_t* b, int64_t b_depth, int64_t columns,
+                                                                 int64_t depth, int32_t* out, int64_t out_row) {
   int64_t c = 0;
   for (; c + 4 * kLanes <= columns; c += 4 * kLanes) {
     for (int64_t r = 0; r < rows; r += 4) {
@@ -64,7 +64,7 @@ __attribute__((target("avx512vnni"))) inline void multiply_codes(const uint8_t* 
 
 // The low 8 bits of whole numbers.
 inline void store_codes(uint8_t* target, Vector codes) {
-  const __m512i words = (__m512i)__builtin_convertvector(codes, Lanes);
+  const __m512i words = (__m512i) __builtin_convertvector(codes, Lanes);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm512_maskz_cvtepi32_epi8(0xffff, words));
 }
 

@@ -1,7 +1,7 @@
 // Attention on learned grids for one instruction set; what fake_quantize.cpp says about shared code holds here too.
 //
-// A head's codes, counted from that of zero, are laid out for products once. Then blocks of queries follow, whose rows of
-// logits, probabilities and slopes stay in cache: products of codes come first and are scaled afterwards.
+// A head's codes, counted from that of zero, are laid out for products once. Then blocks of queries follow, whose rows
+// of logits, probabilities and slopes stay in cache: products of codes come first and are scaled afterwards.
 #include "quantized_attention.h"
 
 #include <math.h>
@@ -260,7 +260,7 @@ struct Head {
   int64_t image;
   int64_t head;
   HeadGrid q, k, v, p;
-  float factor;  // of products of codes, in logits of base 2
+  float factor;   // of products of codes, in logits of base 2
   bool in_bytes;  // whether logits are from 8-bit codes
   bool rounded_in_bytes;
 
@@ -280,8 +280,8 @@ struct Head {
     // All sums are exact, as they are in float32.
     in_bytes = can && q.bits <= 8 && k.bits <= 8 && q.from_lowest() * k.largest() * width < kExact;
     // The sum of the probabilities' codes is; the zero point of values may not make up most of the result.
-    rounded_in_bytes = can && p.bits <= 8 && v.bits <= 8 && v.largest() <= 5.0f * -v.grid.low &&
-                       -2.0f * p.grid.low * columns < kExact;
+    rounded_in_bytes =
+        can && p.bits <= 8 && v.bits <= 8 && v.largest() <= 5.0f * -v.grid.low && -2.0f * p.grid.low * columns < kExact;
   }
 
   // Codes of rows, counted from that of zero. What is beside and below them is zero.
@@ -556,9 +556,7 @@ void backward_typed(const Params& params, int64_t image, int64_t at_head, float*
   write_gradients(head, kValues, head.v, 0, params.columns, memory.of_values, head.p.inverse(), memory, sums);
 }
 
-int64_t workspace(const Params& params, bool backward) {
-  return Memory(params, backward, nullptr).floats + kAlignment;
-}
+int64_t workspace(const Params& params, bool backward) { return Memory(params, backward, nullptr).floats + kAlignment; }
 
 void forward(const Params& params, int64_t image, int64_t head, float* workspace) {
   with_type(params.dtype, [&](auto tag) { forward_typed<decltype(tag)>(params, image, head, workspace); });

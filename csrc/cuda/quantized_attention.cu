@@ -2,8 +2,8 @@
 // queries; products are of codes, staged through shared memory, which are quantized whenever they are read.
 //
 // Rows of at most kHeld logits are computed once and stay in shared memory; longer ones are computed again in each
-// pass. Backward, the kernel of queries writes down what it knows of a row for the kernel of keys. Sums over blocks have
-// a place for each block, so that every run gives the same bits.
+// pass. Backward, the kernel of queries writes down what it knows of a row for the kernel of keys. Sums over blocks
+// have a place for each block, so that every run gives the same bits.
 #include "../quantized_attention.h"
 
 #include <algorithm>
@@ -185,9 +185,7 @@ struct Head {
   }
 
   // Which of the rows of logits of all heads.
-  __device__ __forceinline__ int64_t row_of(int row) const {
-    return (image * params.heads + head) * params.rows + row;
-  }
+  __device__ __forceinline__ int64_t row_of(int row) const { return (image * params.heads + head) * params.rows + row; }
   __device__ __forceinline__ bool has_logit(int row, int column) const {
     return row < params.rows && column < params.columns;
   }
@@ -224,11 +222,12 @@ struct Logits {
   }
 };
 
-__device__ __forceinline__ void write_logits(const Head& head, Stage& stage, Logits& logits, bool held,
-                                             int first_row, int first_column) {
+__device__ __forceinline__ void write_logits(const Head& head, Stage& stage, Logits& logits, bool held, int first_row,
+                                             int first_column) {
   Sums sums = {};
   multiply<false>(
-      stage, sums, static_cast<int>(head.params.width), [&](int row, int k) { return head.code<kQueries>(first_row + row, k); },
+      stage, sums, static_cast<int>(head.params.width),
+      [&](int row, int k) { return head.code<kQueries>(first_row + row, k); },
       [&](int column, int k) { return head.code<kKeys>(first_column + column, k); });
   for_own([&](int row, int column, int i, int j) {
     logits.at(held, row, first_column, column) = head.logit(sums[i][j], first_row + row, first_column + column);
@@ -247,8 +246,7 @@ __device__ __forceinline__ float sum_of_warp(float value) {
 }
 
 // The greatest logit of each row, and the inverse of the sum of exponentials in place of `sum`. NaN meets the sum.
-__device__ __forceinline__ void find_moments(const Head& head, Stage& stage, Logits& logits, bool held,
-                                             int first_row) {
+__device__ __forceinline__ void find_moments(const Head& head, Stage& stage, Logits& logits, bool held, int first_row) {
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;
   if (threadIdx.x < kTileRows) {
@@ -353,7 +351,8 @@ struct Workspace {
 __device__ __forceinline__ void multiply_values(const Head& head, Stage& stage, Sums& sums, int first_row,
                                                 int first_column) {
   multiply<false>(
-      stage, sums, static_cast<int>(head.params.width), [&](int row, int k) { return head.incoming(first_row + row, k); },
+      stage, sums, static_cast<int>(head.params.width),
+      [&](int row, int k) { return head.incoming(first_row + row, k); },
       [&](int column, int k) { return head.code<kValues>(first_column + column, k); });
 }
 
@@ -420,8 +419,8 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
           }
           slopes[row][column] = slope;
           if (there && chunk == 0 && params.grad_bias != nullptr) {
-            float* bias = params.workspace + workspace.bias +
-                          (index * params.rows + first_row + row) * params.columns + first + column;
+            float* bias = params.workspace + workspace.bias + (index * params.rows + first_row + row) * params.columns +
+                          first + column;
             *bias = image == begin ? slope : *bias + slope;
           }
         });
@@ -459,10 +458,12 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
     for (int first = 0; first < params.rows; first += kTileColumns) {
       Sums products = {}, sums = {};
       multiply<false>(
-          stage, products, static_cast<int>(params.width), [&](int row, int k) { return head.code<kKeys>(first_key + row, k); },
+          stage, products, static_cast<int>(params.width),
+          [&](int row, int k) { return head.code<kKeys>(first_key + row, k); },
           [&](int column, int k) { return head.code<kQueries>(first + column, k); });
       multiply<false>(
-          stage, sums, static_cast<int>(params.width), [&](int row, int k) { return head.code<kValues>(first_key + row, k); },
+          stage, sums, static_cast<int>(params.width),
+          [&](int row, int k) { return head.code<kValues>(first_key + row, k); },
           [&](int column, int k) { return head.incoming(first + column, k); });
       for_own([&](int row, int column, int i, int j) {
         float code = 0.0f, slope = 0.0f;
@@ -505,7 +506,8 @@ __device__ __forceinline__ Total merge(const Total& a, const Total& b) { return 
 
 // Block (i, head) adds up sum i: of the scales of queries, probabilities, keys and values, and then of the zero points
 // of queries, keys and values.
-__global__ void __launch_bounds__(kThreads, kMinimumBlocks) attention_total_kernel(const Params params, const ImageParts parts) {
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
+    attention_total_kernel(const Params params, const ImageParts parts) {
   constexpr int kOperandOf[kAttentionSums] = {kQueries, kProbabilities, kKeys, kValues, kQueries, kKeys, kValues};
   constexpr int kPlace[kAttentionSums] = {0, 1, 0, 2, 2, 1, 3};
   const int i = blockIdx.x % kAttentionSums;
@@ -535,7 +537,8 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) attention_total_kern
   }
 }
 
-__global__ void __launch_bounds__(kThreads, kMinimumBlocks) attention_bias_kernel(const Params params, const ImageParts parts) {
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
+    attention_bias_kernel(const Params params, const ImageParts parts) {
   const int64_t size = params.heads * params.rows * params.columns;
   const float* terms = params.workspace + Workspace(params, parts).bias;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;

@@ -66,8 +66,8 @@ struct Arguments {
   QuantizedAttentionParams params{};
 
   Arguments(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor (&scales)[4],
-            const Tensor (&zero_points)[3], const Optional& given_bias, const Optional& given_mask, at::IntArrayRef bits,
-            double alpha) {
+            const Tensor (&zero_points)[3], const Optional& given_bias, const Optional& given_mask,
+            at::IntArrayRef bits, double alpha) {
     const Tensor* given[] = {&q, &k, &v};
     params.dtype = check_dtype(op, "q", q);
     for (int i = 0; i < 3; ++i) {
@@ -166,7 +166,8 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
 }
 
 // Writes the gradients of grids from the sums of every part and head, and adds up those of the bias.
-void finish(const QuantizedAttentionParams& params, const std::vector<double>& sums, const std::vector<float>& of_bias) {
+void finish(const QuantizedAttentionParams& params, const std::vector<double>& sums,
+            const std::vector<float>& of_bias) {
   const int64_t parts = image_parts(params).count;
   for (int i = 0; i < kAttentionSums; ++i) {
     const int operand = i % kOperands;
@@ -258,8 +259,8 @@ Eleven backward(const Tensor& gradient, const Tensor& q, const Tensor& k, const 
     of_k.written.zero_();
     of_v.written.zero_();
   }
-  return {of_q.finished(), of_k.finished(), of_v.finished(), scales[0],     zero_points[0], scales[1],
-          zero_points[1],  scales[2],       zero_points[2],  scales[3],     bias_gradient};
+  return {of_q.finished(), of_k.finished(), of_v.finished(), scales[0], zero_points[0], scales[1],
+          zero_points[1],  scales[2],       zero_points[2],  scales[3], bias_gradient};
 }
 
 template <Device device>

@@ -10,9 +10,12 @@ from synq_fast.ops._checks import DTYPES, check_bits, check_gradient, check_scal
 from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import like, register
 from synq_fast.ops._tensor_checks import check_number
-from synq_fast.reference.quantized_attention import grids_of, per_operand
+from synq_fast.reference.quantized_attention import (
+    grids_of,
+    per_operand,
+    quantized_attention_gradients,
+)
 from synq_fast.reference.quantized_attention import quantized_attention as _plain
-from synq_fast.reference.quantized_attention import quantized_attention_gradients
 
 Tensor = torch.Tensor
 GRIDS = ("q_scale", "q_zero_point", "k_scale", "k_zero_point", "v_scale", "v_zero_point", "p_scale")
@@ -144,7 +147,7 @@ def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: An
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     *grids, bias, mask, bits, alpha, _ = arguments
-    return like(_plain(q, k, v, *grids, list(bits), alpha=alpha, bias=bias, mask=mask), q)
+    return like(_plain(q, k, v, *grids, bits=bits, alpha=alpha, bias=bias, mask=mask), q)
 
 
 def _reference_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Any:
@@ -291,7 +294,7 @@ def quantized_attention(
     if op is None or any(type(width) is not int for width in widths):
         _op.check(*arguments)
         return _plain(
-            q, k, v, *grids, widths, alpha=alpha, bias=bias, mask=mask, gradient_scale=factors
+            q, k, v, *grids, bits=widths, alpha=alpha, bias=bias, mask=mask, gradient_scale=factors
         )
     try:
         result: Tensor = op(*arguments)
