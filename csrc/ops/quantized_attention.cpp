@@ -144,10 +144,11 @@ template <Device device>
 Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_scale, const Tensor& q_zero_point,
                const Tensor& k_scale, const Tensor& k_zero_point, const Tensor& v_scale, const Tensor& v_zero_point,
                const Tensor& p_scale, const Optional& bias, const Optional& mask, at::IntArrayRef bits, double alpha,
-               at::ArrayRef<double>) {
+               at::ArrayRef<double> gradient_scales) {
   const Guard<device> guard(q);
   Arguments given("quantized_attention", q, k, v, {q_scale, k_scale, v_scale, p_scale},
                   {q_zero_point, k_zero_point, v_zero_point}, bias, mask, bits, alpha);
+  require(gradient_scales.size() == kOperands, "quantized_attention", "gradient_scales");
   Result y(q);
   if (q.numel() == 0) return y.wanted;
   QuantizedAttentionParams& params = given.params;

@@ -9,8 +9,8 @@ from synq_fast.engine.saved_model import build_student
 from synq_fast.graph.trace import trace
 from synq_fast.quant import BitWidths, fused, held_weights, observing
 from synq_fast.quant.activations import bypassing
-from synq_fast.quant.fusion import joined
 from synq_fast.quant.attention_fusion import QuantizedAttention
+from synq_fast.quant.fusion import joined
 from synq_fast.quant.learned_fusion import (
     QuantizedGelu,
     QuantizedLayerNorm,
