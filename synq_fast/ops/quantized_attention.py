@@ -146,8 +146,9 @@ def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: An
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
-    *grids, bias, mask, bits, alpha, _ = arguments
-    return like(_plain(q, k, v, *grids, bits=bits, alpha=alpha, bias=bias, mask=mask), q)
+    bias, mask, bits, alpha, _ = arguments[7:]
+    given = dict(zip(GRIDS, arguments, strict=False))
+    return like(_plain(q, k, v, **given, bits=bits, alpha=alpha, bias=bias, mask=mask), q)
 
 
 def _reference_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Any:
@@ -293,8 +294,9 @@ def quantized_attention(
     op = _op.on(q)
     if op is None or any(type(width) is not int for width in widths):
         _op.check(*arguments)
+        named: Any = dict(zip(GRIDS, grids, strict=True))
         return _plain(
-            q, k, v, *grids, bits=widths, alpha=alpha, bias=bias, mask=mask, gradient_scale=factors
+            q, k, v, **named, bits=widths, alpha=alpha, bias=bias, mask=mask, gradient_scale=factors
         )
     try:
         result: Tensor = op(*arguments)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,18 +23,13 @@ _RESHAPING = frozenset({"view", "reshape"})
 class QuantizedAttention(nn.Module):
     """Two products and the softmax between them, with the quantizers of what is multiplied."""
 
-    def __init__(
-        self,
-        queries: ActivationQuantizer,
-        keys: ActivationQuantizer,
-        values: ActivationQuantizer,
-        probabilities: ActivationQuantizer,
-        factor: float | None,
-    ) -> None:
-        """Share the quantizers; ``factor`` is what the logits are multiplied by, if anything."""
+    def __init__(self, quantizers: Sequence[ActivationQuantizer], factor: float | None) -> None:
+        """Share the quantizers of queries, keys, values and probabilities.
+
+        ``factor`` is what the logits are multiplied by, if anything.
+        """
         super().__init__()
-        self.queries, self.keys, self.values = queries, keys, values
-        self.probabilities = probabilities
+        self.queries, self.keys, self.values, self.probabilities = quantizers
         self.factor = factor
 
     def forward(
@@ -63,18 +58,23 @@ class QuantizedAttention(nn.Module):
         # The factor on a grid's gradients follows from the elements of an image.
         shapes = (q, k, v, q.new_empty((1, *q.shape[1:3], v.shape[2]), device="meta"))
         pairs = [one.learned(x) for one, x in zip(quantizers, shapes, strict=True)]
-        grids = [value for grid, _ in pairs[:3] for value in (grid.scale, grid.zero_point)]
+        of_q, of_k, of_v, of_p = (grid for grid, _ in pairs)
         return ops.quantized_attention(
             q,
             k.transpose(-2, -1),
             v,
-            *grids,
-            pairs[3][0].scale,
-            tuple(one.bits for one in quantizers),
+            of_q.scale,
+            of_q.zero_point,
+            of_k.scale,
+            of_k.zero_point,
+            of_v.scale,
+            of_v.zero_point,
+            of_p.scale,
+            [one.bits for one in quantizers],
             alpha=1.0 if self.factor is None else self.factor,
             bias=bias,
             mask=None if mask is None else mask[0, :, 0],
-            gradient_scale=tuple(factor for _, factor in pairs),
+            gradient_scale=[factor for _, factor in pairs],
         )
 
     def _separately(
@@ -97,11 +97,12 @@ class _Match:
     """An attention in a graph."""
 
     inputs: tuple[fx.Node, fx.Node, fx.Node]
-    quantizers: list[ActivationQuantizer]
-    factor: float | None = None
-    bias: fx.Node | None = None
-    mask: fx.Node | None = None
-    absorbed: list[fx.Node] = field(default_factory=list)
+    quantizers: tuple[ActivationQuantizer, ...]
+    """Of queries, keys, values and probabilities."""
+    factor: float | None
+    bias: fx.Node | None
+    mask: fx.Node | None
+    absorbed: list[fx.Node]
     """What the op replaces, each node before those that it reads."""
 
 
@@ -117,7 +118,8 @@ def fuse_attentions(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
         if match is None:
             continue
         name = f"fused_{node.name}"
-        module.add_submodule(name, QuantizedAttention(*match.quantizers, match.factor))
+        joined = QuantizedAttention(match.quantizers, match.factor)
+        module.add_submodule(name, joined)
         with module.graph.inserting_before(node):
             made = module.graph.call_module(name, (*match.inputs, match.bias, match.mask))
         made.meta = dict(node.meta)
@@ -185,7 +187,7 @@ def _match(module: fx.GraphModule, node: fx.Node, keep: Collection[str]) -> _Mat
         return None
     order = {found: place for place, found in enumerate(module.graph.nodes)}
     absorbed.sort(key=order.__getitem__, reverse=True)
-    return _Match((q, k, v), [of_q, of_k, of_v, of_p], factor, bias, mask, absorbed)
+    return _Match((q, k, v), (of_q, of_k, of_v, of_p), factor, bias, mask, absorbed)
 
 
 def _operands(node: fx.Node) -> tuple[object, object] | None:

@@ -5,13 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from synq_fast.reference._affine import along_axis, as_range
+from synq_fast.reference._affine import along_axis, as_range, clamp_codes, unclamped_codes
 from synq_fast.reference._precision import to_compute
 from synq_fast.reference.fake_quantize_learned import (
-    clamp_codes,
     fake_quantize_learned,
     learned_gradients,
-    unclamped_codes,
     whole,
 )
 

@@ -21,9 +21,8 @@ SHAPES = {
     (2, 2, 33, 40, 24): "a tile of CUDA and of Triton, and one more",
 }
 LONG = {
-    (4, 3, 49, 49, 32): "windows of Swin",
-    (1, 1, 70, 300, 9): "more keys than a block of Triton",
-    (1, 2, 12, 1100, 8): "rows longer than are held",
+    (2, 2, 49, 49, 32): "windows of Swin",
+    (1, 1, 35, 270, 9): "rows longer than are held by CUDA",
 }
 LARGE = {(2, 3, 197, 197, 64): "DeiT-Tiny"}
 
@@ -48,15 +47,13 @@ def call(
 def grids(bits: Any, columns: int, heads: int | None = None) -> list[Tensor]:
     """Returns grids that clip some of both ends, and of the most likely probabilities."""
     widths = bits if isinstance(bits, tuple) else (bits,) * 4
-    found = []
+    found: list[Tensor] = []
     for place, width in enumerate(widths[:3]):
         scale = (2**width - 1) / (3.0 + 0.5 * place)
-        pair = constant(scale), constant(scale * (-1.6 + 0.2 * place) + 2 ** (width - 1) + 0.3)
+        pair = [constant(scale), constant(scale * (-1.6 + 0.2 * place) + 2 ** (width - 1) + 0.3)]
         if heads is not None:
-            pair = tuple(
-                value * torch.linspace(0.9, 1.2, heads, dtype=torch.float32, device="cpu")
-                for value in pair
-            )
+            each = torch.linspace(0.9, 1.2, heads, dtype=torch.float32, device="cpu")
+            pair = [value * each for value in pair]
         found += pair
     return [*found, constant((2 ** widths[3] - 1) * max(1.0, columns / 8))]
 
@@ -129,7 +126,7 @@ def _axis(scale: Tensor) -> int | None:
 
 def _logits(q: Tensor, k: Tensor, bias: Tensor, options: Any) -> Tensor:
     """The definition of logits, from quantized operands."""
-    logits = options.get("alpha", 1.0) * (q @ k.transpose(-2, -1))
+    logits: Tensor = options.get("alpha", 1.0) * (q @ k.transpose(-2, -1))
     if options.get("summand", True):
         logits = logits + bias.reshape(logits.shape[1:]).to(logits.dtype)
     mask = options.get("mask")
@@ -212,7 +209,6 @@ def units(sample: Sample) -> tuple[Any, ...]:
         sums += [_total(part, pairs[2 * place]) for part in (term / s, (of_x + 1e-6 * largest) / s)]
     rounding = (p * relative + 3e-7 * (8 + float(half)) * step) * step
     p_terms = greatest * (rounding + found.turned * step**2 + 2e-6 * level * step)
-    # Together with the greatest of a vector: rows of values may all be zero.
     return of_y, of_q, of_k, of_v.expand_as(v), *sums, p_terms.sum(), of_t.sum(0).flatten()
 
 
