@@ -179,11 +179,11 @@ struct Summands {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-// Turns products into powers of two, exponentials of the logits, and returns the inverse of their sum. `factor` is that
-// of products in logits of base 2. Beyond the row there are zeros.
+// Turns products into logits, and returns the greatest. `factor` is that of products in logits of base 2. Beyond the
+// row there are minus infinities.
 template <typename Load>
-float exponentials(float* row, int64_t count, int64_t padded, float factor, const Summands& summands, Load products) {
-  // NaN is passed over: it meets the sum later.
+float write_logits(float* row, int64_t count, int64_t padded, float factor, const Summands& summands, Load products) {
+  // NaN is passed over: it meets the sum of exponentials.
   Vector most = Vector{} - INFINITY;
   const bool plain = summands.bias == nullptr && summands.mask == nullptr;
   for_each_vector(0, count, [&](int64_t i, auto lanes) {
@@ -195,14 +195,15 @@ float exponentials(float* row, int64_t count, int64_t padded, float factor, cons
       value += summand * kLog2E;
     }
     store_vector(row + i, value);
-    if constexpr (!std::is_same_v<decltype(lanes), Whole>) {
-      fill(row + count, padded - count, -INFINITY);
-      value = load_vector(row + i);
-    }
-    most = value > most ? value : most;
+    if constexpr (!std::is_same_v<decltype(lanes), Whole>) value = lanes.load(row + i, -INFINITY);
+    most = larger(value, most);
   });
   fill(row + count, padded - count, -INFINITY);
-  const float greatest = folded(most, [](Vector a, Vector b) { return a > b ? a : b; });
+  return folded(most, [](Vector a, Vector b) { return a > b ? a : b; });
+}
+
+// Turns logits of base 2 into powers, exponentials, and returns the inverse of their sum.
+inline float write_exponentials(float* row, int64_t padded, float greatest) {
   float total = 0.0f;
   for_each_stretch(padded, [&](int64_t begin, int64_t end) {
     Vector sum = {};
@@ -226,10 +227,7 @@ struct VectorGrid {
         low(broadcast(grid.grid.low)),
         high(broadcast(grid.grid.high)) {}
 
-  static Vector between(Vector x, Vector least, Vector most) {
-    x = x < least ? least : x;
-    return x > most ? most : x;
-  }
+  static Vector between(Vector x, Vector least, Vector most) { return smaller(most, larger(least, x)); }
   static Vector round(Vector x) { return (x + 12582912.0f) - 12582912.0f; }
 
   // Counted from that of zero.
@@ -354,18 +352,34 @@ struct Head {
                    memory.stride);
   }
 
-  // Turns a row of products of a block into exponentials.
-  float exponentials_of(int64_t first, int64_t row, const Memory& memory) const {
+  // Turns a row of products of a block into logits, and returns the greatest.
+  float write_row(int64_t first, int64_t row, const Memory& memory) const {
     float* values = memory.logits + row * memory.stride;
     const Summands summands(params, image, head, first + row);
     if (!in_bytes) {
-      return exponentials(values, params.columns, memory.columns, factor, summands,
+      return write_logits(values, params.columns, memory.columns, factor, summands,
                           [&](int64_t i) { return load_vector(values + i); });
     }
     const float of_row = memory.of_row[row];
-    return exponentials(values, params.columns, memory.columns, factor, summands, [&](int64_t i) {
+    return write_logits(values, params.columns, memory.columns, factor, summands, [&](int64_t i) {
       return load_sums(values + i) + (load_vector(memory.of_column + i) + of_row);
     });
+  }
+
+  // Turns rows of products of a block into exponentials, and calls then(row, the inverse of their sum). Step by step
+  // for several rows: what a step needs of a whole row is there by the time the others had theirs.
+  template <typename Then>
+  void for_each_row(int64_t first, int64_t count, const Memory& memory, Then then) const {
+    constexpr int64_t kGroup = 8;
+    float known[kGroup];
+    for (int64_t begin = 0; begin < count; begin += kGroup) {
+      const int64_t rows = count - begin < kGroup ? count - begin : kGroup;
+      for (int64_t i = 0; i < rows; ++i) known[i] = write_row(first, begin + i, memory);
+      for (int64_t i = 0; i < rows; ++i) {
+        known[i] = write_exponentials(memory.logits + (begin + i) * memory.stride, memory.columns, known[i]);
+      }
+      for (int64_t i = 0; i < rows; ++i) then(begin + i, known[i]);
+    }
   }
 };
 

@@ -49,16 +49,28 @@ __attribute__((target("avx512vnni"))) inline void multiply_codes_tile(const uint
 __attribute__((target("avx512vnni"))) inline void multiply_codes(const uint8_t* a, int64_t a_row, int64_t rows,
                                                                  const int32_t* b, int64_t b_depth, int64_t columns,
                                                                  int64_t depth, int32_t* out, int64_t out_row) {
+  constexpr int kRows = 4, kMost = 5;
+  // As even tiles as there can be.
+  const int64_t vectors = columns / kLanes, tiles = (vectors + kMost - 1) / kMost;
   int64_t c = 0;
-  for (; c + 4 * kLanes <= columns; c += 4 * kLanes) {
-    for (int64_t r = 0; r < rows; r += 4) {
-      multiply_codes_tile<4, 4>(a + r * a_row, a_row, b + c, b_depth, depth, out + r * out_row + c, out_row);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t width = vectors / tiles + (tile < vectors % tiles);
+    for (int64_t r = 0; r < rows; r += kRows) {
+      const uint8_t* codes = a + r * a_row;
+      int32_t* target = out + r * out_row + c;
+      if (width == 5) {
+        multiply_codes_tile<kRows, 5>(codes, a_row, b + c, b_depth, depth, target, out_row);
+      } else if (width == 4) {
+        multiply_codes_tile<kRows, 4>(codes, a_row, b + c, b_depth, depth, target, out_row);
+      } else if (width == 3) {
+        multiply_codes_tile<kRows, 3>(codes, a_row, b + c, b_depth, depth, target, out_row);
+      } else if (width == 2) {
+        multiply_codes_tile<kRows, 2>(codes, a_row, b + c, b_depth, depth, target, out_row);
+      } else {
+        multiply_codes_tile<kRows, 1>(codes, a_row, b + c, b_depth, depth, target, out_row);
+      }
     }
-  }
-  for (; c < columns; c += kLanes) {
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-      multiply_codes_tile<kTileRows, 1>(a + r * a_row, a_row, b + c, b_depth, depth, out + r * out_row + c, out_row);
-    }
+    c += width * kLanes;
   }
 }
 

@@ -42,7 +42,7 @@ inline Vector exp(Vector x) {
 
 // 2^x for x <= 0 to a relative 2e-7, 0 where that is below half of the least number. NaN gives NaN.
 inline Vector exp2_to_zero(Vector x) {
-  const Vector bounded = x < -151.0f ? Vector{} - 151.0f : x;
+  const Vector bounded = larger(Vector{} - 151.0f, x);
   const Vector shifted = bounded + 12582912.0f;
   const Vector n = shifted - 12582912.0f;
   const Vector r = bounded - n;

@@ -77,9 +77,7 @@ void forward_typed(const Params& params, int64_t image, int64_t at_head, float* 
   for (int64_t first = 0; first < params.rows; first += memory.block) {
     const int64_t count = params.rows - first < memory.block ? params.rows - first : memory.block;
     head.multiply_keys(first, count, round_up(count, kTileRows), memory);
-    for (int64_t row = 0; row < count; ++row) {
-      round_row(head, row, head.exponentials_of(first, row, memory), memory);
-    }
+    head.for_each_row(first, count, memory, [&](int64_t row, float inverse) { round_row(head, row, inverse, memory); });
     write_result(head, first, count, memory);
   }
 }
@@ -174,15 +172,14 @@ void backward_typed(const Params& params, int64_t image, int64_t at_head, float*
     read_gradient(head, first, count, padded, memory);
     product(memory.incoming, memory.width, 1, padded, memory.values_across, memory.stride, memory.columns, params.width,
             memory.slopes, memory.stride);
-    for (int64_t row = 0; row < count; ++row) {
-      const float inverse = head.exponentials_of(first, row, memory);
+    head.for_each_row(first, count, memory, [&](int64_t row, float inverse) {
       float* slopes = memory.slopes + row * memory.stride;
       sums[kProbabilities] += write_slopes(memory.logits + row * memory.stride, slopes, params.columns, memory.columns,
                                            inverse, head.v.inverse(), head.p, memory.line);
-      if (of_bias == nullptr) continue;
+      if (of_bias == nullptr) return;
       float* __restrict bias = of_bias + (first + row) * params.columns;
       for (int64_t i = 0; i < params.columns; ++i) bias[i] += slopes[i];
-    }
+    });
     product<true>(memory.logits, 1, memory.stride, memory.columns, memory.incoming, memory.width, memory.width, count,
                   memory.of_values, memory.width);
     product<true>(memory.slopes, 1, memory.stride, memory.columns, memory.queries, memory.width, memory.width, count,

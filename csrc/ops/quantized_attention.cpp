@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -155,9 +156,9 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   params.y = y.rows();
   if constexpr (device == Device::kCPU) {
     for_each_part(params.batch * params.heads, weight_of(given), [&](int64_t begin, int64_t end) {
-      std::vector<float> workspace(kernels().workspace(params, false));
+      const std::unique_ptr<float[]> workspace(new float[kernels().workspace(params, false)]);
       for (int64_t i = begin; i < end; ++i) {
-        kernels().forward(params, i / params.heads, i % params.heads, workspace.data());
+        kernels().forward(params, i / params.heads, i % params.heads, workspace.get());
       }
     });
   } else {
@@ -201,12 +202,12 @@ void backward_on_cpu(const QuantizedAttentionParams& params, int64_t weight) {
   std::vector<double> sums(parts.count * params.heads * kAttentionSums);
   std::vector<float> of_bias(params.grad_bias == nullptr ? 0 : parts.count * params.heads * matrix);
   for_each_part(parts.count * params.heads, 2 * parts.size * weight, [&](int64_t begin, int64_t end) {
-    std::vector<float> workspace(kernels().workspace(params, true));
+    const std::unique_ptr<float[]> workspace(new float[kernels().workspace(params, true)]);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i / params.heads * parts.size;
       float* bias = of_bias.empty() ? nullptr : of_bias.data() + i * matrix;
       for (int64_t image = first; image < std::min(first + parts.size, params.batch); ++image) {
-        kernels().backward(params, image, i % params.heads, workspace.data(), &sums[i * kAttentionSums], bias);
+        kernels().backward(params, image, i % params.heads, workspace.get(), &sums[i * kAttentionSums], bias);
       }
     }
   });
