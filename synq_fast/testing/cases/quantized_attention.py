@@ -50,12 +50,12 @@ def grids(bits: Any, columns: int, heads: int | None = None) -> list[Tensor]:
     found: list[Tensor] = []
     for place, width in enumerate(widths[:3]):
         scale = (2**width - 1) / (3.0 + 0.5 * place)
-        pair = [constant(scale), constant(scale * (-1.6 + 0.2 * place) + 2 ** (width - 1) + 0.3)]
-        if heads is not None:
-            each = torch.linspace(0.9, 1.2, heads, dtype=torch.float32, device="cpu")
-            pair = [value * each for value in pair]
-        found += pair
-    return [*found, constant((2 ** widths[3] - 1) * max(1.0, columns / 8))]
+        found += constant(scale), constant(scale * (0.2 * place - 1.6) + 2 ** (width - 1) + 0.3)
+    found.append(constant((2 ** widths[3] - 1) * max(1.0, columns / 8)))
+    if heads is None:
+        return found
+    each = torch.linspace(0.9, 1.2, heads, dtype=torch.float32, device="cpu")
+    return [value * each for value in found]
 
 
 def operands(batch: int, heads: int, rows: int, columns: int, width: int) -> list[Tensor]:
@@ -98,7 +98,7 @@ def inputs() -> Iterator[Sample]:
             if turn % 4 == 2:
                 options["mask"] = masks(max(batch, 1), rows, columns)
             bias = noise(heads * rows * columns, seed=turn)
-            each = heads if turn % 3 == 1 else None
+            each = heads if turn % 4 == 3 else None
             tensors = *operands(*shape), *grids(bits, columns, each), bias
             yield Sample(reason, tensors, options, **flags)
             turn += 1
@@ -183,17 +183,24 @@ def units(sample: Sample) -> tuple[Any, ...]:
     size = abs(alpha) * (near[0].abs() @ near[1].abs().transpose(-2, -1))
     size = size + logits.nan_to_num(0.0, 0.0, 0.0).abs()
     relative = 5e-7 + 3e-7 * size.amax(-1, keepdim=True)
-    found = undecided(p, p * relative, p_scale, half, widths[3])
-    step = found.step
-    turned = found.turned.double() * (1.001 * step)
+    each = [
+        undecided(p[:, i], p[:, i] * relative[:, i], one, half, widths[3])
+        for i, one in enumerate(p_scale.expand(p.shape[1]))
+    ]
+    turned, entered = (
+        torch.stack(parts, 1)
+        for parts in ([one.turned for one in each], [one.entered for one in each])
+    )
+    step = 1 / scales[3]
+    of_codes = turned.double() * (1.001 * step)
     level = p + step
     values = near[2].abs()
-    of_y = turned @ values + 1e-6 * (level @ values)
-    of_v = LARGEST * (turned + 1e-6 * level).transpose(-2, -1).sum(-1, keepdim=True)
+    of_y = of_codes @ values + 1e-6 * (level @ values)
+    of_v = LARGEST * (of_codes + 1e-6 * level).transpose(-2, -1).sum(-1, keepdim=True)
     # The greatest gradient of a probability, and what is off in those of logits.
     greatest = LARGEST * values.sum(-1).amax(-1)[..., None, None]
-    entered = found.entered.any(-1, keepdim=True)
-    of_t = p * greatest * (4 * relative + 4e-6 + 2.0 * entered)
+    # Roundings are far from all the worst and of one sign.
+    of_t = p * greatest * (0.4 * relative + 4e-7 + 2.0 * entered.any(-1, keepdim=True))
     of_q, of_k = (
         abs(alpha) * (part @ other.abs())
         for part, other in ((of_t, near[1]), (of_t.transpose(-2, -1), near[0]))
@@ -205,11 +212,12 @@ def units(sample: Sample) -> tuple[Any, ...]:
         if bound is not None:
             other = p if place == 0 else p.transpose(-2, -1)
             largest = 2 * abs(alpha) * greatest * (other @ bound.abs())
-        term = of_x * (y + 1 / s) + (largest + of_x) * 3e-7 * (8 + z.abs()) / s
-        sums += [_total(part, pairs[2 * place]) for part in (term / s, (of_x + 1e-6 * largest) / s)]
+        term = of_x * (y + 1 / s) + (largest + of_x) * 3e-8 * (8 + z.abs()) / s
+        sums += [_total(part, pairs[2 * place]) for part in (term / s, (of_x + 1e-7 * largest) / s)]
     rounding = (p * relative + 3e-7 * (8 + float(half)) * step) * step
-    p_terms = greatest * (rounding + found.turned * step**2 + 2e-6 * level * step)
-    return of_y, of_q, of_k, of_v.expand_as(v), *sums, p_terms.sum(), of_t.sum(0).flatten()
+    p_terms = greatest * (rounding + turned * step**2 + 2e-6 * level * step)
+    sums.append(_total(p_terms, pairs[6]))
+    return of_y, of_q, of_k, of_v.expand_as(v), *sums, of_t.sum(0).flatten()
 
 
 def nearest(q: Tensor, k: Tensor, v: Tensor, *given: Tensor) -> Any:
