@@ -64,9 +64,9 @@ def bench_quantized_attention(
     expected = fused(reference)
     ours, omitted = columns.our_columns(fused, ops)
     for column, call in ours.items():
-        # A code of a probability that rounding turns changes a row by a step.
-        error = (call()[0] - expected[0]).norm() / expected[0].norm()
-        assert error < 1e-3, f"{column} differs"
+        # A code of a probability that rounding turns changes its row.
+        error = (call()[0] - expected[0]).abs().amax(-1) / expected[0].abs().max()
+        assert (error > 1e-5).float().mean() < 1e-3, f"{column} differs"
     rows: dict[str, Callable[[], object]] = dict(ours)
     rows[SEPARATE] = separate
     rows[FLOAT] = floating

@@ -55,9 +55,8 @@ class QuantizedAttention(nn.Module):
         masked = mask is None or not mask.requires_grad
         if not masked or not all(one.is_grid(q, trained) for one in quantizers):
             return self._separately(q, k, v, bias, mask)
-        # The factor on a grid's gradients follows from the elements of an image.
-        shapes = (q, k, v, q.new_empty((1, *q.shape[1:3], v.shape[2]), device="meta"))
-        pairs = [one.learned(x) for one, x in zip(quantizers, shapes, strict=True)]
+        shapes = (q.shape, k.shape, v.shape, (*q.shape[:3], v.shape[2]))
+        pairs = [one.learned(shape) for one, shape in zip(quantizers, shapes, strict=True)]
         of_q, of_k, of_v, of_p = (grid for grid, _ in pairs)
         return ops.quantized_attention(
             q,

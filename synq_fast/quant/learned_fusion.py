@@ -31,7 +31,7 @@ class QuantizedFunction(nn.Module, ABC):
         if not quantizer.quantizes_all(x):
             y: Tensor = quantizer(self.function(x, *parameters))
             return y
-        grid, factor = quantizer.learned(x)
+        grid, factor = quantizer.learned(x.shape)
         return self.quantized(x, *parameters, grid=grid, gradient_scale=factor)
 
     @abstractmethod
