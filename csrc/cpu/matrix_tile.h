@@ -26,8 +26,8 @@ struct Factors {
   int64_t depth;
 };
 
-// out = sum of the products, for kTileRows rows and kVectors vectors of columns.
-template <int kVectors, int kCount>
+// out = sum of the products, with kAdd out += it, for kTileRows rows and kVectors vectors of columns.
+template <int kVectors, bool kAdd, int kCount>
 inline void multiply_tile(const Factors (&factors)[kCount], int64_t row, int64_t column, float* out, int64_t out_row) {
   Vector sums[kTileRows][kVectors] = {};
   for (int part = 0; part < kCount; ++part) {
@@ -40,9 +40,9 @@ inline void multiply_tile(const Factors (&factors)[kCount], int64_t row, int64_t
       for (int v = 0; v < kVectors; ++v) columns[v] = load_vector(b + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kTileRows; ++r) {
-        const float factor = a[r * f.a_row];
+        const Vector factor = broadcast(a[r * f.a_row]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += factor * columns[v];
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(factor, columns[v], sums[r][v]);
       }
       a += f.a_depth;
       b += f.b_depth;
@@ -51,13 +51,16 @@ inline void multiply_tile(const Factors (&factors)[kCount], int64_t row, int64_t
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store_vector(out + r * out_row + v * kLanes, sums[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* place = out + r * out_row + v * kLanes;
+      store_vector(place, kAdd ? load_vector(place) + sums[r][v] : sums[r][v]);
+    }
   }
 }
 
 // out[r, c] for r in [row, row + rows) and c in [column, column_end); rows is a multiple of kTileRows, the columns of
 // kLanes. out points at (row, column).
-template <int kCount>
+template <int kCount, bool kAdd = false>
 void multiply(const Factors (&factors)[kCount], int64_t row, int64_t rows, int64_t column, int64_t column_end,
               float* out, int64_t out_row) {
   for (int64_t c = column; c < column_end; c += kTileVectors * kLanes) {
@@ -65,11 +68,11 @@ void multiply(const Factors (&factors)[kCount], int64_t row, int64_t rows, int64
     for (int64_t r = 0; r < rows; r += kTileRows) {
       float* target = out + r * out_row + (c - column);
       if (vectors >= 3) {
-        multiply_tile<3>(factors, row + r, c, target, out_row);
+        multiply_tile<3, kAdd>(factors, row + r, c, target, out_row);
       } else if (vectors == 2) {
-        multiply_tile<2>(factors, row + r, c, target, out_row);
+        multiply_tile<2, kAdd>(factors, row + r, c, target, out_row);
       } else {
-        multiply_tile<1>(factors, row + r, c, target, out_row);
+        multiply_tile<1, kAdd>(factors, row + r, c, target, out_row);
       }
     }
   }

@@ -45,6 +45,28 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
 #endif
 }
 
+// The larger of both; b where one of them is NaN.
+inline Vector larger(Vector a, Vector b) {
+#if defined(__FMA__) && SYNQ_VECTOR_BYTES == 64
+  return (Vector)_mm512_maskz_max_ps(-1, (__m512)a, (__m512)b);
+#elif defined(__FMA__) && SYNQ_VECTOR_BYTES == 32
+  return (Vector)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// The smaller of both; b where one of them is NaN.
+inline Vector smaller(Vector a, Vector b) {
+#if defined(__FMA__) && SYNQ_VECTOR_BYTES == 64
+  return (Vector)_mm512_maskz_min_ps(-1, (__m512)a, (__m512)b);
+#elif defined(__FMA__) && SYNQ_VECTOR_BYTES == 32
+  return (Vector)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // Lane i is a's lane where[i] or, from kLanes on, b's lane where[i] - kLanes.
 inline Vector shuffle(Vector a, Vector b, Lanes where) {
 #if defined(__clang__)

@@ -17,6 +17,7 @@ TYPES = {
     "Tensor?": ("const std::optional<Tensor>&", "", ""),
     "Tensor[]": ("at::TensorList", "", ""),
     "int": ("int64_t", "{}", "toInt()"),
+    "int[]": ("at::IntArrayRef", "{}.vec()", "toIntVector()"),
     "int?": ("std::optional<int64_t>", "{}", "toOptional<int64_t>()"),
     "SymInt": ("c10::SymInt", "{}", "toSymInt()"),
     "SymInt[]": ("c10::SymIntArrayRef", "{}", "toSymIntVector()"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,27 @@ def is_softmax(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if isinstance(called_module(graph_module, node), nn.Softmax):
         return True
     return called_name(node) == "softmax"
+
+
+def is_softmax_of_rows(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a softmax is over the last dimension, in the type of what it reads."""
+    called = called_module(graph_module, node)
+    if isinstance(called, nn.Softmax):
+        dim: Any = called.dim
+    else:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    shape = shape_of(node)
+    last = shape is not None and dim in (-1, len(shape) - 1)
+    return is_softmax(graph_module, node) and last and node.kwargs.get("dtype") is None
+
+
+def factor_of(node: fx.Node) -> float | None:
+    """What a node multiplies its one operand by; None where it does something else."""
+    numbers = [a for a in node.args if isinstance(a, int | float)]
+    multiplies = node.op == "call_function" and node.target in (operator.mul, torch.mul)
+    if not multiplies or len(node.args) != 2 or len(numbers) != 1:
+        return None
+    return float(numbers[0])
 
 
 def _is_moving(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -33,6 +33,7 @@ from synq_fast.ops.patch_similarity_entropy import (
     patch_similarity_entropy as patch_similarity_entropy,
 )
 from synq_fast.ops.quantize_codes import quantize_codes as quantize_codes
+from synq_fast.ops.quantized_attention import quantized_attention as quantized_attention
 from synq_fast.ops.random_mix import random_mix as random_mix
 from synq_fast.ops.relu_fake_quantize import relu_fake_quantize as relu_fake_quantize
 from synq_fast.ops.search_range import search_range as search_range

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -108,22 +108,35 @@ class ActivationQuantizer(FullPrecision):
             return self._on_learned_grid(x)
         return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
 
-    def learned(self, x: Tensor) -> tuple[Grid, float]:
-        """The learned grid, and the factor on its gradients for ``x``, which may be of any part.
+    def learned(self, shape: Sequence[int]) -> tuple[Grid, float]:
+        """The grid now, and the factor on its gradients for values (B, ...) of a shape.
 
         LSQ's (arXiv 1902.08153, eq. 3), whatever part of a batch is seen at once.
         """
-        assert self.gain is not None
-        grid = learned_grid(self.range_min, self.range_max, self.gain, self.bits)
-        return grid, lsq_scale(max(1, math.prod(x.shape[1:])), self.bits)
+        factor = lsq_scale(max(1, math.prod(shape[1:])), self.bits)
+        if self.gain is None:
+            return grid_of(self.range_min, self.range_max, self.bits), factor
+        return learned_grid(self.range_min, self.range_max, self.gain, self.bits), factor
 
     def quantizes_all(self, x: Tensor) -> bool:
         """Whether a learned range is all that decides now: nothing observed, left out or passed."""
         plain = self.gain is not None and self.observer is None and not self.bypass
         return plain and self.keep == 1 and x.dtype != torch.float64
 
+    def is_grid(self, x: Tensor, trained: bool) -> bool:
+        """Whether an op with a learned grid does what this does now to ``x``.
+
+        Args:
+            x: decides by its type.
+            trained: whether the gradient of ``x`` is wanted, which such an op zeroes outside.
+        """
+        if self.gain is not None:
+            return self.quantizes_all(x)
+        frozen = self.observer is None and not self.bypass and x.dtype != torch.float64
+        return frozen and (self.ste == "clip" or not trained)
+
     def _on_learned_grid(self, x: Tensor) -> Tensor:
-        grid, gradient_scale = self.learned(x)
+        grid, gradient_scale = self.learned(x.shape)
         before, images = self.part
         return ops.fake_quantize_learned(
             x,

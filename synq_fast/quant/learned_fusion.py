@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from synq_fast import ops
-from synq_fast.graph import called_module, shape_of
-from synq_fast.graph.attention import is_softmax
+from synq_fast.graph import called_module
+from synq_fast.graph.attention import factor_of, is_softmax_of_rows
 from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.attention_fusion import fuse_attentions
 from synq_fast.quant.quantizer import Grid
 
 
@@ -32,7 +31,7 @@ class QuantizedFunction(nn.Module, ABC):
         if not quantizer.quantizes_all(x):
             y: Tensor = quantizer(self.function(x, *parameters))
             return y
-        grid, factor = quantizer.learned(x)
+        grid, factor = quantizer.learned(x.shape)
         return self.quantized(x, *parameters, grid=grid, gradient_scale=factor)
 
     @abstractmethod
@@ -114,12 +113,13 @@ class QuantizedSoftmax(QuantizedFunction):
 
 
 def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
-    """Let learned quantizers take over the function before them, in place.
+    """Let quantizers take over an attention, and learned ones the function before them, in place.
 
     Args:
         module: a quantized network; its graph is changed, what it calls is shared.
         keep: names of nodes whose values are read elsewhere, so that they must stay.
     """
+    fuse_attentions(module, keep)
     for node in list(module.graph.nodes):
         quantizer = called_module(module, node)
         if not isinstance(quantizer, ActivationQuantizer) or quantizer.gain is None:
@@ -152,8 +152,8 @@ def _function(
     x = node.all_input_nodes[0] if node.all_input_nodes else node
     if _is_gelu(module, node):
         return QuantizedGelu(quantizer), (x,)
-    if quantizer.from_zero and _is_over_the_last(module, node):
-        factor = _factor(x)
+    if quantizer.from_zero and is_softmax_of_rows(module, node):
+        factor = factor_of(x)
         if factor is None or len(x.users) > 1 or x.name in keep:
             return QuantizedSoftmax(quantizer, 1.0), (x,)
         return QuantizedSoftmax(quantizer, factor), (x.all_input_nodes[0],)
@@ -174,27 +174,6 @@ def _function(
             made = QuantizedLayerNorm(quantizer, given.get("eps", 1e-5))
             return made, (x, given.get("weight"), given.get("bias"))
     return None
-
-
-def _is_over_the_last(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a softmax is over the last dimension, in the type of what it reads."""
-    called = called_module(module, node)
-    if isinstance(called, nn.Softmax):
-        dim: Any = called.dim
-    else:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    shape = shape_of(node)
-    last = shape is not None and dim in (-1, len(shape) - 1)
-    return is_softmax(module, node) and last and node.kwargs.get("dtype") is None
-
-
-def _factor(node: fx.Node) -> float | None:
-    """What a node multiplies its one operand by; None where it does something else."""
-    numbers = [a for a in node.args if isinstance(a, int | float)]
-    multiplies = node.op == "call_function" and node.target in (operator.mul, torch.mul)
-    if not multiplies or len(node.args) != 2 or len(numbers) != 1:
-        return None
-    return float(numbers[0])
 
 
 def _is_shape(node: fx.Node) -> bool:

@@ -19,6 +19,9 @@ ARCHITECTURES = ("80", "90", "100", "120")
 FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
 # 256 threads of 64 registers: half of what a multiprocessor can hold, enough to fill memory's pipe.
 MAXIMUM_REGISTERS = 64
+# Products of tiles hold their sums in registers, and compute more than they read.
+OF_TILES = re.compile(r"attention_(query_gradient_|key_gradient_)?kernel")
+MAXIMUM_OF_TILES = 128
 # Kernels whose results are right within a tolerance, and what they may do that exact ones may not.
 TOLERANT = {
     # Sums of squares, and one product and sum per element.
@@ -43,6 +46,11 @@ TOLERANT = {
     "softmax_fake_quantize.cu": {
         "softmax_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
         "softmax_gradient_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
+    },
+    # Products of codes, and exponentials as above; the quantizers are exact.
+    "quantized_attention.cu": {
+        "attention_total_kernel": set(),
+        "attention_": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"},
     },
     # Exponentials, right to two units in the last place, and a logarithm in float64.
     "distillation_loss.cu": {
@@ -90,7 +98,8 @@ def test_resources(source: Path, cuda_object) -> None:
     kernels = resources(cuda_object(source).log)
     assert {kernel.arch for kernel in kernels} == {f"sm_{arch}" for arch in ARCHITECTURES}
     assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
-    assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
+    limits = {True: MAXIMUM_OF_TILES, False: MAXIMUM_REGISTERS}
+    assert [k for k in kernels if k.registers > limits[bool(OF_TILES.search(k.name))]] == []
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

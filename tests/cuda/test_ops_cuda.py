@@ -15,6 +15,8 @@ from synq_fast.testing.cases.affine_relu_fake_quantize import factors
 from synq_fast.testing.cases.distillation_loss import logits
 from synq_fast.testing.cases.layer_norm_fake_quantize import parameters as norm_parameters
 from synq_fast.testing.cases.patch_similarity_entropy import make_tokens
+from synq_fast.testing.cases.quantized_attention import grids as attention_grids
+from synq_fast.testing.cases.quantized_attention import operands as attention_operands
 from synq_fast.testing.cases.search_range import DISTRIBUTIONS, distribution
 from synq_fast.testing.cases.soft_round import codes_like, decided
 from synq_fast.testing.cases.update_range import state
@@ -77,6 +79,12 @@ def samples(name: str):
         case "softmax_fake_quantize":
             for shape in ((8, 12, 197, 197), (64, 3, 64, 64), (40, 9001)):
                 yield (noise(*shape, scale=4.0), constant(shape[-1] / 4)), {"alpha": 0.125}
+        case "quantized_attention":
+            for shape in ((4, 12, 197, 197, 64), (64, 3, 49, 49, 32), (1, 2, 1030, 1030, 72)):
+                heads, rows, columns, width = shape[1:]
+                given = *attention_operands(*shape), *attention_grids(8, columns)
+                options = {"bits": 8, "alpha": width**-0.5}
+                yield (*given, noise(heads * rows * columns)), options
         case "random_mix":
             for shape, _ in LONG:
                 pair = noise(*shape), noise(*shape, seed=1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.emulation.attention import Attention
 from tests.emulation.build import build
 from tests.emulation.filters import Filters
 from tests.emulation.launching import Launcher, Setting
@@ -28,6 +29,7 @@ FAMILIES = {
     "layer_norm_fake_quantize": Norms,
     "low_pass": Filters,
     "patch_similarity_entropy": Similarity,
+    "quantized_attention": Attention,
     "random_mix": Mixing,
     "soft_round": Rounding,
     "softmax_fake_quantize": Softmaxes,

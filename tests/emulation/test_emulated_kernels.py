@@ -31,6 +31,7 @@ LONG = {
     "gelu_fake_quantize": ("many blocks of Triton and CUDA, odd, axis None",),
     "layer_norm_fake_quantize": ("more rows than parts", "four dimensions"),
     "softmax_fake_quantize": ("more rows than parts", "heads"),
+    "quantized_attention": ("one more than a tile of rows and than a vector",),
     "affine_relu_fake_quantize": ("channels in two long odd pieces, axis 1, residual",),
     "bn_statistics_loss": (
         "pieces longer than a block",

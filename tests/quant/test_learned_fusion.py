@@ -9,6 +9,7 @@ from synq_fast.engine.saved_model import build_student
 from synq_fast.graph.trace import trace
 from synq_fast.quant import BitWidths, fused, held_weights, observing
 from synq_fast.quant.activations import bypassing
+from synq_fast.quant.attention_fusion import QuantizedAttention
 from synq_fast.quant.fusion import joined
 from synq_fast.quant.learned_fusion import (
     QuantizedGelu,
@@ -46,6 +47,10 @@ def softmaxes(form):
     return [m for m in form.modules() if isinstance(m, QuantizedSoftmax)]
 
 
+def attentions(form):
+    return [m for m in form.modules() if isinstance(m, QuantizedAttention)]
+
+
 def norms(form):
     return [m for m in form.modules() if isinstance(m, QuantizedLayerNorm)]
 
@@ -56,13 +61,15 @@ def test_the_form_computes_the_same_with_the_same_gradients(build):
     form = build(student)
     # The last norm is read at the class token alone, where its quantizer is.
     assert (len(gelus(form)), len(norms(form))) == (2, 4)
-    assert [m.alpha for m in softmaxes(form)] == [(WIDTH // HEADS) ** -0.5] * 2
+    assert [m.factor for m in attentions(form)] == [(WIDTH // HEADS) ** -0.5] * 2
+    assert softmaxes(form) == []
     y, mine = gradients(form, student, x)
     expected, theirs = gradients(student, student, x)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     for name, value in theirs.items():
         if value is not None:
-            torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4, msg=name)
+            # Products of codes lie on ties of the next grid: rounding turns a few of its codes.
+            assert (mine[name] - value).norm() <= 5e-3 * value.norm() + 1e-6, name
 
 
 def test_quantizers_that_are_off_or_drop_are_left_to_do_it():
@@ -71,8 +78,12 @@ def test_quantizers_that_are_off_or_drop_are_left_to_do_it():
     with torch.no_grad(), bypassing(student), held_weights(student):
         assert torch.equal(form(x), student(x))
     seed = torch.tensor(3)
-    for module in (*gelus(form), *norms(form), *softmaxes(form)):
-        module.quantizer.keep, module.quantizer.seed = 0.5, seed
+    quantizers = [module.quantizer for module in (*gelus(form), *norms(form))]
+    for module in attentions(form):
+        quantizers += [module.queries, module.keys, module.values, module.probabilities]
+    assert len(quantizers) == 14
+    for quantizer in quantizers:
+        quantizer.keep, quantizer.seed = 0.5, seed
     assert torch.equal(form(x), student(x))
     before = gelus(form)[0].quantizer.range_max.clone()
     with torch.no_grad(), observing(student):
@@ -122,6 +133,6 @@ def test_norms_as_functions_are_joined_too():
 
 def test_probabilities_begin_at_zero_whatever_is_observed():
     student, _ = calibrated()
-    ranges = [m.quantizer for m in softmaxes(fused(student))]
+    ranges = [m.probabilities for m in attentions(fused(student))]
     assert len(ranges) == 2
     assert all(q.from_zero and q.range_min == 0 and q.range_max > 0 for q in ranges)

@@ -1,0 +1,85 @@
+"""Attention on learned grids, forward and backward, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from synq_fast import ops, reference
+
+from . import columns, harness
+
+# DeiT-Tiny and the windows of a Swin-Tiny with a batch of 8; on a GPU ViT-Base with 64 too.
+SIZES = harness.sizes(
+    cpu=[(8, 3, 197, 64), (512, 3, 49, 32)], cuda=[(8, 3, 197, 64), (64, 12, 197, 64)]
+)
+BITS = (4, 8)
+SEPARATE, FLOAT = "our ops in a row", "float scaled_dot_product_attention"
+
+
+def leaves_of(shape: tuple[int, ...], bits: int) -> list[Tensor]:
+    """Returns queries, keys and values, scales and zero points, and the scale of probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(*shape, generator=generator) for _ in range(3)]
+    pairs = [torch.tensor((2**bits - 1) / 6.0), torch.tensor(0.25)] * 3
+    values = [*operands, *pairs, torch.tensor((2**bits - 1) * 8.0)]
+    return [value.clone().to(harness.DEVICE).requires_grad_() for value in values]
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def bench_quantized_attention(
+    shape: tuple[int, ...], bits: int, backward: bool, compare: Callable[..., harness.Comparison]
+) -> None:
+    """Ours against our ops in a row, and PyTorch's attention in floating point."""
+    leaves = leaves_of(shape, bits)
+    alpha = shape[-1] ** -0.5
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(harness.DEVICE)
+
+    def step(y: Tensor, trained: list[Tensor]) -> list[Tensor]:
+        return [y, *torch.autograd.grad(y, trained, gradient)] if backward else [y]
+
+    def fused(namespace: Any) -> list[Tensor]:
+        return step(namespace.quantized_attention(*leaves, bits, alpha=alpha), leaves)
+
+    def separate() -> list[Tensor]:
+        *pairs, p_scale = leaves[3:]
+        q, k, v = (
+            ops.fake_quantize_learned(x, *pairs[2 * i : 2 * i + 2], bits)
+            for i, x in enumerate(leaves[:3])
+        )
+        p = ops.softmax_fake_quantize(q @ k.transpose(-2, -1), p_scale, bits, alpha=alpha)
+        return step(p @ v, leaves)
+
+    def floating() -> list[Tensor]:
+        y = functional.scaled_dot_product_attention(*leaves[:3], scale=alpha)
+        return step(y, leaves[:3])
+
+    expected = fused(reference)
+    ours, omitted = columns.our_columns(fused, ops)
+    for column, call in ours.items():
+        # A code of a probability that rounding turns changes its row.
+        error = (call()[0] - expected[0]).abs().amax(-1) / expected[0].abs().max()
+        assert (error > 1e-5).float().mean() < 1e-3, f"{column} differs"
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows[SEPARATE] = separate
+    rows[FLOAT] = floating
+    rows["reference, eager"] = lambda: fused(reference)
+    rows["clone"] = leaves[0].detach().clone
+    elements = leaves[0].numel()
+    directions = "forward and backward" if backward else "forward"
+    compare(
+        f"{'x'.join(map(str, shape))} {bits} bits, {directions}",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        # q, k, v in and y out; then those and the gradient in, and three gradients out.
+        bytes_moved=(4 + 7 * backward) * 4 * elements,
+        omitted=omitted,
+    )
