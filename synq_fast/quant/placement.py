@@ -22,7 +22,7 @@ from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
 from synq_fast.quant.bits import HIGHEST, WIDTHS, Policy, Site
-from synq_fast.quant.grid import AVERAGES, handed_on, operation
+from synq_fast.quant.grid import AVERAGES, handed_on, operation, origins
 from synq_fast.quant.integer_placement import kept_values
 from synq_fast.quant.layers import WeightQuantized, is_quantizable, quantize_layers
 
@@ -223,7 +223,8 @@ def quantized_copy(
         if site.op != "placeholder" and is_layer_input:
             width = policy.activation(name, [site_of[layer] for layer in read])
         quantizer = make_quantizer(width)
-        quantizer.from_zero = is_softmax(student, site)
+        # Behind a dropout that does nothing, for example.
+        quantizer.from_zero = all(is_softmax(student, made) for made in origins(student, site))
         quantizer.holds_zero = placement == INTEGER
         student.add_submodule(name, quantizer)
         with student.graph.inserting_after(site):

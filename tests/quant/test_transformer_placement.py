@@ -6,9 +6,11 @@ import torch
 from synq_fast.engine.saved_model import build_student
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
+from synq_fast.graph.attention import find_attentions
 from synq_fast.graph.trace import trace
 from synq_fast.quant import ActivationQuantizer, BitWidths, coverage_of
 from synq_fast.quant.settings import Quantization
+from tests.engine.test_transformers import torchvision_swin
 from tests.transformers import tiny_vit
 
 
@@ -57,3 +59,11 @@ def test_what_layers_read_leaves_products_in_float():
 def test_there_is_no_relu():
     with pytest.raises(ModelError, match="finds no place"):
         sites("after_relu")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_probabilities_begin_at_zero_behind_a_dropout_too(version):
+    graph = trace(torchvision_swin(version).eval(), torch.zeros(2, 3, 32, 32))
+    student = build_student(graph, BitWidths(4, 4), Quantization(placement="vit"), ())
+    begin = [m for m in student.modules() if isinstance(m, ActivationQuantizer) and m.from_zero]
+    assert len(begin) == len(find_attentions(graph)) > 0
