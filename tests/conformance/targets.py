@@ -89,7 +89,7 @@ TARGETS = {
     "cuda": Target("cuda", "cuda"),
     "triton": Target("triton", "cuda"),
 }
-INTERPRETER = {"interpreter": Target("triton", "cpu", slow=True, every=2)}
+INTERPRETER = {"interpreter": Target("triton", "cpu", slow=True, every=3)}
 
 
 def parameters(*, emulated: bool = False) -> list[Any]:

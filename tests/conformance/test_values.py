@@ -8,7 +8,7 @@ import torch
 
 from synq_fast.testing import CASES
 from synq_fast.testing.conformance import DTYPES, Known, checks
-from tests.conformance.targets import Target, parameters, using
+from tests.conformance.targets import INTERPRETED, Target, parameters, using
 
 # NumPy, which the interpreter runs on, tells when infinities and NaN appear, as they should.
 pytestmark = [
@@ -36,6 +36,8 @@ def test_values_and_gradients(
     if target.slow and name == "read_range":
         pytest.skip("read_range has no kernel")
     case, turns, count, faults = CASES[name], itertools.count(), 0, []
+    if INTERPRETED and dtype == torch.float16 and not case.exact:
+        pytest.skip("seconds of inner loops: of the half types bfloat16 alone is interpreted")
     with using(target, tmp_path_factory) as namespace:
         for check in checks(
             case,

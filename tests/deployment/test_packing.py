@@ -9,6 +9,8 @@ from synq_fast.deployment.packing import pack, packed_bytes, unpack
 from synq_fast.errors import CheckpointError, ModelError, RecipeError
 from tests.tiny import TINY_OVERRIDES, tiny_images, tiny_net
 
+CALIBRATED = {**TINY_OVERRIDES, "stages": ["synthesis", "calibration"]}
+
 
 @given(st.integers(2, 8), st.integers(0, 70), st.integers(0, 5), st.integers(0, 2**32 - 1))
 def test_packing_round_trips(bits, length, rows, seed):
@@ -33,7 +35,7 @@ def test_the_stream_is_little_endian(bits):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    overrides = {**TINY_OVERRIDES, "quantization.placement": "integer", "finetune.steps": 1}
+    overrides = {**CALIBRATED, "quantization.placement": "integer"}
     synq_fast.quantize(
         tiny_net(), "synq", "w3a3", (2, 8, 8), output=folder, overrides=overrides, progress=False
     )
@@ -47,7 +49,7 @@ def test_a_packed_file_loads_bit_for_bit(finished, tmp_path, overrides):
         folder = tmp_path / "run"
         synq_fast.quantize(
             tiny_net(), "synq", "w3a3", (2, 8, 8), output=folder, progress=False,
-            overrides={**TINY_OVERRIDES, "finetune.steps": 1, **overrides},
+            overrides={**CALIBRATED, **overrides},
         )  # fmt: skip
     path, images = tmp_path / "net.safetensors", tiny_images(9)
     report = synq_fast.export(folder, path, "packed", architecture=tiny_net())

@@ -11,7 +11,11 @@ from synq_fast.engine import exporting
 from synq_fast.errors import CheckpointError, ExportError, MissingExtraError, RecipeError
 from tests.tiny import TINY_OVERRIDES, tiny_net
 
-INTEGER = {**TINY_OVERRIDES, "quantization.placement": "integer"}
+INTEGER = {
+    **TINY_OVERRIDES,
+    "stages": ["synthesis", "calibration"],
+    "quantization.placement": "integer",
+}
 
 
 @pytest.fixture(scope="module")
