@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
-from synq_fast.deployment.float_form import float_form
 from synq_fast.deployment.freezing import frozen_layers
 from synq_fast.deployment.frozen import FrozenLayer, FrozenQuantizer
 from synq_fast.deployment.report import LayerRow
@@ -18,7 +17,7 @@ from synq_fast.graph import called_module
 
 @torch.no_grad()
 def layer_rows(
-    student: fx.GraphModule,
+    plain: fx.GraphModule,
     frozen: fx.GraphModule,
     codes: Mapping[str, float],
     images: Tensor,
@@ -26,21 +25,21 @@ def layer_rows(
     """Signal-to-noise of each layer, and the share of codes behind it that the file gives too.
 
     Args:
-        student: the fake-quantized network.
-        frozen: what ``freeze`` made of it.
+        plain: the network without quantizers, its nodes named as in ``frozen``.
+        frozen: what ``freeze`` made of the quantized one.
         codes: of each quantizer, the share of codes that a file gives too; see ``Check``.
         images: (B, C, H, W).
     """
     layers = [n for n in frozen.graph.nodes if isinstance(called_module(frozen, n), FrozenLayer)]
     names = [node.name for node in layers]
-    plain = node_values(float_form(student), images, names)
+    expected = node_values(plain, images, names)
     found = node_values(frozen, images, names)
     bits = {name: layer.bits for name, layer in frozen_layers(frozen).items()}
     return tuple(
         LayerRow(
             str(node.target),
             bits[str(node.target)],
-            signal_to_noise(plain[node.name], found[node.name]),
+            signal_to_noise(expected[node.name], found[node.name]),
             _behind(frozen, node, codes),
         )
         for node in layers

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,21 @@ from synq_fast.deployment.verification import (
     check_runtime,
 )
 from synq_fast.engine.evaluation import evaluate
+from synq_fast.engine.reported import RunFiles
 from synq_fast.engine.result import QuantizationResult
 from synq_fast.engine.saved_model import (
     described,
     load_quantized,
+    network_of,
     read_description,
     save_frozen,
 )
 from synq_fast.errors import ExportError, ModelError, RecipeError
 from synq_fast.models import Teacher
-from synq_fast.quant import held_weights
+from synq_fast.quant import held_weights, leaf_names
+from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import widths_of
-from synq_fast.recipes import dump_recipe, load_recipe
+from synq_fast.recipes import dump_recipe
 from synq_fast.runtime.progress import Reporter
 from synq_fast.runtime.seeding import generator_for, normal_images
 from synq_fast.runtime.threads import usable_cores
@@ -71,6 +75,8 @@ class _Source:
     """How to build it again."""
     bank: Path | None
     """Folder of the synthetic images."""
+    float_network: Callable[[], fx.GraphModule | None]
+    """The network before quantization; None where its weights are not found."""
 
     @property
     def network(self) -> fx.GraphModule:
@@ -113,7 +119,8 @@ def export(
         batch: number of images that the file takes at a time; None: any.
         normalize: make mean and deviation part of the file, which then takes images of 0..1.
         reduce_range: as ``freeze`` takes it, for processors without VNNI.
-        compare: fill the report's table of layers.
+        compare: fill the report's table of layers: beside the float network where its weights are
+            found, else beside the quantized one's own without quantizers.
         threads: of the runtimes; by default one for each core.
         progress: say on standard error what is being done.
 
@@ -169,7 +176,8 @@ def export(
             _refuse(checks)
         if compare:
             codes = checks[0].codes if checks else {}
-            rows = layer_rows(student, frozen, codes, images[:_FEW])
+            before = source.float_network()
+            rows = layer_rows(before or plain, frozen, codes, images[:_FEW])
         accuracy = None
         if evaluation is not None:
             say("counting accuracy")
@@ -252,9 +260,15 @@ def _source(model: QuantizationResult | str | Path, architecture: nn.Module | No
                 f"only the quantized model itself can be exported, got "
                 f"{type(model.model).__name__}; wrap or compile it afterwards"
             )
-        teacher = replace(model.teacher, module=model.model)
-        description = described(model.model, model.teacher, model.bits, model.recipe)
-        return _Source(teacher, dump_recipe(model.recipe), model.recipe.name, description, None)
+        recipe = model.recipe
+        return _Source(
+            replace(model.teacher, module=model.model),
+            dump_recipe(recipe),
+            recipe.name,
+            described(model.model, model.teacher, model.bits, recipe),
+            None,
+            partial(_traced, model.teacher, recipe.quantization),
+        )
     path = user_path(model)
     loaded = load_quantized(path, architecture)
     if is_frozen(loaded.module):
@@ -262,13 +276,25 @@ def _source(model: QuantizationResult | str | Path, architecture: nn.Module | No
             f"{path} is a packed file, an export itself; export the saved model or the run folder"
         )
     folder = path if path.is_dir() else path.parent
-    recipe = folder / "recipe.toml"
-    bank = next((b for b in (folder / "bank", folder.parent / "bank") if b.is_dir()), None)
-    known = recipe.is_file()
-    text, name = "", ""
-    if known:
-        text, name = recipe.read_text(encoding="utf-8"), load_recipe(recipe).name
-    return _Source(loaded, text, name, read_description(path), bank)
+    if not (folder / "run.json").is_file():
+        return _Source(loaded, "", "", read_description(path), None, lambda: None)
+    files = RunFiles.open(folder)
+    files.given = architecture
+    known = files.recipe
+    return _Source(
+        loaded,
+        files.recipe_text,
+        known.name if known else "",
+        read_description(path),
+        files.bank,
+        lambda: files.float_network.graph if files.float_network else None,
+    )
+
+
+def _traced(teacher: Teacher, recipe: Quantization) -> fx.GraphModule:
+    """The float network, in the form that was quantized."""
+    leaves = leaf_names(teacher.module, recipe.leaf_modules)
+    return network_of(teacher.module, teacher.example(), leaves, recipe)
 
 
 def _metadata(source: _Source, student: fx.GraphModule, normalized: bool) -> dict[str, str]:
