@@ -24,7 +24,7 @@ from synq_fast.deployment.latency import Latency, latency
 from synq_fast.deployment.layers import layer_rows
 from synq_fast.deployment.onnx_file import onnx_bytes
 from synq_fast.deployment.report import Accuracy, ExportReport, LayerRow
-from synq_fast.deployment.runtimes import OnnxRuntime, OpenVino
+from synq_fast.deployment.runtimes import OnnxRuntime, OpenVino, Runtime
 from synq_fast.deployment.targets import Target, target_of
 from synq_fast.deployment.verification import (
     Check,
@@ -181,7 +181,7 @@ def export(
         accuracy = None
         if evaluation is not None:
             say("counting accuracy")
-            runtime = OnnxRuntime(content, threads=threads, batch=batch) if verify else None
+            runtime = _runtime(wanted, content, threads, batch) if verify else None
             accuracy = _accuracy(source, frozen, evaluation, runtime, normalize)
             _refuse_loss(accuracy)
         timed = None
@@ -363,9 +363,17 @@ def _checks(
     exact = check_graph(frozen, content, *images, batch)
     if not exact.passed or not target.runs_here:
         return (exact,)
-    kind = OpenVino if target.name == "openvino" else OnnxRuntime
-    runtime = kind(content, threads=threads, batch=batch)
+    runtime = _runtime(target, content, threads, batch)
     return exact, check_runtime(frozen, runtime, logits, given, roundings)
+
+
+def _runtime(
+    target: Target, content: bytes, threads: int, batch: int | None
+) -> OnnxRuntime | OpenVino:
+    """What a file is tried in: its own runtime, or its graph as it stands where that is not here."""
+    if target.name == "openvino":
+        return OpenVino(content, threads=threads, batch=batch)
+    return OnnxRuntime(content, optimized=target.runs_here, threads=threads, batch=batch)
 
 
 def _refuse(checks: tuple[Check, ...]) -> None:
@@ -387,7 +395,7 @@ def _refuse_loss(accuracy: Accuracy) -> None:
 
 
 class _InRuntime(nn.Module):
-    def __init__(self, runtime: OnnxRuntime, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, runtime: Runtime, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.runtime, self.prepare = runtime, prepare
 
@@ -399,7 +407,7 @@ def _accuracy(
     source: _Source,
     frozen: fx.GraphModule,
     evaluation: str | Path | EvaluationSet,
-    runtime: OnnxRuntime | None,
+    runtime: Runtime | None,
     normalized: bool,
 ) -> Accuracy:
     labelled = _set(evaluation, source.model)
@@ -419,8 +427,7 @@ def _accuracy(
 
 def _latency(content: bytes, plain: bytes, target: Target, image: Tensor, threads: int) -> Latency:
     def loaded(file: bytes) -> Callable[[], object]:
-        kind = OpenVino if target.name == "openvino" else OnnxRuntime
-        runtime = kind(file, threads=threads, batch=1)
+        runtime = _runtime(target, file, threads, 1)
         return lambda: runtime(image)
 
     return latency(loaded(content), loaded(plain), threads)
