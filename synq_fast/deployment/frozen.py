@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -98,9 +99,9 @@ class FrozenLayer(FullPrecision):
         self.largest_input = largest_input
         self._ready: tuple[Tensor, Tensor] | None = None
 
+    @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own operation."""
-        raise NotImplementedError
 
     def codes(self) -> Tensor:
         """The weights in steps of ``scale``: (C, ...) int8 within -127 to 127."""

@@ -370,7 +370,7 @@ def _checks(
 def _runtime(
     target: Target, content: bytes, threads: int, batch: int | None
 ) -> OnnxRuntime | OpenVino:
-    """What a file is tried in: its own runtime, or its graph as it stands where that is not here."""
+    """What a file is tried in: its own runtime; where that is not here, its graph as it stands."""
     if target.name == "openvino":
         return OpenVino(content, threads=threads, batch=batch)
     return OnnxRuntime(content, optimized=target.runs_here, threads=threads, batch=batch)

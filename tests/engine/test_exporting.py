@@ -71,6 +71,25 @@ def test_a_result_is_exported_and_takes_pixels(finished, tmp_path):
     assert "the file normalises them itself" in path.with_suffix(".md").read_text()
 
 
+@pytest.mark.parametrize("target", ["ort", "xnnpack"])
+def test_accuracy_is_that_of_the_files_own_runtime(tmp_path, target, finished, monkeypatch, quick):
+    result, _ = finished
+    used, made = [], exporting.OnnxRuntime
+
+    def noted(*args, **options):
+        used.append(options["optimized"])
+        return made(*args, **options)
+
+    monkeypatch.setattr(exporting, "OnnxRuntime", noted)
+    labelled = [(torch.zeros(4, 2, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    monkeypatch.setattr(exporting, "_set", lambda evaluation, teacher: labelled)
+    monkeypatch.setattr(exporting, "_images", lambda source, evaluation: torch.randn(8, 2, 8, 8))
+    report = synq_fast.export(result, tmp_path / "n.onnx", target=target, evaluation="mine")
+    assert report.accuracy.images == 4 and report.accuracy.exported is not None
+    # XNNPACK is not here: its graph runs as it stands, which ONNX Runtime would rewrite wrongly.
+    assert set(used) == {target == "ort"}
+
+
 def test_a_wrong_file_is_not_written(finished, tmp_path, monkeypatch):
     result, _ = finished
     path = tmp_path / "net.onnx"
