@@ -8,6 +8,7 @@ run gives the same bits.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -313,11 +314,11 @@ class _Call:
 
 
 def quantized_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arguments: object
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arguments: Any
 ) -> torch.Tensor:
     """Returns the attention's output, in the dtype and layout of `q`."""
     *grids, bias, mask, bits, alpha = arguments
-    call = _Call((q, k, v), grids, bias, mask, bits, alpha)  # type: ignore[arg-type]
+    call = _Call((q, k, v), grids, bias, mask, bits, alpha)
     y = output_like(call.operands[0])
     if q.numel() > 0:
         with on_device_of(q):
@@ -332,11 +333,11 @@ def quantized_attention_backward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    *arguments: object,
+    *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of q, k and v, of the seven parameters of grids, and of the bias."""
     *grids, bias, mask, bits, alpha, gradient_scales, of_bias = arguments
-    call = _Call((q, k, v), grids, bias, mask, bits, alpha)  # type: ignore[arg-type]
+    call = _Call((q, k, v), grids, bias, mask, bits, alpha)
     results = [output_like(x) for x in call.operands]
     size = triton.cdiv(call.batch, MOST_PARTS) if of_bias else 1
     parts = triton.cdiv(call.batch, size) if call.batch else 0
@@ -367,7 +368,7 @@ def quantized_attention_backward(
         for x in (query_sums, key_sums, p_sums, *results, terms):
             x.zero_()
     sums = query_sums, key_sums, p_sums
-    of_grids = _grids(call, grids, gradient_scales, sums)  # type: ignore[arg-type]
+    of_grids = _grids(call, grids, gradient_scales, sums)
     laid = [restored(y, x) for y, x in zip(results, (q, k, v), strict=True)]
     return *laid, *of_grids, terms.sum(0) if of_bias else floats(0)
 

@@ -22,7 +22,7 @@ class Agreement:
     """Share of the images with the same first class."""
     decided: float
     """The same share of the images whose first class leads by more than twice what 99 of 100
-    logits differ by; 1 where there are none."""
+    logits differ by; of all images where none does."""
     median: float
     """Of the differences of logits, as a share of the logits' root mean square."""
     percentile_99: float
@@ -47,10 +47,11 @@ def agreement(expected: Tensor, found: Tensor) -> Agreement:
     percentile = float(ranked[math.ceil(0.99 * last)])
     first, second = expected.double().topk(2).values.unbind(1)
     decided = (first - second) / spread > 2 * percentile
+    counted = same[decided] if bool(decided.any()) else same
     return Agreement(
         len(expected),
         float(same.double().mean()),
-        float(same[decided].double().mean()) if bool(decided.any()) else 1.0,
+        float(counted.double().mean()),
         float(ranked[last // 2]),
         percentile,
     )

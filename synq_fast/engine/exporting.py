@@ -6,10 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +16,7 @@ from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.deployment.agreement import agreement
 from synq_fast.deployment.card import model_card
 from synq_fast.deployment.float_form import float_form
-from synq_fast.deployment.freezing import freeze, is_frozen
+from synq_fast.deployment.freezing import freeze
 from synq_fast.deployment.latency import Latency, latency
 from synq_fast.deployment.layers import layer_rows
 from synq_fast.deployment.onnx_file import onnx_bytes
@@ -32,21 +29,13 @@ from synq_fast.deployment.verification import (
     check_runtime,
 )
 from synq_fast.engine.evaluation import evaluate
-from synq_fast.engine.reported import RunFiles
+from synq_fast.engine.export_source import ExportSource, export_source
 from synq_fast.engine.result import QuantizationResult
-from synq_fast.engine.saved_model import (
-    described,
-    load_quantized,
-    network_of,
-    read_description,
-    save_frozen,
-)
-from synq_fast.errors import ExportError, ModelError, RecipeError
+from synq_fast.engine.saved_model import save_frozen
+from synq_fast.errors import ExportError, RecipeError
 from synq_fast.models import Teacher
-from synq_fast.quant import held_weights, leaf_names
-from synq_fast.quant.settings import Quantization
+from synq_fast.quant import held_weights
 from synq_fast.quant.widths import widths_of
-from synq_fast.recipes import dump_recipe
 from synq_fast.runtime.progress import Reporter
 from synq_fast.runtime.seeding import generator_for, normal_images
 from synq_fast.runtime.threads import usable_cores
@@ -60,28 +49,6 @@ _FEW = 32
 """Images that are compared where they are large."""
 _ERRORS = 2.0
 """Standard errors of a fall in accuracy that is no chance."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A quantized model and what is known of it."""
-
-    model: Teacher
-    """Its module is the fake-quantized network."""
-    recipe: str
-    """As TOML; empty where unknown."""
-    recipe_name: str
-    description: dict[str, Any]
-    """How to build it again."""
-    bank: Path | None
-    """Folder of the synthetic images."""
-    float_network: Callable[[], fx.GraphModule | None]
-    """The network before quantization; None where its weights are not found."""
-
-    @property
-    def network(self) -> fx.GraphModule:
-        assert isinstance(self.model.module, fx.GraphModule)
-        return self.model.module
 
 
 def export(
@@ -139,7 +106,7 @@ def export(
     if batch is not None and batch < 1:
         raise RecipeError(f"batch must be a positive number of images, got {batch}")
     say = Reporter(progress).line
-    source = _source(model, architecture)
+    source = export_source(model, architecture)
     if format == "packed":
         return _packed(source, path, evaluation, say)
     student, teacher = source.network.cpu(), source.model
@@ -206,7 +173,7 @@ def export(
 
 
 def _packed(
-    source: _Source,
+    source: ExportSource,
     path: Path,
     evaluation: str | Path | EvaluationSet | None,
     say: Callable[[str], object],
@@ -235,7 +202,7 @@ def _packed(
     return report
 
 
-def _write_beside(report: ExportReport, source: _Source, normalize: bool) -> None:
+def _write_beside(report: ExportReport, source: ExportSource, normalize: bool) -> None:
     """The report and the model card."""
     teacher, path = source.model, report.path
     write_text(path.with_suffix(".json"), json.dumps(report.as_dict(), indent=2) + "\n")
@@ -253,51 +220,7 @@ def _write_beside(report: ExportReport, source: _Source, normalize: bool) -> Non
     write_text(path.with_suffix(".md"), card)
 
 
-def _source(model: QuantizationResult | str | Path, architecture: nn.Module | None) -> _Source:
-    if isinstance(model, QuantizationResult):
-        if not isinstance(model.model, fx.GraphModule):
-            raise ModelError(
-                f"only the quantized model itself can be exported, got "
-                f"{type(model.model).__name__}; wrap or compile it afterwards"
-            )
-        recipe = model.recipe
-        return _Source(
-            replace(model.teacher, module=model.model),
-            dump_recipe(recipe),
-            recipe.name,
-            described(model.model, model.teacher, model.bits, recipe),
-            None,
-            partial(_traced, model.teacher, recipe.quantization),
-        )
-    path = user_path(model)
-    loaded = load_quantized(path, architecture)
-    if is_frozen(loaded.module):
-        raise ModelError(
-            f"{path} is a packed file, an export itself; export the saved model or the run folder"
-        )
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "run.json").is_file():
-        return _Source(loaded, "", "", read_description(path), None, lambda: None)
-    files = RunFiles.open(folder)
-    files.given = architecture
-    known = files.recipe
-    return _Source(
-        loaded,
-        files.recipe_text,
-        known.name if known else "",
-        read_description(path),
-        files.bank,
-        lambda: files.float_network.graph if files.float_network else None,
-    )
-
-
-def _traced(teacher: Teacher, recipe: Quantization) -> fx.GraphModule:
-    """The float network, in the form that was quantized."""
-    leaves = leaf_names(teacher.module, recipe.leaf_modules)
-    return network_of(teacher.module, teacher.example(), leaves, recipe)
-
-
-def _metadata(source: _Source, student: fx.GraphModule, normalized: bool) -> dict[str, str]:
+def _metadata(source: ExportSource, student: fx.GraphModule, normalized: bool) -> dict[str, str]:
     teacher = source.model
     described = {
         "version": synq_fast.__version__,
@@ -323,7 +246,7 @@ def _widths(student: fx.GraphModule) -> str:
     return "".join(letter + part for letter, part in zip("wa", parts, strict=False))
 
 
-def _images(source: _Source, evaluation: str | Path | EvaluationSet | None) -> Tensor:
+def _images(source: ExportSource, evaluation: str | Path | EvaluationSet | None) -> Tensor:
     """Normalised images to compare on: synthetic ones, those of the evaluation set, or noise."""
     teacher = source.model
     count = _IMAGES if math.prod(teacher.input_shape[1:]) <= _MANY_PIXELS else _FEW
@@ -404,7 +327,7 @@ class _InRuntime(nn.Module):
 
 
 def _accuracy(
-    source: _Source,
+    source: ExportSource,
     frozen: fx.GraphModule,
     evaluation: str | Path | EvaluationSet,
     runtime: Runtime | None,

@@ -4,8 +4,9 @@ from torch import nn
 
 from synq_fast.deployment import execution
 from synq_fast.deployment.agreement import agreement
-from synq_fast.deployment.execution import Int8Layer, Int8Quantizer, int8_form, int8_reason
+from synq_fast.deployment.execution import int8_form, int8_reason
 from synq_fast.deployment.freezing import freeze
+from synq_fast.deployment.int8_modules import Int8Layer, Int8Quantizer
 from synq_fast.errors import ModelError
 from synq_fast.models import Teacher
 from tests.deployment.conftest import noise, quantized, residual, student
