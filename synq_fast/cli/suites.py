@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from synq_fast.errors import SynqFastError
+from synq_fast.runtime.extras import needs
 
 # The suites of whole steps; every other one is of an op.
 WHOLE = ("step", "blocks", "transformer", "synthesis")
@@ -160,15 +161,9 @@ def run(
 def _check(
     device: str | None, threads: int | None, rounds: int | None, *outputs: Path | None
 ) -> None:
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        raise BenchmarkError(
-            "the benchmarks need pytest-benchmark, which is not installed; "
-            "`pip install 'synq-fast[bench]'`"
-        )
-    if outputs[-1] is not None and importlib.util.find_spec("matplotlib") is None:
-        raise BenchmarkError(
-            "a plot needs matplotlib, which is not installed; `pip install 'synq-fast[report]'`"
-        )
+    needs("bench", "a benchmark")
+    if outputs[-1] is not None:
+        needs("report", "a plot")
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError(
             "torch finds no CUDA device on this machine; leave out --device cuda to measure the CPU"

@@ -57,7 +57,7 @@ def onnx_bytes(
             target cannot hold an activation.
         MissingExtraError: the ``export`` extra is not installed.
     """
-    needs("export", "onnx", "onnxscript", "onnx_ir")
+    needs("export", "an ONNX file")
     network = qdq_form(frozen, target, normalization).cpu()
     program = _program(network, input_shape, target, batch)
     model = program.model

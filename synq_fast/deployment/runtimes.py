@@ -58,7 +58,7 @@ class OnnxRuntime:
             batch: the number of images that the file takes; None: any.
             outputs: names of values to give instead of the logits.
         """
-        needs("export", "onnxruntime", "onnx")
+        needs("export", "ONNX Runtime")
         import onnxruntime
 
         self.name = "ONNX Runtime" if optimized else "ONNX Runtime without optimizations"
@@ -111,7 +111,7 @@ class OpenVino:
 
     def __init__(self, content: bytes, *, threads: int = 0, batch: int | None = None) -> None:
         """Load a file; arguments as for ``OnnxRuntime``."""
-        needs("openvino", "openvino")
+        needs("openvino", "a check in OpenVINO")
         import openvino
 
         self.version: str = openvino.__version__

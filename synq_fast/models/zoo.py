@@ -17,6 +17,7 @@ from synq_fast.models.published import (
     warn_of_assumptions,
 )
 from synq_fast.runtime.defaults import plain_defaults
+from synq_fast.runtime.extras import needs
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -133,12 +134,12 @@ def timm_model(
     """Build a timm model; as `torchvision_model`, but an unknown name raises.
 
     Raises:
-        ModelError: timm is not installed or has no such model, or a download failed.
+        MissingExtraError: timm is not installed.
+        ModelError: it has no such model, or a download failed.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ModelError(f"timm/{name} needs timm: pip install timm") from error
+    needs("timm", f"timm/{name}")
+    import timm
+
     options = published_options("timm", name)
     if num_classes is not None and weights is not None:
         options["num_classes"] = num_classes

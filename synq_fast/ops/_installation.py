@@ -11,10 +11,10 @@ from synq_fast import reference
 from synq_fast.errors import ArgumentError
 from synq_fast.ops import _backend, _native
 from synq_fast.runtime.allocator import can_keep_freed_memory
+from synq_fast.runtime.extras import EXTRAS, missing_modules
 from synq_fast.runtime.threads import usable_cores
 
-PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "timm", "onnx")
-REPORTS = ("matplotlib", "jinja2", "tensorboard")
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Info:
         supported_cpu_isas: Instruction sets built and present on this processor, slowest first.
         choice: The backend choice in force.
         backends: Each backend with None, or the reason why it cannot run.
+        extras: Each extra with None, or what it would give and how to get it.
         kernels: The ops with kernels on every backend.
     """
 
@@ -42,6 +43,7 @@ class Info:
     supported_cpu_isas: tuple[str, ...]
     choice: str
     backends: dict[str, str | None]
+    extras: dict[str, str | None]
     kernels: tuple[str, ...]
 
 
@@ -68,7 +70,7 @@ def report() -> Info:
         versions={
             "synq-fast": _version("synq-fast"),
             "Python": platform.python_version(),
-            **{name: _version(name) for name in (*PACKAGES, *REPORTS)},
+            **{name: _version(name) for name in PACKAGES},
         },
         system={
             "platform": f"{platform.system()} {platform.machine()}",
@@ -82,6 +84,7 @@ def report() -> Info:
         supported_cpu_isas=() if extension is None else tuple(extension.supported_cpu_isas()),
         choice=_backend.current_backend(),
         backends=_backend.available_backends(),
+        extras={name: _remedy(name) for name in EXTRAS},
         kernels=tuple(sorted(name for name in reference.__all__ if name != "read_range")),
     )
 
@@ -101,6 +104,13 @@ def _has_bfloat16() -> bool:
     except OSError:
         return False
     return not names.isdisjoint(flags)
+
+
+def _remedy(extra: str) -> str | None:
+    missing = missing_modules(extra)
+    if not missing:
+        return None
+    return f'{EXTRAS[extra].gives}; lacks {", ".join(missing)}: pip install "synq-fast[{extra}]"'
 
 
 def _version(package: str) -> str | None:
@@ -126,7 +136,15 @@ def render(info: Info) -> str:
         lines.append("  none: ops run on the reference or on Triton")
     lines += ["", f"Backends (choice: {info.choice})"]
     lines += _table({name: reason or "available" for name, reason in info.backends.items()})
-    lines += ["", "Ops with kernels on all of these", *(f"  {name}" for name in info.kernels)]
+    lines += ["", "Extras"]
+    lines += _table(
+        {name: lacks or f"installed: {EXTRAS[name].gives}" for name, lacks in info.extras.items()}
+    )
+    lines += [
+        "",
+        "Ops with kernels on all of the backends",
+        *(f"  {name}" for name in info.kernels),
+    ]
     return "\n".join(lines)
 
 

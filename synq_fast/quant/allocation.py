@@ -12,6 +12,7 @@ from torch import fx
 from synq_fast.errors import ArgumentError, RecipeError, SynqFastError
 from synq_fast.quant.sensitivity import ACTIVATIONS, WEIGHTS, Part, Sensitivity, parts_of
 from synq_fast.quant.widths import Widths, widths_of
+from synq_fast.runtime.extras import needs
 
 # HiGHS takes costs that differ by 1e-6 for equal, and bounds that are passed by 1e-6 for kept.
 _LARGEST_COST = 1e4
@@ -188,10 +189,7 @@ def check_average(student: fx.GraphModule, average: float) -> None:
 
 
 def _solver() -> tuple[Any, Any]:
-    try:
-        from scipy import optimize, sparse
-    except ImportError as error:
-        raise RecipeError(
-            'bits="auto:..." needs SciPy, which finds the widths: pip install "synq-fast[auto]"'
-        ) from error
+    needs("auto", 'bits="auto:..."')
+    from scipy import optimize, sparse
+
     return optimize, sparse

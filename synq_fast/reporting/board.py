@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from synq_fast.errors import ArgumentError
+from synq_fast.runtime.extras import needs
 from synq_fast.storage.files import storage_errors
 
 _SOURCE = ("stage", "block", "batch")
@@ -87,11 +87,7 @@ def _named(key: str, value: Any) -> str:
 
 
 def _writer_kind() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ArgumentError(
-            "--tensorboard (tensorboard=True) needs TensorBoard: "
-            f'pip install "synq-fast[tensorboard]" ({error})'
-        ) from error
+    needs("tensorboard", "--tensorboard (tensorboard=True)")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter

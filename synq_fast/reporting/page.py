@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-from synq_fast.errors import ArgumentError
 from synq_fast.reporting import sections, tables
 from synq_fast.reporting.contents import Images, Report, RunReport
 from synq_fast.reporting.figures import charts
 from synq_fast.reporting.figures.plot import Figures
 from synq_fast.reporting.maps import Maps
+from synq_fast.runtime.extras import needs
 from synq_fast.storage.files import storage_errors, write_text
 
 _TEMPLATE = Path(__file__).with_name("template")
-_NEEDED = ("matplotlib", "jinja2")
 
 
 def check_available() -> None:
     """Refuse where a library is missing.
 
     Raises:
-        ArgumentError: with how to install it.
+        MissingExtraError: with how to install it.
     """
-    for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ArgumentError(
-                f'a report needs {name}: pip install "synq-fast[report]" ({error})'
-            ) from error
+    needs("report", "a report")
 
 
 def write_page(report: Report, path: Path) -> Path:

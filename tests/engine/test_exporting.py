@@ -1,6 +1,7 @@
 """Exports as users call them; what is in the files is tested in tests/deployment."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -133,11 +134,6 @@ def test_what_is_no_quantized_model(finished, tmp_path):
 
 
 def test_a_missing_extra_is_named(finished, tmp_path, monkeypatch):
-    import importlib.util
-
-    there = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n, *a: None if n == "onnxscript" else there(n, *a)
-    )
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"needs onnxscript.*synq-fast\[export\]"):
         synq_fast.export(finished[0], tmp_path / "net.onnx")

@@ -11,7 +11,7 @@ from torch import nn
 
 from synq_fast.data import load_dataset
 from synq_fast.engine.evaluation import evaluate
-from synq_fast.errors import CheckpointError, ModelError
+from synq_fast.errors import CheckpointError, MissingExtraError, ModelError
 from synq_fast.models import Teacher, cifar_resnet, cifar_resnet20, list_teachers, load_teacher
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -133,7 +133,7 @@ def test_unknown_name_suggests_the_nearest():
 
 def test_a_missing_timm_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelError, match="pip install timm"):
+    with pytest.raises(MissingExtraError, match=r"timm/resnet18 needs timm: pip install .*timm"):
         load_teacher("timm/resnet18")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synq_fast.errors import ArgumentError, RecipeError
+from synq_fast.errors import ArgumentError, MissingExtraError
 from synq_fast.quant.allocation import allocate, averages, choose
 from synq_fast.quant.sensitivity import Measured, Sensitivity
 from synq_fast.quant.widths import Widths
@@ -115,5 +115,5 @@ def test_weights_and_activations_have_averages_of_their_own():
 
 def test_without_scipy_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(RecipeError, match=r'pip install "synq-fast\[auto\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "synq-fast\[auto\]"'):
         allocate([{2: 1.0}], [1], 4.0)

@@ -12,7 +12,7 @@ from torch import nn
 
 import synq_fast
 from synq_fast.cli import main
-from synq_fast.errors import ArgumentError, DataError, RunFolderError
+from synq_fast.errors import DataError, MissingExtraError, RunFolderError
 from synq_fast.models import load_teacher
 from synq_fast.reporting.accuracy import standard_error
 from synq_fast.reporting.figures import charts
@@ -291,7 +291,7 @@ def test_missing_library_names_the_extra(finished, monkeypatch, library):
     import sys
 
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ArgumentError, match=rf'{library}.*pip install "synq-fast\[report\]"'):
+    with pytest.raises(MissingExtraError, match=rf'{library}.*pip install "synq-fast\[report\]"'):
         synq_fast.report(finished[0])
 
 
