@@ -15,7 +15,7 @@ CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o
 # What must hold with any torch.
 CONFORMANCE := tests/conformance tests/ops tests/kernels tests/emulation tests/compile tests/quant tests/finetune
 
-.PHONY: demo test docs native-test sanitize lint typecheck bench compile-check compile-check-all build format clean \
+.PHONY: demo test docs wheel native-test sanitize lint typecheck bench compile-check compile-check-all build format clean \
 	newest oldest conformance
 
 # A new run each time; `synq-fast quantize --resume` is for interrupted ones.
@@ -73,6 +73,12 @@ conformance: export SYNQ_FAST_REQUIRE_NATIVE = 1
 conformance: build
 	$(BIN)/synq-fast info
 	$(BIN)/python -m pytest $(PARALLEL) $(CONFORMANCE)
+
+# A source archive and a wheel in dist/, the wheel tried where there is no compiler.
+wheel: build
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --sdist --wheel > build/wheel.log 2>&1 || { cat build/wheel.log; false; }
+	.ci/check_wheel dist/*.whl
 
 # Pages of docs/ with the reference made from docstrings; a warning is an error.
 docs: $(STAMP)
