@@ -1,5 +1,7 @@
 """The Triton kernels of packing compile for every GPU, spill nothing and read words."""
 
+from collections.abc import Iterable
+
 import torch
 
 from tests.compile.ptx_checks import entries, inexact, resources, widest_access
@@ -8,12 +10,16 @@ from tests.compile.test_triton_compile import MAXIMUM_REGISTERS, Compiler, compi
 __all__ = ["compiler", "pytestmark"]  # used by pytest
 
 
-def launch_all() -> None:
-    """Calls the launchers on one stream, on rows that end within a byte, and on both rests."""
+# Words in one piece, and in several; one stream, and rows that end within a byte.
+WIDTHS, SHAPES = (3, 4, 6, 8), ((64, 4608), (33, 27))
+
+
+def launch_all(widths: Iterable[int], shapes: Iterable[tuple[int, int]]) -> None:
+    """Calls the launchers on each shape in each width."""
     from synq_fast import kernels
 
-    for bits in range(2, 9):
-        for shape in ((64, 4608), (33, 27), (1, 4101), (1, 1)):
+    for bits in widths:
+        for shape in shapes:
             codes = torch.zeros(shape, dtype=torch.int8)
             packed = torch.zeros(shape[0], -(-shape[1] * bits // 8), dtype=torch.uint8)
             kernels.pack_codes(codes, bits)
@@ -21,7 +27,7 @@ def launch_all() -> None:
 
 
 def test_launches(compiler: Compiler) -> None:
-    launch_all()
+    launch_all(WIDTHS, SHAPES)
     by_words = {"pack_words_kernel", "unpack_words_kernel"}
     assert {name for name, _ in compiler.ptx} == by_words | {
         "pack_bytes_kernel",

@@ -106,7 +106,7 @@ def launch_losses(x: torch.Tensor) -> None:
 def test_every_specialisation(compiler: Compiler, dtype: torch.dtype) -> None:
     for launch in (launch_moments, launch_distillation, launch_cams, launch_ranges):
         launch(dtype)
-    launch_packing()
+    launch_packing(range(2, 9), [(64, 4608), (33, 27), (16, 16 * 16 + 1), (1, 4101), (1, 1)])
     for shape in SHAPES:
         image = torch.zeros(shape, dtype=dtype)
         for x in (image, image.to(memory_format=torch.channels_last)):
