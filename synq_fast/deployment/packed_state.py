@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from synq_fast.deployment.freezing import frozen_layers
-from synq_fast.deployment.packing import pack, packed_bytes, unpack
 from synq_fast.errors import CheckpointError
+from synq_fast.ops import pack_codes, unpack_codes
+from synq_fast.reference.pack_codes import packed_bytes
 
 
 def packed_state(frozen: fx.GraphModule) -> dict[str, Tensor]:
@@ -18,7 +19,7 @@ def packed_state(frozen: fx.GraphModule) -> dict[str, Tensor]:
     state = {**kept, **{n: b for n, b in frozen.named_buffers() if n not in kept}}
     for name, layer in frozen_layers(frozen).items():
         del state[f"{name}.stored"]
-        state[f"{name}.packed"] = pack(layer.stored.flatten(1), layer.bits)
+        state[f"{name}.packed"] = pack_codes(layer.stored.flatten(1), layer.bits)
     return state
 
 
@@ -34,13 +35,13 @@ def fill_packed(file: str, frozen: fx.GraphModule, state: Mapping[str, Tensor]) 
         length = layer.stored[:1].numel()
         packed = rest.pop(f"{name}.packed", None)
         wanted = (len(layer.stored), packed_bytes(length, layer.bits))
-        if packed is None or packed.shape != wanted:
-            given = "none" if packed is None else f"codes of shape {tuple(packed.shape)}"
+        if packed is None or packed.dtype != torch.uint8 or packed.shape != wanted:
+            given = "none" if packed is None else f"{packed.dtype} of shape {tuple(packed.shape)}"
             raise CheckpointError(
-                f"{file} does not fit the model: {name} has {layer.bits}-bit codes of shape "
-                f"{wanted}, and the file {given}"
+                f"{file} does not fit the model: {name} has {layer.bits}-bit codes in torch.uint8 "
+                f"of shape {wanted}, and the file {given}"
             )
-        layer.take(unpack(packed, layer.bits, length).view_as(layer.stored))
+        layer.take(unpack_codes(packed, layer.bits, length).view_as(layer.stored))
         on_grid = f"{name}.input_scale" in rest
         layer.input_scale = torch.zeros((), dtype=torch.float32) if on_grid else None
         bias = rest.get(f"{name}.bias", layer.bias)

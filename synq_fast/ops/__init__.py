@@ -29,6 +29,7 @@ from synq_fast.ops.layer_norm_fake_quantize import (
     layer_norm_fake_quantize as layer_norm_fake_quantize,
 )
 from synq_fast.ops.low_pass import low_pass as low_pass
+from synq_fast.ops.pack_codes import pack_codes as pack_codes
 from synq_fast.ops.patch_similarity_entropy import (
     patch_similarity_entropy as patch_similarity_entropy,
 )
@@ -40,6 +41,7 @@ from synq_fast.ops.search_range import search_range as search_range
 from synq_fast.ops.soft_round import soft_round as soft_round
 from synq_fast.ops.softmax_fake_quantize import softmax_fake_quantize as softmax_fake_quantize
 from synq_fast.ops.total_variation import total_variation as total_variation
+from synq_fast.ops.unpack_codes import unpack_codes as unpack_codes
 from synq_fast.ops.update_range import read_range as read_range
 from synq_fast.ops.update_range import update_range as update_range
 

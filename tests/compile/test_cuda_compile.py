@@ -115,6 +115,8 @@ def test_ptx(source: Path, arch: str, cuda_object) -> None:
             # The last template argument says whether the kernel works on packs.
             packed = "Lb1EEEv" in name
             assert (widest_access(instructions, "ld") == 128) == packed, name
+        if re.search(r"streams_kernelI\w*?(7PackingELj|9UnpackingELj8)", name):
+            assert widest_access(instructions, "ld") == 128, name
         # Mangled template arguments: packs of four float32 or eight half-precision elements.
         count = next((count for count in (4, 8) if f"Li{count}E" in name), 0)
         if count == 0:

@@ -78,6 +78,12 @@ RULES = (
     Rule(r"13spread_kernelI\w+?Lb[01]ELb1E", 0, bits=16, count=8),
     # The tail, and a sum.
     Rule(r"14channel_kernelI\w*?Li4E", 2, bits=32, count=4),
+    # Pairs of groups in the fewest stores that their width allows; the other loop stores bytes.
+    Rule(r"14streams_kernelI\w*?7PackingELj8", None, bits=8, count=16),
+    Rule(r"14streams_kernelI\w*?7PackingELj4", None, bits=8, count=8),
+    Rule(r"14streams_kernelI\w*?7PackingELj[26]", None, bits=8, count=4),
+    Rule(r"14streams_kernelI\w*?7PackingELj[357]", None, bits=8, count=2),
+    Rule(r"14streams_kernelI\w*?9UnpackingELj", None, bits=8, count=16),
     # One loop over packs, one over elements.
     Rule(rf"15low_pass_kernelI(?:{TYPE}){ELEMENT}Li\d+E", None, count=4),
 )

@@ -13,8 +13,14 @@ from tests.conformance.typical import differentiable, results_of, tensors_of
 from tests.ops.backends import require
 
 BACKENDS = ["reference", "cpu"]
+# The ops of integers have nothing that could carry a tangent.
+MOVING = [
+    name
+    for name, case in CASES.items()
+    if any(x.is_floating_point() for x in case.typical().tensors)
+]
 # Constants to autograd: their tangents are zero as their gradients are.
-CONSTANT = {"quantize_codes", "search_range", "update_range"}
+CONSTANT = {"pack_codes", "quantize_codes", "search_range", "unpack_codes", "update_range"}
 
 
 def split(name):
@@ -56,7 +62,7 @@ def expected_product(name, moved, rest, tangents):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MOVING)
 def test_jvp_is_the_transpose_of_the_gradient(name, backend):
     require(backend)
     moved, rest = split(name)
@@ -75,7 +81,7 @@ def test_jvp_is_the_transpose_of_the_gradient(name, backend):
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MOVING)
 def test_dual_numbers_do_as_jvp_does(name):
     moved, rest = split(name)
     tangents = tangents_like(moved)

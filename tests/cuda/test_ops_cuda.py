@@ -11,6 +11,7 @@ from synq_fast.runtime.precision import tensor_float32
 from synq_fast.testing import CASES, Check, Sample
 from synq_fast.testing.case import constant, noise, uniform
 from synq_fast.testing.cases._statistics import stored
+from synq_fast.testing.cases._streams import WIDTHS, integers
 from synq_fast.testing.cases.affine_relu_fake_quantize import factors
 from synq_fast.testing.cases.distillation_loss import logits
 from synq_fast.testing.cases.layer_norm_fake_quantize import parameters as norm_parameters
@@ -125,6 +126,14 @@ def samples(name: str):
                 count = 1 if axis is None else shape[axis]
                 grid = uniform(count, low=1.0, high=4.0), noise(count, scale=2.0)
                 yield (v, *grid, constant(3.0), codes_like(v, 4)), {"axis": axis}
+        case "pack_codes" | "unpack_codes":
+            packing = name == "pack_codes"
+            for bits in WIDTHS:
+                for rows, length in ((1, 9_000_008), (4096, 4608), (3001, 2001)):
+                    size = length if packing else -(-length * bits // 8)
+                    low, high, dtype = (-128, 128, torch.int8) if packing else (0, 256, torch.uint8)
+                    options = {"bits": bits} if packing else {"bits": bits, "length": length}
+                    yield (integers(rows, size, low=low, high=high, dtype=dtype),), options
         case "grad_cam" | "layer_cam" | "hires_cam" | "grad_cam_plus_plus" | "cam_alignment_loss":
             for shape, size in MAPS:
                 a, g = uniform(*shape), noise(*shape)

@@ -1,35 +1,13 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import synq_fast
 from synq_fast.deployment.freezing import freeze, is_frozen
-from synq_fast.deployment.packing import pack, packed_bytes, unpack
+from synq_fast.deployment.packed_state import fill_packed, packed_state
 from synq_fast.errors import CheckpointError, ModelError, RecipeError
 from tests.tiny import TINY_OVERRIDES, tiny_images, tiny_net
 
 CALIBRATED = {**TINY_OVERRIDES, "stages": ["synthesis", "calibration"]}
-
-
-@given(st.integers(2, 8), st.integers(0, 70), st.integers(0, 5), st.integers(0, 2**32 - 1))
-def test_packing_round_trips(bits, length, rows, seed):
-    generator = torch.Generator().manual_seed(seed)
-    half = 2 ** (bits - 1)
-    codes = torch.randint(-half, half, (rows, length), generator=generator).to(torch.int8)
-    packed = pack(codes, bits)
-    assert packed.shape == (rows, packed_bytes(length, bits)) and packed.dtype == torch.uint8
-    assert torch.equal(unpack(packed, bits, length), codes)
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_the_stream_is_little_endian(bits):
-    """Against whole numbers of Python, which have as many bits as they need."""
-    half = 2 ** (bits - 1)
-    codes = [(7 * i + 3) % (2 * half) - half for i in range(21)]
-    number = sum((code + half) << (i * bits) for i, code in enumerate(codes))
-    wanted = number.to_bytes(packed_bytes(21, bits), "little")
-    assert bytes(pack(torch.tensor([codes], dtype=torch.int8), bits)[0].tolist()) == wanted
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +52,25 @@ def test_damage_is_found(finished, tmp_path):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="does not match its checksum"):
         synq_fast.load(path, tiny_net())
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda packed: packed[:, :-1], r"torch\.uint8 of shape"),
+        (lambda packed: packed.short(), r"torch\.int16 of shape"),
+        (None, "none"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused(finished, change, given):
+    frozen = freeze(synq_fast.load(finished, tiny_net()))
+    state = packed_state(frozen)
+    name = next(name for name in state if name.endswith(".packed"))
+    packed = state.pop(name)
+    if change is not None:
+        state[name] = change(packed)
+    with pytest.raises(CheckpointError, match=rf"3-bit codes in torch\.uint8 .* the file {given}"):
+        fill_packed("net.safetensors", frozen, state)
 
 
 def test_a_packed_file_has_its_own_ending(finished, tmp_path):

@@ -12,6 +12,7 @@ from tests.emulation.launching import Launcher, Setting
 from tests.emulation.losses import Distillation, Moments, Statistics
 from tests.emulation.maps import Maps
 from tests.emulation.mixing import Mixing
+from tests.emulation.packing import Packing
 from tests.emulation.quantization import Quantization
 from tests.emulation.ranges import Ranges
 from tests.emulation.rounding import Rounding
@@ -28,6 +29,7 @@ FAMILIES = {
     "grad_cam": Maps,
     "layer_norm_fake_quantize": Norms,
     "low_pass": Filters,
+    "pack_codes": Packing,
     "patch_similarity_entropy": Similarity,
     "quantized_attention": Attention,
     "random_mix": Mixing,

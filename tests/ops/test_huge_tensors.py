@@ -93,6 +93,26 @@ def check_quantize_codes(elements: int) -> None:
         assert torch.equal(codes[window], expected), window
 
 
+def check_pack_codes(elements: int) -> None:
+    """As one stream, and as rows that end within a byte."""
+    for bits, rows in ((4, 1), (3, 5)):
+        length = rows_of(elements, 8 * rows) * 8 + 8 - rows
+        half = 2 ** (bits - 1)
+        codes = torch.empty(rows, length, dtype=torch.int8)
+        flat = codes.view(-1)
+        pattern = torch.randint(-half, half, (PERIOD,)).to(torch.int8)
+        for part in flat.split(PERIOD):
+            part.copy_(pattern[: len(part)])
+        packed = ops.pack_codes(codes, bits)
+        for window in windows(length):
+            start = window.start // 8 * 8
+            of_codes = slice(start, start + WINDOW // 8 * 8)
+            expected = reference.pack_codes(codes[:, of_codes], bits)
+            first = start // 8 * bits
+            assert torch.equal(packed[:, first : first + expected.shape[1]], expected), window
+        assert torch.equal(ops.unpack_codes(packed, bits, length), codes)
+
+
 def check_fake_quantize_learned(elements: int) -> None:
     x = filled(elements)
     y = ops.fake_quantize_learned(x, 4.0, 1.0, BITS)
@@ -248,6 +268,7 @@ ROWS = {
         Row("fake_quantize", 13, check_fake_quantize_backward),
         Row("fake_quantize_dynamic", 9, check_fake_quantize_dynamic),
         Row("quantize_codes", 7, check_quantize_codes),
+        Row("pack_codes", 8, check_pack_codes),
         Row("fake_quantize_learned", 9, check_fake_quantize_learned),
         Row("fake_quantize_learned", 9, check_fake_quantize_learned_dropped),
         Row("random_mix", 13, check_random_mix),
