@@ -60,17 +60,17 @@ class Target(NamedTuple):
             another_isa = self.backend == "cpu" and ONLY is not None
             if another_isa:
                 return turn % (2 if dtype == torch.float32 else 4) == 0
-            # The reference widens them first.
-            widened = self.backend == "reference" and dtype != torch.float32
-            return not widened or turn % 3 == 0
+            # They are widened first: by the reference whole, by kernels in loads and stores.
+            one_in = 1 if dtype == torch.float32 else 3 if self.backend == "reference" else 2
+            return turn % one_in == 0
         # The interpreter spends seconds on programs with inner loops.
         every = 6 if self.backend == "triton" and not case.exact else self.every
         if sample.large or turn % every or not self.runs(sample):
             return False
         if self.backend == "triton" and dtype == torch.bfloat16 and _has_subnormals(sample):
             return False  # the interpreter takes those of bfloat16 for zeros
-        one_in = max(1, 6 // self.every)
-        chosen = turn // self.every % one_in == 0 and sample.tensors[0].numel() <= 4096
+        one_in = max(2, 6 // every)
+        chosen = turn // every % one_in == 0 and sample.tensors[0].numel() <= 4096
         return dtype == torch.float32 or chosen
 
 

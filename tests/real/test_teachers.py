@@ -41,17 +41,13 @@ def mobilenet(root):
     )
 
 
-def test_mobilenet_on_a_part(root):
+def test_mobilenet(root):
+    """451 of the 500 images are 90.2 %; of every fifth 90 of 100."""
     teacher = mobilenet(root)
     images = load_dataset("imagenet-nips", teacher)
     assert len(images) == 500
-    assert evaluate(teacher, Subset(images, range(0, 500, 10)), batch_size=25).top1 >= 80
-
-
-@pytest.mark.slow
-def test_mobilenet_on_all(root):
-    result = evaluate(mobilenet(root), "imagenet-nips", batch_size=50)
-    assert result.top1 == pytest.approx(90.2, abs=0.2 + 1e-9)
+    result = evaluate(teacher, Subset(images, range(0, 500, 5)), batch_size=25)
+    assert result.top1 == pytest.approx(90.0, abs=1 + 1e-9)
 
 
 def test_weights_of_one_model_are_refused_by_another(root):
