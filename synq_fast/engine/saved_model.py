@@ -78,13 +78,14 @@ def build_student(
         leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
     """
 
-    def make_quantizer(activation_bits: int) -> ActivationQuantizer:
+    def make_quantizer(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
         quantizer = ActivationQuantizer(
             activation_bits,
             policy=recipe.range,
             shrink=recipe.shrink,
             ste="clip" if recipe.ste == "clip" else "identity",
             learn=recipe.learn_ranges,
+            heads=heads,
         )
         quantizer.symmetric = recipe.symmetric_activations and activation_bits == HIGHEST
         return quantizer
@@ -101,6 +102,7 @@ def build_student(
         make_quantizer=make_quantizer,
         weight_range=recipe.weight_range,
         weight_scheme=recipe.weight_scheme,
+        head_ranges=recipe.head_ranges,
         leaves=leaves,
     )
 

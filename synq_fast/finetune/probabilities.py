@@ -55,18 +55,23 @@ def fit_probabilities(
         seen = Tapped(student, read)(images).features
         for (quantizer, *_), p, v in zip(found, seen[::2], seen[1::2], strict=True):
             quantizer.range_min.zero_()
-            quantizer.range_max.copy_(best_end(p.float(), v.float(), quantizer.bits))
+            heads = quantizer.heads is not None
+            quantizer.range_max.copy_(best_end(p.float(), v.float(), quantizer.bits, heads=heads))
     return len(found)
 
 
-def best_end(probabilities: Tensor, values: Tensor, bits: int) -> Tensor:
-    """The upper end of the range from 0 with the least squared error of the product, 0-d.
+def best_end(probabilities: Tensor, values: Tensor, bits: int, *, heads: bool = False) -> Tensor:
+    """The upper end of the range from 0 with the least squared error of the product.
 
     Args:
-        probabilities: (..., N, M)
-        values: (..., M, D)
+        probabilities: (B, H, N, M)
+        values: (B, H, M, D)
         bits: of the probabilities.
+        heads: find one for each head, (H,), instead of one for all, 0-d.
     """
+    if heads:
+        pairs = zip(probabilities.unbind(1), values.unbind(1), strict=True)
+        return torch.stack([best_end(p, v, bits) for p, v in pairs])
     exact, largest = probabilities @ values, probabilities.amax()
     zero = torch.zeros_like(largest)
     shares = torch.linspace(1, 1 / SHARES, SHARES, dtype=torch.float32, device=values.device)

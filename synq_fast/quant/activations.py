@@ -1,4 +1,4 @@
-"""The activation quantizer: one static per-tensor range, found by calibration."""
+"""The activation quantizer: static ranges, found by calibration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Ste = Literal["identity", "clip"]
 
 
 class ActivationQuantizer(FullPrecision):
-    """Fake-quantizes an activation with a frozen per-tensor range, float32 in networks of any type.
+    """Fake-quantizes an activation with a frozen range, float32 in networks of any type.
+
+    It has one range for the tensor, or one for each head of an attention, along dimension 1.
 
     While an observer is attached, each call first widens the range by its batch, inside
     ``bypassing`` too; afterwards the range never changes, whatever is evaluated.
@@ -56,6 +58,7 @@ class ActivationQuantizer(FullPrecision):
         shrink: float = 1.0,
         ste: Ste = "identity",
         learn: bool = False,
+        heads: int | None = None,
     ) -> None:
         """Prepare a quantizer of ``bits`` bits.
 
@@ -65,19 +68,22 @@ class ActivationQuantizer(FullPrecision):
             shrink: factor on both ends of the observed range.
             ste: gradient outside the range, ``identity`` (passed) or ``clip`` (zeroed).
             learn: give the range a trainable gain; the gradient outside is then always zeroed.
+            heads: how many ranges dimension 1 has, one for each index; None: one for all.
         """
         super().__init__()
-        self.bits, self.policy, self.shrink = bits, policy, shrink
+        self.bits, self.policy, self.shrink, self.heads = bits, policy, shrink, heads
         self.ste: Ste = ste
         self.observer: RangeObserver | None = None
-        self.register_buffer("range_min", torch.zeros((), dtype=torch.float32, device="cpu"))
-        self.register_buffer("range_max", torch.zeros((), dtype=torch.float32, device="cpu"))
-        gain = torch.ones((), dtype=torch.float32, device="cpu")
+        shape = () if heads is None else (heads,)
+        self.register_buffer("range_min", torch.zeros(shape, dtype=torch.float32, device="cpu"))
+        self.register_buffer("range_max", torch.zeros(shape, dtype=torch.float32, device="cpu"))
+        gain = torch.ones(shape, dtype=torch.float32, device="cpu")
         self.gain = nn.Parameter(gain) if learn else None
 
     def start_observing(self) -> None:
         """Begin a new range."""
-        self.observer = build_observer(self.policy, self.bits, self.range_min.device)
+        device = self.range_min.device
+        self.observer = build_observer(self.policy, self.bits, device, self.heads)
 
     def stop_observing(self) -> None:
         """Freeze the range at what was observed."""
@@ -106,14 +112,21 @@ class ActivationQuantizer(FullPrecision):
     def _quantized(self, x: Tensor) -> Tensor:
         if self.gain is not None:
             return self._on_learned_grid(x)
-        return ops.fake_quantize(x, self.range_min, self.range_max, self.bits, ste=self.ste)
+        return ops.fake_quantize(
+            x, self.range_min, self.range_max, self.bits, axis=self.axis, ste=self.ste
+        )
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension that has a range for each index, as the ops take it."""
+        return None if self.heads is None else 1
 
     def learned(self, shape: Sequence[int]) -> tuple[Grid, float]:
         """The grid now, and the factor on its gradients for values (B, ...) of a shape.
 
         LSQ's (arXiv 1902.08153, eq. 3), whatever part of a batch is seen at once.
         """
-        factor = lsq_scale(max(1, math.prod(shape[1:])), self.bits)
+        factor = lsq_scale(max(1, math.prod(shape[1:]) // (self.heads or 1)), self.bits)
         if self.gain is None:
             return grid_of(self.range_min, self.range_max, self.bits), factor
         return learned_grid(self.range_min, self.range_max, self.gain, self.bits), factor
@@ -143,6 +156,7 @@ class ActivationQuantizer(FullPrecision):
             grid.scale,
             grid.zero_point,
             self.bits,
+            axis=self.axis,
             gradient_scale=gradient_scale,
             keep=self.keep,
             seed=self.seed,
@@ -158,7 +172,10 @@ class ActivationQuantizer(FullPrecision):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
-        return f"bits={self.bits}, policy={self.policy}, shrink={self.shrink}, ste={self.ste}"
+        heads = "" if self.heads is None else f", heads={self.heads}"
+        return (
+            f"bits={self.bits}, policy={self.policy}, shrink={self.shrink}, ste={self.ste}{heads}"
+        )
 
 
 @contextmanager

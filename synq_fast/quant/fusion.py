@@ -110,6 +110,8 @@ def fused(
         quantizer = called_module(result, node)
         if not isinstance(quantizer, ActivationQuantizer) or quantizer.gain is not None:
             continue
+        if quantizer.heads is not None:
+            continue
         match = _match(result, node.all_input_nodes[0], keep)
         if match is None:
             continue

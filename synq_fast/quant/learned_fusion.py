@@ -124,6 +124,8 @@ def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
         quantizer = called_module(module, node)
         if not isinstance(quantizer, ActivationQuantizer) or quantizer.gain is None:
             continue
+        if quantizer.heads is not None:
+            continue
         source = node.all_input_nodes[0]
         readers = [user for user in source.users if not _is_shape(user)]
         if readers != [node] or source.name in keep:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synq_fast import ops
 from synq_fast.quant.full_precision import FullPrecision
@@ -17,8 +18,40 @@ _SEARCH_SAMPLES = 1 << 16
 class RangeObserver(FullPrecision, ABC):
     """Follows the range of one tensor over calibration batches; ``read`` gives the result.
 
-    The observed range is 0-d float32 on the tensor's device; nothing is copied to the host.
+    Ranges are float32 on the tensor's device; nothing is copied to the host.
     """
+
+    @abstractmethod
+    def observe(self, x: Tensor) -> None:
+        """Take in one batch."""
+
+    @abstractmethod
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The range so far: (range_min, range_max), 0-d or (H,)."""
+
+
+class EachHead(RangeObserver):
+    """Follows every index of dimension 1 on its own: the heads of an attention."""
+
+    def __init__(self, observers: Sequence[RangeObserver]) -> None:
+        """Take an observer for each."""
+        super().__init__()
+        self.observers: Sequence[RangeObserver] = observers
+        self.of = nn.ModuleList(observers)
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one batch (B, H, ...)."""
+        for observer, part in zip(self.observers, x.unbind(1), strict=True):
+            observer.observe(part)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The ranges so far, (H,) each."""
+        low, high = zip(*(observer.read() for observer in self.observers), strict=True)
+        return torch.stack(low), torch.stack(high)
+
+
+class WholeRange(RangeObserver):
+    """One range for all of a tensor."""
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         """Start with an empty range."""
@@ -31,16 +64,12 @@ class RangeObserver(FullPrecision, ABC):
     high: Tensor
     batches: Tensor
 
-    @abstractmethod
-    def observe(self, x: Tensor) -> None:
-        """Take in one batch."""
-
     def read(self) -> tuple[Tensor, Tensor]:
-        """The range so far: (range_min, range_max)."""
+        """The range so far, 0-d."""
         return self.low, self.high
 
 
-class EmaObserver(RangeObserver):
+class EmaObserver(WholeRange):
     """Bias-corrected moving average of the batch extremes (as Adam corrects its moments)."""
 
     def __init__(self, beta: float = 0.9, device: torch.device | str | None = None) -> None:
@@ -57,7 +86,7 @@ class EmaObserver(RangeObserver):
         return ops.read_range(self.low, self.high, self.batches, self.beta)
 
 
-class MinMaxObserver(RangeObserver):
+class MinMaxObserver(WholeRange):
     """The smallest and the largest value of all batches."""
 
     def observe(self, x: Tensor) -> None:
@@ -69,7 +98,7 @@ class MinMaxObserver(RangeObserver):
         self.batches += 1
 
 
-class MseObserver(RangeObserver):
+class MseObserver(WholeRange):
     """The mean over batches of the range with the least quantization error (BRECQ, Genie).
 
     A strided sample of at most 65,536 elements of each batch is searched, which keeps calibration
@@ -101,8 +130,15 @@ def _sampling_stride(count: int) -> int:
     return stride
 
 
-def build_observer(policy: str, bits: int, device: torch.device | str | None) -> RangeObserver:
-    """The observer of a recipe's ``range`` policy: ``ema``, ``minmax`` or ``mse``."""
+def build_observer(
+    policy: str, bits: int, device: torch.device | str | None, heads: int | None = None
+) -> RangeObserver:
+    """The observer of a recipe's ``range`` policy: ``ema``, ``minmax`` or ``mse``.
+
+    ``heads`` is how many ranges dimension 1 has; None: there is one in all.
+    """
+    if heads is not None:
+        return EachHead([build_observer(policy, bits, device) for _ in range(heads)])
     if policy == "ema":
         return EmaObserver(device=device)
     if policy == "minmax":

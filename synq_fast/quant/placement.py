@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from functools import partial
 from operator import is_not
+from typing import Protocol
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from synq_fast.errors import ModelError
-from synq_fast.graph import called_module
+from synq_fast.graph import called_module, shape_of
 from synq_fast.graph.attention import find_attentions, is_softmax, products
 from synq_fast.graph.leaves import is_kept
 from synq_fast.graph.nodes import constants
@@ -33,7 +34,14 @@ _RELU_FUNCTIONS: dict[object, float] = {
     functional.relu6: 6.0,
 }
 _RELU_MODULES: dict[type, float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
-QuantizerFactory = Callable[[int], ActivationQuantizer]
+
+
+class QuantizerFactory(Protocol):
+    """Builds an activation quantizer."""
+
+    def __call__(self, bits: int, /, *, heads: int | None) -> ActivationQuantizer:
+        """Of a width, with one range or one for each head."""
+        ...
 
 
 def relu_bound(graph_module: fx.GraphModule, node: fx.Node) -> float | None:
@@ -123,6 +131,7 @@ PLACEMENTS: dict[str, Callable[[fx.GraphModule], list[fx.Node]]] = {
     "integer": integer,
 }
 AUTO = "auto"
+VIT = "vit"
 INTEGER = "integer"
 
 
@@ -157,7 +166,7 @@ def chosen_placement(
     if placement != AUTO:
         return placement
     if find_attentions(graph_module):
-        return "vit"
+        return VIT
 
     def is_relu(node: fx.Node) -> bool:
         return relu_bound(graph_module, node) is not None
@@ -173,6 +182,7 @@ def quantized_copy(
     make_quantizer: QuantizerFactory,
     weight_range: str = "minmax",
     weight_scheme: str = AUTO,
+    head_ranges: bool = False,
     leaves: Collection[str] = (),
 ) -> fx.GraphModule:
     """A copy of a traced model with fake-quantized weights and activations.
@@ -185,7 +195,8 @@ def quantized_copy(
         teacher: the traced model; stays as it is.
         policy: width of each layer's weights and of what it reads.
         placement: ``auto`` or a name in ``PLACEMENTS``.
-        make_quantizer: builds an activation quantizer of a width.
+        make_quantizer: builds an activation quantizer.
+        head_ranges: under ``vit``, what attention multiplies has a range for each head.
         weight_range: of each output channel, as ``quantize_layers`` takes it.
         weight_scheme: of their grids, as ``symmetric_widths`` takes it.
         leaves: qualified names of submodules whose weights stay in floating point.
@@ -215,6 +226,7 @@ def quantized_copy(
             f'"{next(name for name in PLACEMENTS if name != placement)}"'
         )
     readers = _readers(student, layers, sites)
+    heads_of = _heads(student) if head_ranges and placement == VIT else {}
     for site in sites:
         name = f"quantize_{site.name}"
         width, read = IMAGE_BITS, readers[site]
@@ -222,7 +234,7 @@ def quantized_copy(
         is_layer_input = placement != INTEGER or read
         if site.op != "placeholder" and is_layer_input:
             width = policy.activation(name, [site_of[layer] for layer in read])
-        quantizer = make_quantizer(width)
+        quantizer = make_quantizer(width, heads=heads_of.get(site))
         # Behind a dropout that does nothing, for example.
         quantizer.from_zero = all(is_softmax(student, made) for made in origins(student, site))
         quantizer.holds_zero = placement == INTEGER
@@ -236,6 +248,13 @@ def quantized_copy(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return student
+
+
+def _heads(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
+    """How many heads the operands of products (B, H, N, M) have."""
+    operands = (o for node in products(graph_module) for o in node.all_input_nodes)
+    shapes = {operand: shape_of(operand) for operand in operands}
+    return {node: shape[1] for node, shape in shapes.items() if shape and len(shape) == 4}
 
 
 def _sites(layers: list[fx.Node], policy: Policy) -> dict[fx.Node, Site]:

@@ -73,6 +73,11 @@ class Quantization:
         "rotate the residual stream of a vision transformer, so that no channel stands out: the "
         "same function, at no cost when it runs (GLF-Q)",
     )
+    head_ranges: bool = flag(
+        False,
+        "with placement vit, queries, keys, values and probabilities have a range for each head: "
+        "one head attends to single patches, another to all of them",
+    )
     calibration_batches: int = count(8, "what activation ranges are found on", unit="batches")
     calibration_batch_size: int = batch(64, "in each of them")
     leaf_modules: tuple[str, ...] = items(

@@ -32,7 +32,7 @@ def placed(module, shape, bits="w4a4"):
         graph,
         BitPolicy(BitWidths.parse(bits), 0, {}),
         placement="integer",
-        make_quantizer=lambda width: ActivationQuantizer(width, policy="minmax"),
+        make_quantizer=lambda width, heads: ActivationQuantizer(width, policy="minmax"),
     )
 
 

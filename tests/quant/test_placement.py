@@ -20,8 +20,8 @@ def quantized(
     activation_bits: int = 4,
     shape: tuple[int, ...] = SHAPE,
 ):
-    def make(bits: int) -> ActivationQuantizer:
-        return ActivationQuantizer(bits, policy="minmax")
+    def make(bits: int, /, *, heads: int | None) -> ActivationQuantizer:
+        return ActivationQuantizer(bits, policy="minmax", heads=heads)
 
     return quantized_copy(
         trace(module.eval(), torch.zeros(2, *shape)),
