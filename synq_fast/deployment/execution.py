@@ -87,7 +87,9 @@ class _Builder:
         for node in list(self.result.graph.nodes):
             quantizer = called_module(self.frozen, node)
             if isinstance(quantizer, FrozenQuantizer):
-                self._quantize(node, quantizer)
+                # Those of heads are read by products, which are in floating point here.
+                if quantizer.is_whole:
+                    self._quantize(node, quantizer)
             elif operation(self.result, node) in _MOVES and node.all_input_nodes:
                 source = node.all_input_nodes[0]
                 if source in self.grids and len(node.all_input_nodes) == 1:

@@ -120,8 +120,9 @@ def _integer_inputs(network: fx.GraphModule) -> list[fx.Node]:
 def _quantizer(node: fx.Node, quantizer: ActivationQuantizer, strict: bool) -> FrozenQuantizer:
     grid = quantizer.grid()
     zero_point = -(grid.zero_point + grid.low)
-    if strict and not 0 <= float(zero_point) <= grid.high - grid.low:
-        low, high = float(quantizer.range_min), float(quantizer.range_max)
+    inside = (zero_point >= 0) & (zero_point <= grid.high - grid.low)
+    if strict and not bool(inside.all()):
+        low, high = float(quantizer.range_min.min()), float(quantizer.range_max.max())
         raise ModelError(
             f"{node.target} has the range {low:.4g} to {high:.4g}, which does not hold zero: "
             f"integer runtimes pad with zero and cannot give it out. Quantize with "

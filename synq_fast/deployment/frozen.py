@@ -21,17 +21,24 @@ class FrozenQuantizer(FullPrecision):
     """
 
     scale: Tensor
-    """0-d float32."""
+    """float32, 0-d; (H, 1, 1) where each head of an attention has a grid."""
     zero_point: Tensor
-    """0-d int32, from 0 to ``highest``."""
+    """int32 of the same shape, from 0 to ``highest``."""
 
     def __init__(self, scale: Tensor, zero_point: Tensor, bits: int) -> None:
-        """Take scale and zero point (0-d) of ``bits`` bits."""
+        """Take scale and zero point (0-d, or (H,) of heads along dimension 1) of ``bits`` bits."""
         super().__init__()
+        if scale.dim():
+            scale, zero_point = scale.view(-1, 1, 1), zero_point.view(-1, 1, 1)
         self.bits = bits
         self.highest = 2**bits - 1
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", zero_point.to(torch.int32))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one grid for all heads."""
+        return self.scale.dim() == 0
 
     def numbers(self, x: Tensor) -> Tensor:
         """The whole numbers ``code - zero_point`` of ``x``, in float32."""
@@ -48,7 +55,9 @@ class FrozenQuantizer(FullPrecision):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
-        return f"bits={self.bits}, scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}"
+        scales = ", ".join(f"{value:.6g}" for value in self.scale.flatten().tolist())
+        zeros = ", ".join(map(str, self.zero_point.flatten().tolist()))
+        return f"bits={self.bits}, scale={scales}, zero_point={zeros}"
 
 
 class FrozenLayer(FullPrecision):

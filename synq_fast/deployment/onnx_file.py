@@ -17,8 +17,8 @@ from synq_fast.deployment.qdq import (
     DEQUANTIZE,
     GLOBAL_AVERAGE,
     QUANTIZE_DEQUANTIZE,
-    is_quantizer,
     qdq_form,
+    quantizers_at,
 )
 from synq_fast.deployment.targets import Target
 from synq_fast.errors import ModelError
@@ -169,15 +169,21 @@ def _translations(target: Target) -> dict[Any, Callable[..., Any]]:
 
 def _name(model: Any, network: fx.GraphModule) -> None:
     """Call layers and quantized values in the file as in the network, for whoever looks."""
-    values = [n.name for n in network.graph.nodes if is_quantizer(network, n)]
+    counts = {n.name: quantizers_at(network, n) for n in network.graph.nodes}
+    values = [(name, head, count) for name, count in counts.items() for head in range(count)]
     written = [
         node
         for node in model.graph
         if node.op_type == "DequantizeLinear" and node.inputs[0].producer() is not None
     ]
     if len(values) == len(written):  # the exporter drops what nobody reads
-        for name, node in zip(values, written, strict=True):
-            node.name = node.outputs[0].name = name
+        for (name, head, count), node in zip(values, written, strict=True):
+            node.name = node.outputs[0].name = name if count == 1 else f"{name}.{head}"
+            if count > 1 and head == 0:
+                joined = node
+                while joined.op_type != "Concat":
+                    ((joined, _),) = joined.outputs[0].uses()
+                joined.name = joined.outputs[0].name = name
     # Equal tensors are one in the file, so that a second layer may read the first one's.
     layers = {str(n.target) for n in network.graph.nodes if n.op == "call_module"}
     for node in model.graph:

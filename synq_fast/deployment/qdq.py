@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,14 +60,31 @@ GLOBAL_AVERAGE = torch.ops.synq_fast_export.global_average.default
 
 
 class _Quantizer(nn.Module):
-    def __init__(self, quantizer: FrozenQuantizer) -> None:
+    def __init__(self, scale: float, zero_point: int, highest: int) -> None:
         super().__init__()
-        self.scale = float(quantizer.scale)
-        self.zero_point, self.highest = int(quantizer.zero_point), quantizer.highest
+        self.scale, self.zero_point, self.highest = scale, zero_point, highest
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = QUANTIZE_DEQUANTIZE(x, self.scale, self.zero_point, self.highest)
         return y
+
+
+class _HeadQuantizers(nn.Module):
+    """Heads are quantized one by one: grids along a dimension of an activation are taken by few."""
+
+    def __init__(self, quantizers: Sequence[_Quantizer]) -> None:
+        super().__init__()
+        self.of = nn.ModuleList(quantizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [quantizer(part) for quantizer, part in zip(self.of, x.unbind(1), strict=True)]
+        return torch.stack(heads, 1)
+
+
+def _exported(quantizer: FrozenQuantizer) -> nn.Module:
+    pairs = zip(quantizer.scale.flatten().tolist(), quantizer.zero_point.flatten(), strict=True)
+    made = [_Quantizer(scale, int(zero), quantizer.highest) for scale, zero in pairs]
+    return made[0] if quantizer.is_whole else _HeadQuantizers(made)
 
 
 class _Layer(nn.Module):
@@ -142,8 +160,9 @@ def qdq_form(
     for node in list(result.graph.nodes):
         module = called_module(frozen, node)
         if isinstance(module, FrozenQuantizer):
-            target.shift(str(node.target), module.bits, int(module.zero_point))
-            result.add_submodule(str(node.target), _Quantizer(module))
+            for zero_point in module.zero_point.flatten().tolist():
+                target.shift(str(node.target), module.bits, zero_point)
+            result.add_submodule(str(node.target), _exported(module))
         elif isinstance(module, FrozenLayer):
             result.add_submodule(str(node.target), _Layer(module, target))
             if target.joins_late and module.input_scale is not None:
@@ -178,14 +197,17 @@ def _quantize_again(frozen: fx.GraphModule, result: fx.GraphModule, node: fx.Nod
         if isinstance(module := called_module(frozen, made), FrozenQuantizer)
     )
     name = f"quantize_input_of_{node.name}"
-    result.add_submodule(name, _Quantizer(quantizer))
+    result.add_submodule(name, _exported(quantizer))
     with result.graph.inserting_before(node):
         node.replace_input_with(source, result.graph.call_module(name, (source,)))
 
 
-def is_quantizer(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node of a result of ``qdq_form`` puts a value on a grid."""
-    return isinstance(called_module(network, node), _Quantizer)
+def quantizers_at(network: fx.GraphModule, node: fx.Node) -> int:
+    """How many quantizers a node of a result of ``qdq_form`` is: one, or one for each head."""
+    module = called_module(network, node)
+    if isinstance(module, _HeadQuantizers):
+        return len(module.of)
+    return int(isinstance(module, _Quantizer))
 
 
 def _implies(module: fx.GraphModule, reader: fx.Node, bound: float) -> bool:

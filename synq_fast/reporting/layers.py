@@ -270,12 +270,25 @@ class _Seen:
         self.given.append(y.flatten()[::stride].cpu())
 
 
-def _ends(quantizer: ActivationQuantizer) -> tuple[float, float]:
-    """Least and greatest value of the grid, and half a step more, which is rounded to them."""
+def _ends(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of the grid, and half a step more, which is rounded to them.
+
+    0-d, or (H, 1, 1) of heads.
+    """
     grid = quantizer.grid()
-    low, high = (float((code + grid.zero_point) / grid.scale) for code in (grid.low, grid.high))
-    half = 0.5 / float(grid.scale)
-    return low - half, high + half
+    low, high = ((code + grid.zero_point) / grid.scale for code in (grid.low, grid.high))
+    half = 0.5 / grid.scale
+    shape = () if quantizer.heads is None else (-1, 1, 1)
+    return (low - half).view(shape), (high + half).view(shape)
+
+
+def _levels(quantizer: ActivationQuantizer) -> Tensor:
+    """The numbers that it gives out, (L,), in order: of all heads together."""
+    grid = quantizer.grid()
+    codes = torch.arange(grid.low, grid.high + 1, dtype=torch.float64)
+    zero_point, scale = (v.double().cpu().view(-1, 1) for v in (grid.zero_point, grid.scale))
+    levels: Tensor = ((codes + zero_point) / scale).unique()
+    return levels
 
 
 def _activations(
@@ -305,9 +318,7 @@ def _activation_row(
 ) -> ActivationRow:
     quantizer: object = student.get_submodule(name)
     assert isinstance(quantizer, ActivationQuantizer)
-    grid = quantizer.grid()
-    codes = torch.arange(grid.low, grid.high + 1, dtype=torch.float64)
-    levels = (codes + grid.zero_point.double().cpu()) / grid.scale.double().cpu()
+    levels = _levels(quantizer)
     values, given = torch.cat(seen.values), torch.cat(seen.given)
     low, high = float(levels[0]), float(levels[-1])
     reach = high - low

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from synq_fast.deployment.agreement import agreement
 from synq_fast.deployment.freezing import freeze, frozen_layers
+from synq_fast.deployment.frozen import FrozenQuantizer
 from synq_fast.deployment.onnx_file import OPSET, onnx_bytes
 from synq_fast.deployment.targets import target_of
 from synq_fast.deployment.verification import check_graph, check_runtime
@@ -138,6 +140,23 @@ def test_a_transformer():
     graph, run = checked(frozen, content, noise(teacher, 40))
     assert graph.passed and run.passed
     assert run.integer_layers == len(frozen_layers(frozen)) == 10
+
+
+def test_heads_with_ranges_of_their_own():
+    teacher = tiny_vit()
+    recipe = {"placement": "vit", "head_ranges": True, "weight_scheme": "symmetric"}
+    whole = quantized(teacher, "w8a4", **recipe)
+    # Those of a layer's input hold no zero, which placement integer would see to.
+    frozen = freeze(whole, strict=False)
+    heads = [m for m in frozen.modules() if isinstance(m, FrozenQuantizer) and not m.is_whole]
+    assert len(heads) == 8 and all(m.scale.unique().numel() == 2 for m in heads)
+    images = noise(teacher, 40)
+    # Biases are rounded to steps of their layer's grid.
+    found = agreement(whole(images), frozen(images))
+    assert found.decided == 1 and found.median < 2e-3
+    graph, run = checked(frozen, onnx_bytes(frozen, teacher.input_shape, target_of("ort")), images)
+    assert graph.passed and run.passed
+    assert {"quantize_softmax", "quantize_softmax_1"} <= graph.codes.keys()
 
 
 def test_a_layer_in_float_is_named_with_the_reason():

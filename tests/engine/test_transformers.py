@@ -16,7 +16,7 @@ from synq_fast.quant import ActivationQuantizer, BitWidths
 from synq_fast.recipes import load_recipe
 from tests.tiny import SHAPE as SMALL
 from tests.tiny import equal_states, run, tiny_net
-from tests.transformers import SHAPE, TinyViT, tiny_vit
+from tests.transformers import HEADS, SHAPE, TinyViT, tiny_vit
 
 FEW = {
     "blocks.images": 8,
@@ -47,7 +47,10 @@ def test_a_transformer_is_quantized_saved_and_loaded(tmp_path, bits):
     loaded = synq_fast.load(tmp_path, model=TinyViT())
     assert torch.equal(loaded(images), result.model(images))
     ranges = [m for m in result.model.modules() if isinstance(m, ActivationQuantizer)]
-    assert all(m.range_max > m.range_min for m in ranges)
+    assert all((m.range_max > m.range_min).all() for m in ranges)
+    # q, k, v and P of two layers.
+    of_heads = [m for m in ranges if m.heads == HEADS]
+    assert len(of_heads) == (0 if bits == "w8a8" else 8)
 
 
 def test_the_recipe_follows_network_and_widths():

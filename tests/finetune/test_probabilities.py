@@ -24,6 +24,8 @@ def test_the_best_end_has_the_least_error_of_the_product():
             q = fake_quantize(p, torch.zeros(()), end, bits)
             errors[float(end)] = float(((q - p).double() @ v.double()).square().sum())
         found = float(best_end(p, v, bits))
+        heads = best_end(p, v, bits, heads=True)
+        assert heads.tolist() == [float(best_end(p[:, i], v[:, i], bits)) for i in range(3)]
         nearest = min(errors, key=lambda end: abs(end - found))
         assert abs(nearest - found) < 1e-6
         assert errors[nearest] <= min(errors.values()) * (1 + 1e-4)

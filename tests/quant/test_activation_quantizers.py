@@ -168,3 +168,31 @@ def test_gain_gradient_is_the_slope_of_the_output_where_all_is_clipped():
 
     slope = (value(1.01) - value(0.99)) / 0.02
     assert quantizer.gain.grad.item() * math.sqrt(3 * 3) == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("policy", ["ema", "minmax", "mse"])
+def test_heads_are_quantized_as_if_each_stood_alone(policy, learn):
+    data = [x * torch.tensor([1.0, 5.0, 0.2])[:, None, None] for x in torch.randn(3, 4, 3, 6, 7)]
+    whole = observed(policy, data, heads=3, learn=learn)
+    alone = [observed(policy, [x[:, head] for x in data], learn=learn) for head in range(3)]
+    for name in ("range_min", "range_max"):
+        assert torch.equal(getattr(whole, name), torch.stack([getattr(q, name) for q in alone]))
+    x = data[0].clone().requires_grad_()
+    y = whole(x)
+    parts = torch.stack([q(x[:, head]) for head, q in enumerate(alone)], 1)
+    assert torch.equal(y, parts)
+    assert torch.equal(whole.grid().scale, torch.stack([q.grid().scale for q in alone]))
+    if not learn:
+        return
+    weight = torch.randn_like(y)
+    (y * weight).sum().backward()
+    (parts * weight).sum().backward()
+    # LSQ's factor is that of a head's own elements.
+    expected = torch.stack([q.gain.grad for q in alone])
+    torch.testing.assert_close(whole.gain.grad, expected, rtol=1e-5, atol=0)
+
+
+def test_the_number_of_heads_is_the_value_s():
+    with pytest.raises(ValueError), observing(quantizer := ActivationQuantizer(4, heads=3)):
+        quantizer(torch.randn(2, 4, 5, 5))
