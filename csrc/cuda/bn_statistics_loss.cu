@@ -200,14 +200,14 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
     const FinishEntry& entry = table.entries[place.entry];
     const Moments* parts = entry.parts + channel * entry.count;
     Sum mean = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t i = lane; i < entry.count; i += kLanes) {
       mean.value += static_cast<double>(parts[i].count) * static_cast<double>(parts[i].mean);
     }
     mean = merge_lanes(mean, 1);
     mean.value /= entry.elements;
     Sum deviation = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t i = lane; i < entry.count; i += kLanes) {
       const double delta = static_cast<double>(parts[i].mean) - mean.value;
       deviation.value += static_cast<double>(parts[i].deviation) + static_cast<double>(parts[i].count) * delta * delta;
