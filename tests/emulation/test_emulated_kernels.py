@@ -23,6 +23,8 @@ LONG = {
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
         "channels in two long odd pieces, axis 1, dropped",
+        "more rows than a device of one multiprocessor holds,"
+        " channels that divide its grid, axis 1",
     ),
     "soft_round": (
         "channels in two long odd pieces, axis 1",
@@ -36,6 +38,7 @@ LONG = {
     "bn_statistics_loss": (
         "pieces longer than a block",
         "channels innermost, rows folded, some left over",
+        "channels innermost, packs of columns in several parts",
     ),
     "channel_moments": (
         "parts of long runs, odd",
@@ -43,7 +46,10 @@ LONG = {
         "parts of packs of columns",
     ),
     "patch_similarity_entropy": ("two blocks and a part of one",),
-    "cam_alignment_loss": ("odd everywhere",),
+    "cam_alignment_loss": (
+        "odd everywhere",
+        "several shares of many positions, channels in packs",
+    ),
     "low_pass": ("more than one block of rows, depth and lines; all with a rest, gaussian",),
 }
 
