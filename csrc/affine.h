@@ -65,7 +65,15 @@ SYNQ_HOST_DEVICE float quantize(float x, Affine affine, float low, float high) {
 }
 
 SYNQ_HOST_DEVICE float dequantize(float code, Affine affine) {
-  return divide(add(code, affine.zero_point), affine.scale);
+  const float steps = add(code, affine.zero_point);
+#if defined(__CUDACC__) || defined(SYNQ_EMULATION)
+  // Keeps the numerator of what is quantized to zero from the check that guards the short form of a GPU's division.
+  const bool zero = steps == 0.0f && affine.scale > 0.0f;
+  const float quotient = divide(zero ? 1.0f : steps, affine.scale);
+  return zero ? 0.0f : quotient;
+#else
+  return divide(steps, affine.scale);
+#endif
 }
 
 SYNQ_HOST_DEVICE float fake_quantize(float x, Affine affine, float low, float high) {

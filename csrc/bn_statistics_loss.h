@@ -10,38 +10,47 @@ namespace synq {
 
 // One layer. Per channel, over n = outer * inner elements:
 //   mean_loss = mean over channels of (mean - running_mean)^2, var_loss likewise with the biased variance.
-struct BnStatisticsParams : Layout {
+struct BnLayer : Layout {
   const void* x;              // dtype
   const float* running_mean;  // (channels,)
   const float* running_var;   // (channels,)
   double* statistics;         // three rows of (channels,): mean, mean - running_mean, variance - running_var
-  int64_t row_stride;         // between the rows of statistics
-  float* mean_loss;           // one value; or null
-  float* var_loss;            // null together with mean_loss
-  double* weighted;           // one value, weight * (mean_loss + var_loss); or null
-  double weight;
-  float* workspace;  // bn_statistics_workspace_cuda(params) floats
+  double weight;              // of the layer's losses
   DType dtype;
+};
+
+// The weighted losses of all layers.
+struct BnStatisticsParams {
+  const BnLayer* layers;  // in the memory of the host
+  int64_t count;          // of layers
+  int64_t row_stride;     // between the rows of statistics
+  float* mean_loss;       // one value; or null
+  float* var_loss;        // null together with mean_loss
+  float* loss;            // one value, the sum of both; or null
+  double* workspace;      // bn_statistics_workspace_cuda(params) doubles
 };
 
 // result = offset + slope * (x - mean) with per-channel coefficients of the two incoming gradients.
-struct BnGradientParams : Layout {
+struct BnLayerGradient : Layout {
   const void* x;             // dtype
   void* result;              // dtype, same layout
   const double* statistics;  // as above
-  int64_t row_stride;
-  const float* mean_scale;  // one value: the gradient of mean_loss; or null
-  const float* var_scale;   // one value: the gradient of var_loss; or null
-  float weight;             // multiplies both
+  double weight;
   DType dtype;
 };
 
+struct BnGradientParams {
+  const BnLayerGradient* layers;  // in the memory of the host
+  int64_t count;
+  int64_t row_stride;
+  const float* mean_scale;  // one value: the gradient of mean_loss; or null
+  const float* var_scale;   // one value: the gradient of var_loss; or null
+};
+
 // All enqueue on `stream` (a cudaStream_t) of the current device, never synchronize, and return the cudaError_t of the
-// launch (0 is success). Sizes are positive.
+// launch (0 is success). Sizes are positive. Layers that are read in the same way share their launches.
 int64_t bn_statistics_workspace_cuda(const BnStatisticsParams& params);
 int bn_statistics_cuda(const BnStatisticsParams& params, void* stream);
 int bn_statistics_backward_cuda(const BnGradientParams& params, void* stream);
-// loss = the sum of the weighted losses of `layers` layers.
-int bn_statistics_total_cuda(const double* weighted, int64_t layers, float* loss, void* stream);
 
 }  // namespace synq

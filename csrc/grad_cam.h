@@ -16,6 +16,7 @@ struct CoarseParams {
   float* weights;             // (images, channels), unless by_element(kind)
   float* coarse;              // (images, height, width)
   Stretch* stretches;         // (images,): how the map of this size is stretched
+  float* workspace;           // cam_coarse_workspace_cuda(params) floats
   int64_t activation_stride;  // elements from image to image
   int64_t gradient_stride;
   int64_t images;
@@ -67,6 +68,7 @@ struct SpreadParams {
 // Every launcher enqueues on `stream` (a cudaStream_t) of the current device, never synchronizes, and returns the
 // cudaError_t of the launch (0 is success). There is at least one image, activation and pixel; an image has less than
 // 2^31 of each.
+int64_t cam_coarse_workspace_cuda(const CoarseParams& params);
 int cam_coarse_cuda(const CoarseParams& params, void* stream);
 int cam_stretch_cuda(const MapParams& params, void* stream);  // the stretches of given coarse maps
 int cam_map_cuda(const MapParams& params, void* stream);

@@ -17,6 +17,9 @@ from synq_fast.kernels._layout import on_device_of, power_of_two
 GRAD_CAM, PLUS_PLUS, LAYER_CAM, HIRES_CAM = range(4)
 TILE = 2048
 COLUMNS = 128
+FEW_POSITIONS = 256  # of which a program holds all, of several channels
+TARGET_PROGRAMS = 1024
+SUMS = 4096  # of the shares of one image
 
 
 @triton.jit
@@ -54,16 +57,86 @@ def resized_row(coarse_ptr, row, column, weight, width, mask):
 
 
 @triton.jit
+def plus_plus_terms(g, total, score_ptr, clamp):
+    """Returns what each position adds to a weight of Grad-CAM++; `total` is that of activations.
+
+    Numerator and denominator of alpha are divided by g^2, which would underflow; a denominator
+    nearer to zero than `clamp` counts as zero.
+    """
+    score = tl.load(score_ptr)
+    # exp(score) is a factor of the whole map, which stretching removes: NaN alone stays.
+    slope = at_least(g, 0.0) * tl.where(score != score, score, 1.0)
+    denominator = total * g + 2.0
+    size = tl.abs(denominator)
+    vanishes = (size < clamp) | (size == 0.0)
+    term = tl.where(vanishes, slope * g * g, slope)
+    return tl.div_rn(term, tl.where(vanishes, 1.0, denominator))
+
+
+@triton.jit
+def shares_kernel(
+    a_ptr, g_ptr, score_ptr, weights_ptr, sums_ptr, channels, positions, size,
+    a_image, a_channel, a_position, g_image, g_channel, g_position, clamp, least,
+    PLUS_PLUS: tl.constexpr, BY_ELEMENT: tl.constexpr,
+    CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """Program (image, share) reads `size` channels of an image once, of few positions.
+
+    It finds their weights, and the share's sums of weighted activations.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    shares = tl.cdiv(channels, size)
+    image = program // shares
+    start = program % shares * size
+    end = tl.minimum(start + size, channels)
+    position = tl.arange(0, POSITIONS)
+    a_ptr += image * a_image + position[None, :] * a_position
+    g_ptr += image * g_image + position[None, :] * g_position
+    sums = tl.zeros((CHANNELS, POSITIONS), tl.float32)
+    while start < end:  # the interpreter cannot run `range` over tensors with every NumPy
+        channel = start + tl.arange(0, CHANNELS)
+        mask = (channel < end)[:, None] & (position < positions)[None, :]
+        a = tl.load(a_ptr + channel[:, None] * a_channel, mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(g_ptr + channel[:, None] * g_channel, mask=mask, other=0.0).to(tl.float32)
+        if BY_ELEMENT:
+            weighted = a * at_least(g, least)
+        else:
+            if PLUS_PLUS:
+                terms = plus_plus_terms(g, tl.sum(a, 1)[:, None], score_ptr + image, clamp)
+                weight = tl.sum(tl.where(mask, terms, 0.0), 1)
+            else:
+                weight = tl.sum(g, 1)
+                weight = at_least(tl.div_rn(weight, tl.zeros_like(weight) + positions), clamp)
+            tl.store(weights_ptr + image * channels + channel, weight, mask=channel < end)
+            weighted = a * weight[:, None]
+        sums += tl.where(mask, weighted, 0.0)
+        start += CHANNELS
+    target = sums_ptr + program * positions + position
+    tl.store(target, tl.sum(sums, 0), mask=position < positions)
+
+
+@triton.jit
+def join_kernel(
+    sums_ptr, coarse_ptr, shares, positions, SHARES: tl.constexpr, POSITIONS: tl.constexpr
+):
+    """Program (image) adds the shares of a coarse map."""
+    image = tl.program_id(0).to(tl.int64)
+    share, position = tl.arange(0, SHARES), tl.arange(0, POSITIONS)
+    mask = (share < shares)[:, None] & (position < positions)[None, :]
+    place = (image * shares + share)[:, None] * positions + position[None, :]
+    sums = tl.sum(tl.load(sums_ptr + place, mask=mask, other=0.0), 0)
+    tl.store(
+        coarse_ptr + image * positions + position, at_least(sums, 0.0), mask=position < positions
+    )
+
+
+@triton.jit
 def weights_kernel(
     a_ptr, g_ptr, score_ptr, weights_ptr, channels, positions,
     a_image, a_channel, a_position, g_image, g_channel, g_position, clamp,
     PLUS_PLUS: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Program (image, tile of channels) finds the weights of Grad-CAM or Grad-CAM++.
-
-    Numerator and denominator of alpha are divided by g^2, which would underflow; a denominator
-    nearer to zero than `clamp` counts as zero.
-    """
+    """Program (image, tile of channels) finds the weights of Grad-CAM or Grad-CAM++."""
     program = tl.program_id(0).to(tl.int64)
     tiles = tl.cdiv(channels, CHANNELS)
     image = program // tiles
@@ -84,23 +157,14 @@ def weights_kernel(
     weight = tl.sum(sums, 1)
     if PLUS_PLUS:
         total = weight[:, None]
-        score = tl.load(score_ptr + image)
-        # exp(score) is a factor of the whole map, which stretching removes: NaN alone stays.
-        factor = tl.where(score != score, score, 1.0)
         sums = tl.zeros((CHANNELS, POSITIONS), tl.float32)
         start = 0
         while start < positions:
             position = start + tl.arange(0, POSITIONS)
             mask = (channel < channels)[:, None] & (position < positions)[None, :]
             g = tl.load(g_ptr + position[None, :] * g_position, mask=mask, other=0.0)
-            g = g.to(tl.float32)
-            denominator = total * g + 2.0
-            size = tl.abs(denominator)
-            vanishes = (size < clamp) | (size == 0.0)
-            slope = at_least(g, 0.0) * factor
-            term = tl.where(vanishes, slope * g * g, slope)
-            term = tl.div_rn(term, tl.where(vanishes, 1.0, denominator))
-            sums += tl.where(mask, term, 0.0)
+            terms = plus_plus_terms(g.to(tl.float32), total, score_ptr + image, clamp)
+            sums += tl.where(mask, terms, 0.0)
             start += POSITIONS
         weight = tl.sum(sums, 1)
     else:
@@ -229,6 +293,27 @@ def make_coarse(
     coarse = a.new_empty((images, 1, height, width), dtype=torch.float32)
     if coarse.numel() == 0:
         return weights, coarse
+    score = a if score is None else score.contiguous()
+    if positions <= FEW_POSITIONS:
+        wide = power_of_two(positions)
+        tall = min(power_of_two(channels), TILE // wide)
+        units = triton.cdiv(channels, tall)
+        shares = min(units, triton.cdiv(TARGET_PROGRAMS, images), SUMS // wide)
+        size = triton.cdiv(units, shares) * tall
+        shares = triton.cdiv(channels, size)
+        sums = a.new_empty((images, shares, positions), dtype=torch.float32)
+        with on_device_of(a):
+            shares_kernel[(images * shares,)](
+                a, g, score, weights, sums, channels, positions, size, *a_strides, *g_strides,
+                clamp, least_weight(kind, clamp), PLUS_PLUS=kind == PLUS_PLUS,
+                BY_ELEMENT=by_element, CHANNELS=tall, POSITIONS=wide, num_warps=8,
+                enable_fp_fusion=False,
+            )  # fmt: skip
+            join_kernel[(images,)](
+                sums, coarse, shares, positions, SHARES=power_of_two(shares), POSITIONS=wide,
+                num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+        return weights, coarse
     by_column = a_strides.channel == 1 and channels > 1
     columns = min(power_of_two(positions), 16 if by_column else 64)
     rows = min(power_of_two(channels), TILE // columns)
@@ -237,7 +322,7 @@ def make_coarse(
             wide = min(power_of_two(positions), 16 if by_column else 128)
             tall = min(power_of_two(channels), 128 if by_column else 16)
             weights_kernel[(images * triton.cdiv(channels, tall),)](
-                a, g, a if score is None else score.contiguous(), weights, channels, positions,
+                a, g, score, weights, channels, positions,
                 *a_strides, *g_strides, clamp, PLUS_PLUS=kind == PLUS_PLUS,
                 CHANNELS=tall, POSITIONS=wide, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip

@@ -1,9 +1,9 @@
 """Losses on batch-normalisation statistics, of one layer and of a network, and their gradients.
 
-Programs reduce parts of a channel; a second kernel, of one program, puts the parts together in a
-fixed order and compares with the running statistics. Inside a program each lane keeps its own
-running mean and squared deviations of x minus the running mean (Welford), so neither a mean far
-from zero nor one far from the running mean costs accuracy.
+Programs reduce parts of a channel; a program for each channel puts its parts together in a fixed
+order and compares with the running statistics, and one adds what the channels lose. Inside a
+program each lane keeps its own running mean and squared deviations of x minus the running mean
+(Welford), so neither a mean far from zero nor one far from the running mean costs accuracy.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,8 @@ from synq_fast.kernels._layout import (
 )
 
 TILE = 2048
-TARGET_PROGRAMS = 1024
-MAXIMUM_SPLITS = 64
-CHANNELS = 128
-LAYERS = 64
+TARGET_PROGRAMS = 2048
+TERMS = 1024
 
 
 @triton.jit
@@ -34,7 +32,7 @@ def partials_kernel(
 ):  # fmt: skip
     """Program (group, split) reduces every `splits`-th tile.
 
-    A group is one channel, or COLUMNS of them when BY_COLUMN. Partials are (3, splits, channels):
+    A group is one channel, or COLUMNS of them when BY_COLUMN. Partials are (3, channels, splits):
     count, mean minus running mean, sum of squared deviations.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -73,7 +71,7 @@ def partials_kernel(
     centre = tl.sum(count * mean, axis) / tl.maximum(total, 1.0)
     difference = mean - (centre[None, :] if BY_COLUMN else centre)
     deviation = tl.sum(deviation + count * difference * difference, axis)
-    target = partial_ptr + split * channels + channel
+    target = partial_ptr + channel * splits + split
     step = splits * channels
     if BY_COLUMN:
         tl.store(target, tl.broadcast_to(total, (COLUMNS,)), mask=channel < channels)
@@ -87,61 +85,47 @@ def partials_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, mean_loss_ptr, var_loss_ptr,
-    weighted_ptr, weight, channels, splits, row_stride,
-    WEIGHTED: tl.constexpr, CHANNELS: tl.constexpr,
+    partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight,
+    channels, splits, row_stride, total, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of each channel, in float64, and the losses: apart, or WEIGHTED and together."""
-    mean_sum = tl.zeros((CHANNELS,), tl.float64)
-    var_sum = tl.zeros((CHANNELS,), tl.float64)
-    start = tl.program_id(0).to(tl.int64) * 0
-    while start < channels:
-        channel = start + tl.arange(0, CHANNELS)
-        mask = channel < channels
-        count = tl.zeros((CHANNELS,), tl.float64)
-        mean = tl.zeros((CHANNELS,), tl.float64)
-        deviation = tl.zeros((CHANNELS,), tl.float64)
-        split = start * 0
-        while split < splits:
-            source = partial_ptr + split * channels + channel
-            step = splits * channels
-            added = tl.load(source, mask=mask, other=1.0).to(tl.float64)
-            delta = tl.load(source + step, mask=mask, other=0.0).to(tl.float64) - mean
-            squares = tl.load(source + 2 * step, mask=mask, other=0.0).to(tl.float64)
-            total = count + added
-            share = added / tl.maximum(total, 1.0)
-            deviation += squares + delta * delta * count * share
-            mean += delta * share
-            count = total
-            split += 1
-        running_mean = tl.load(running_mean_ptr + channel, mask=mask, other=0.0).to(tl.float64)
-        running_var = tl.load(running_var_ptr + channel, mask=mask, other=0.0).to(tl.float64)
-        var_error = tl.where(mask, deviation / count - running_var, 0.0)
-        tl.store(statistics_ptr + channel, mean + running_mean, mask=mask)
-        tl.store(statistics_ptr + row_stride + channel, mean, mask=mask)
-        tl.store(statistics_ptr + 2 * row_stride + channel, var_error, mask=mask)
-        mean_sum += tl.where(mask, mean * mean, 0.0)
-        var_sum += var_error * var_error
-        start += CHANNELS
-    mean_loss = tl.sum(mean_sum) / channels
-    var_loss = tl.sum(var_sum) / channels
-    if WEIGHTED:
-        tl.store(weighted_ptr, (mean_loss + var_loss) * weight)
-    else:
-        tl.store(mean_loss_ptr, mean_loss.to(tl.float32))
-        tl.store(var_loss_ptr, var_loss.to(tl.float32))
+    """Statistics of one channel, in float64, and what it adds to each loss; `total` terms each."""
+    channel = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    mask = split < splits
+    source = partial_ptr + channel * splits + split
+    step = (channel * 0 + channels) * splits
+    count = tl.load(source, mask=mask, other=0.0).to(tl.float64)
+    means = tl.load(source + step, mask=mask, other=0.0).to(tl.float64)
+    squares = tl.load(source + 2 * step, mask=mask, other=0.0).to(tl.float64)
+    number = tl.sum(count, 0)
+    mean = tl.sum(count * means, 0) / number
+    distance = means - mean
+    deviation = tl.sum(squares + count * distance * distance, 0)
+    var_error = deviation / number - tl.load(running_var_ptr + channel).to(tl.float64)
+    tl.store(statistics_ptr + channel, mean + tl.load(running_mean_ptr + channel).to(tl.float64))
+    tl.store(statistics_ptr + row_stride + channel, mean)
+    tl.store(statistics_ptr + 2 * row_stride + channel, var_error)
+    tl.store(terms_ptr + channel, mean * mean / channels * weight)
+    tl.store(terms_ptr + total + channel, var_error * var_error / channels * weight)
 
 
 @triton.jit
-def total_kernel(weighted_ptr, loss_ptr, layers, LAYERS: tl.constexpr):
-    """Sums the layers' weighted losses."""
-    total = tl.zeros((LAYERS,), tl.float64)
+def total_kernel(terms_ptr, mean_ptr, var_ptr, channels, APART: tl.constexpr, TERMS: tl.constexpr):
+    """Adds up both losses: APART, or as one at the first place."""
+    means = tl.zeros((TERMS,), tl.float64)
+    variances = tl.zeros((TERMS,), tl.float64)
     start = tl.program_id(0).to(tl.int64) * 0
-    while start < layers:
-        layer = start + tl.arange(0, LAYERS)
-        total += tl.load(weighted_ptr + layer, mask=layer < layers, other=0.0)
-        start += LAYERS
-    tl.store(loss_ptr, tl.sum(total).to(tl.float32))
+    while start < channels:
+        channel = start + tl.arange(0, TERMS)
+        mask = channel < channels
+        means += tl.load(terms_ptr + channel, mask=mask, other=0.0)
+        variances += tl.load(terms_ptr + channels + channel, mask=mask, other=0.0)
+        start += TERMS
+    if APART:
+        tl.store(mean_ptr, tl.sum(means, 0).to(tl.float32))
+        tl.store(var_ptr, tl.sum(variances, 0).to(tl.float32))
+    else:
+        tl.store(mean_ptr, tl.sum(means + variances, 0).to(tl.float32))
 
 
 @triton.jit
@@ -191,11 +175,10 @@ def statistics_of(
     running_mean: torch.Tensor,
     running_var: torch.Tensor,
     statistics: torch.Tensor,
-    losses: tuple[torch.Tensor, torch.Tensor] | None,
-    weighted: torch.Tensor | None,
+    terms: torch.Tensor,
     weight: float,
 ) -> None:
-    """Fills `statistics`, a (3, C) view, and either the two losses or the weighted one."""
+    """Fills a layer's columns of `statistics` (3, channels of all layers) and `terms` (2, same)."""
     x, layout = dense(x, 1)
     outer, channels, inner = layout
     if layout.by_column:
@@ -206,23 +189,29 @@ def statistics_of(
         columns = min(power_of_two(inner), TILE)
         rows = min(power_of_two(outer), max(TILE // columns, 1))
         groups, tiles = channels, triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
-    wanted = triton.cdiv(TARGET_PROGRAMS, groups)
-    splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
-    partial = torch.empty(3, splits, channels, dtype=torch.float32, device=x.device)
+    splits = min(triton.cdiv(tiles, 4), triton.cdiv(TARGET_PROGRAMS, groups))
+    partial = torch.empty(3, channels, splits, dtype=torch.float32, device=x.device)
     means, variances = (value.float().contiguous() for value in (running_mean, running_var))
-    mean_loss, var_loss = (statistics, statistics) if losses is None else losses
     with on_device_of(x):
         partials_kernel[(groups * splits,)](
             x, means, partial, outer, channels, inner, splits,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns, num_warps=8,
         )  # fmt: skip
-        finish_kernel[(1,)](
-            partial, means, variances, statistics, mean_loss, var_loss,
-            statistics if weighted is None else weighted, weight,
-            channels, splits, statistics.stride(0),
-            WEIGHTED=weighted is not None, CHANNELS=min(power_of_two(channels), CHANNELS),
-            num_warps=4,
+        finish_kernel[(channels,)](
+            partial, means, variances, statistics, terms, weight, channels, splits,
+            statistics.stride(0), terms.stride(0), SPLITS=power_of_two(splits), num_warps=1,
         )  # fmt: skip
+
+
+def total_of(terms: torch.Tensor, *, apart: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the sums of both terms, or that of all, twice the same tensor."""
+    first = terms.new_empty((), dtype=torch.float32)
+    second = torch.empty_like(first) if apart else first
+    with on_device_of(terms):
+        total_kernel[(1,)](
+            terms, first, second, terms.shape[1], APART=apart, TERMS=TERMS, num_warps=8
+        )
+    return first, second
 
 
 def gradient_of(
@@ -259,9 +248,9 @@ def bn_statistics_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns `(mean_loss, var_loss, statistics)`."""
     statistics = torch.empty(3, x.shape[1], dtype=torch.float64, device=x.device)
-    mean_loss = torch.empty((), dtype=torch.float32, device=x.device)
-    var_loss = torch.empty_like(mean_loss)
-    statistics_of(x, running_mean, running_var, statistics, (mean_loss, var_loss), None, 1.0)
+    terms = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device)
+    statistics_of(x, running_mean, running_var, statistics, terms, 1.0)
+    mean_loss, var_loss = total_of(terms, apart=True)
     return mean_loss, var_loss, statistics
 
 
@@ -284,15 +273,12 @@ def bn_statistics_losses(
     """Returns `(loss, statistics)`; two launches per layer and one more."""
     device, channels = inputs[0].device, [x.shape[1] for x in inputs]
     statistics = torch.empty(3, sum(channels), dtype=torch.float64, device=device)
-    weighted = torch.empty(len(inputs), dtype=torch.float64, device=device)
-    loss = torch.empty((), dtype=torch.float32, device=device)
-    for i, part in enumerate(statistics.split(channels, 1)):
-        statistics_of(
-            inputs[i], running_means[i], running_vars[i], part, None, weighted[i], weights[i]
-        )
-    with on_device_of(loss):
-        total_kernel[(1,)](weighted, loss, len(inputs), LAYERS=LAYERS, num_warps=1)
-    return loss, statistics
+    terms = torch.empty(2, sum(channels), dtype=torch.float64, device=device)
+    parts = statistics.split(channels, 1), terms.split(channels, 1)
+    layers = zip(inputs, running_means, running_vars, *parts, weights, strict=True)
+    for layer in layers:
+        statistics_of(*layer)
+    return total_of(terms, apart=False)[0], statistics
 
 
 def bn_statistics_losses_backward(

@@ -6,6 +6,7 @@
 
 #include "../affine.h"
 #include "channel_parts.cuh"
+#include "column_block.cuh"
 #include "draws.cuh"
 #include "residual.cuh"
 
@@ -129,28 +130,61 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
   }
 }
 
-// Block (split, group of columns) handles the rows of one split; partials are (columns, splits).
-template <typename Operation>
+__device__ __forceinline__ Sums merge(const Sums& a, const Sums& b) { return {a.first + b.first, a.second + b.second}; }
+
+// Block (split, group of columns) handles the rows of one split; partials are (columns, splits). A thread keeps to a
+// pack of columns.
+template <typename Operation, int kCount>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
-    column_sums_kernel(const SumArguments<Operation> arguments) {
-  constexpr int kRows = kThreads / kColumns;
+    column_sums_kernel(const SumArguments<Operation> arguments, int lanes, int64_t items) {
+  using T = typename Operation::Input;
+  __shared__ Sums shared[kBlockWarps][kMostLanes<T, kCount> * kCount];
   const Operation operation(arguments.operation);
   const Layout layout = arguments.layout;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int rows = kThreads / lanes;
+  const int width = lanes * kCount;
   const int64_t columns = layout.channels * layout.inner;
-  const int64_t groups = (columns + kColumns - 1) / kColumns;
-  for (int64_t item = blockIdx.x; item < groups * arguments.splits; item += gridDim.x) {
+  const int64_t groups = (columns + width - 1) / width;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t split = item / groups;
-    const int64_t column = (item - split * groups) * kColumns + threadIdx.x % kColumns;
-    ThreadSums sums;
+    const int64_t begin = (item - split * groups) * width;
+    const int64_t column = begin + thread % lanes * kCount;
+    ThreadSums sums[kCount];
     if (column < columns) {
-      const typename Operation::Factors factors = operation.factors(column / layout.inner);
-      const int64_t first = split * kRows + threadIdx.x / kColumns;
-      for (int64_t row = first; row < layout.outer; row += arguments.splits * kRows) {
-        sums.include(arguments, operation, factors, row * columns + column);
+      typename Operation::Factors factors[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) factors[i] = operation.factors((column + i) / layout.inner);
+      RowReader<T, kCount> reader(arguments.x + column, columns, layout.outer, split * rows + thread / lanes,
+                                  arguments.splits * rows);
+      for (; reader.left > 0; --reader.left, reader.pointer += reader.jump) {
+        const int64_t place = reader.pointer - arguments.x;
+        const DrawnPack<Operation, kCount> drawn(operation, place);
+        const Pack<T, kCount> x = load_pack<kCount>(reader.pointer);
+        const Pack<T, kCount> gradient = load_pack<kCount>(arguments.gradient + place);
+        ResidualPack<Operation, kCount> beside(operation, place);
+        Pack<T, kCount> y;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          y.values[i] = sums[i].include(operation, to_float(x.values[i]), to_float(gradient.values[i]), factors[i],
+                                        beside, drawn, i);
+        }
+        store_pack<kCount>(arguments.y + place, y);
+        beside.store(operation, place);
       }
     }
-    const Sums total = add_block<kColumns>({sums.first, sums.second});
-    if (threadIdx.x < kColumns && column < columns) arguments.partials[column * arguments.splits + split] = total;
+    __syncthreads();  // what was here before has been read
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const Sums total = merge_lanes(Sums{sums[i].first, sums[i].second}, lanes);
+      if (thread % kLanes < lanes) shared[thread / kLanes][thread % kLanes * kCount + i] = total;
+    }
+    __syncthreads();
+    if (thread < width && begin + thread < columns) {
+      Sums total = shared[0][thread];
+      for (int warp = 1; warp < kBlockWarps; ++warp) total = merge(total, shared[warp][thread]);
+      arguments.partials[(begin + thread) * arguments.splits + split] = total;
+    }
   }
 }
 
@@ -170,10 +204,32 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// How the rows of a matrix are divided, by its sizes alone: threads side by side on packs of so many columns, and parts
+// of a few rows a thread.
+struct ColumnPlan {
+  int count;
+  int lanes;
+  int64_t groups;
+  int64_t splits;
+};
+
+template <typename T>
+ColumnPlan plan_columns(const Layout& layout, int count) {
+  ColumnPlan plan{};
+  plan.count = layout.columns() % count == 0 ? count : 1;
+  const int64_t packs = layout.columns() / plan.count;
+  plan.lanes = lanes_for(packs, static_cast<int64_t>(sizeof(T)) * plan.count);
+  plan.groups = ceil_divide(packs, plan.lanes);
+  const int64_t useful = ceil_divide(layout.outer, 8 * kThreads / plan.lanes);
+  plan.splits = std::min(useful, ceil_divide(kReductionParts, plan.groups));
+  return plan;
+}
+
 // Partials per channel.
 template <typename T>
 int64_t partial_sums(const Layout& layout) {
-  return is_narrow(layout) ? layout.inner * column_splits(layout) : channel_splits(layout, pack_size<T>());
+  return is_narrow(layout) ? layout.inner * plan_columns<T>(layout, kSumPack).splits
+                           : channel_splits(layout, pack_size<T>());
 }
 
 // Doubles that the partials of a launch take.
@@ -199,9 +255,18 @@ int launch_channel_sums(const Params& params, const typename Operation::Argument
                                        0};
   int error;
   if (is_narrow(layout)) {
-    arguments.splits = column_splits(layout);
-    const int64_t items = ceil_divide(layout.columns(), kColumns) * arguments.splits;
-    error = launch_striding(column_sums_kernel<Operation>, items, kThreads, 0, stream, arguments);
+    const ColumnPlan plan = plan_columns<T>(layout, kSumPack);
+    arguments.splits = plan.splits;
+    const size_t bytes = sizeof(T) * plan.count;
+    const bool packed = plan.count > 1 && is_aligned(arguments.x, bytes) && is_aligned(arguments.gradient, bytes) &&
+                        is_aligned(arguments.y, bytes) && is_residual_aligned<Operation>(operation, 0);
+    const auto run = [&](auto kernel, int count) {
+      const int64_t packs = layout.columns() / count;
+      const int lanes = lanes_for(packs, static_cast<int64_t>(sizeof(T)) * count);
+      const int64_t items = ceil_divide(packs, lanes) * plan.splits;
+      return launch_striding(kernel, items, kThreads, 0, stream, arguments, lanes, items);
+    };
+    error = packed ? run(column_sums_kernel<Operation, kSumPack>, kSumPack) : run(column_sums_kernel<Operation, 1>, 1);
   } else {
     arguments.splits = channel_splits(layout, kCount);
     const int64_t items = layout.channels * arguments.splits;

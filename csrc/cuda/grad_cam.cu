@@ -1,10 +1,9 @@
 // Channel weights, coarse maps and the gradient of activations.
 //
-// One block makes the coarse map of one image, and at once finds how its resized map will be stretched: a map is small,
-// and an image's activations are read once by neighbouring threads in the order of memory. Sums have a fixed order.
-#include "../grad_cam.h"
-
-#include "cam_sample.cuh"
+// Where cam_parts.cuh cannot keep the positions of a map in registers, one block makes the coarse map of one image, and
+// at once finds how its resized map will be stretched: an image's activations are read once by neighbouring threads in
+// the order of memory. Sums have a fixed order.
+#include "cam_parts.cuh"
 
 namespace synq {
 namespace {
@@ -39,15 +38,6 @@ struct Place {
 __device__ __forceinline__ Place place() {
   return {static_cast<int>(threadIdx.x) / kWarp, static_cast<int>(blockDim.x) / kWarp,
           static_cast<int>(threadIdx.x) % kWarp};
-}
-
-// What one position adds to the weight of Grad-CAM++; `total` is the sum of the channel's activations. Numerator and
-// denominator of alpha are divided by g^2, which would underflow.
-__device__ __forceinline__ float plus_plus_term(float gradient, float total, float factor, float least) {
-  const float sum = total * gradient + 2.0f;
-  const float slope = at_least(gradient, 0.0f) * factor;
-  const float size = fabsf(sum);
-  return size < least || size == 0.0f ? slope * gradient * gradient : slope / sum;
 }
 
 // Sums each column of `partial` over the warps; thread i has column i, of the first `count`.
@@ -273,14 +263,20 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) spread_kernel(const 
 template <typename T>
 int launch_coarse(const CoarseParams& params, void* stream) {
   constexpr int kCount = pack_size<T>();
+  const bool packed = params.channels_last != 0 && params.channels % kCount == 0 &&
+                      params.activation_stride % kCount == 0 && params.gradient_stride % kCount == 0 &&
+                      is_aligned(params.activations, kPackBytes) && is_aligned(params.gradients, kPackBytes);
+  const Shares shares = shares_of(params);
+  if (shares.count > 0) {
+    if (by_element(params.kind)) return launch_shares<T, Weighting::kElement>(params, shares, packed, stream);
+    if (params.kind == CamKind::kGradCam) return launch_shares<T, Weighting::kMean>(params, shares, packed, stream);
+    return launch_shares<T, Weighting::kPlusPlus>(params, shares, packed, stream);
+  }
   const int64_t elements = params.channels * params.height * params.width;
   const int threads = elements < kLargeImage ? kThreads : kMaximumThreads;
   if (params.channels_last == 0) {
     return launch_striding(coarse_kernel<T, false, false>, params.images, threads, 0, stream, params);
   }
-  const bool packed = params.channels % kCount == 0 && params.activation_stride % kCount == 0 &&
-                      params.gradient_stride % kCount == 0 && is_aligned(params.activations, kPackBytes) &&
-                      is_aligned(params.gradients, kPackBytes);
   return packed ? launch_striding(coarse_kernel<T, true, true>, params.images, threads, 0, stream, params)
                 : launch_striding(coarse_kernel<T, true, false>, params.images, threads, 0, stream, params);
 }
@@ -298,6 +294,10 @@ int launch_spread(const SpreadParams& params, void* stream) {
 }
 
 }  // namespace
+
+int64_t cam_coarse_workspace_cuda(const CoarseParams& params) {
+  return params.images * shares_of(params).count * params.height * params.width;
+}
 
 int cam_coarse_cuda(const CoarseParams& params, void* stream) {
   return with_element_type(params.dtype,

@@ -193,42 +193,67 @@ double value_of(const Tensor& scale) {
   return scale.defined() ? static_cast<double>(*scale.const_data_ptr<float>()) : 0.0;
 }
 
-// Fills what `params` points at; `statistics` points at the layer's first value, its rows `row_stride` apart.
+using Layers = at::ArrayRef<Layer>;
+
+// Fills what `params` points at; the rows of `statistics` hold the layers' channels in turn.
 template <Device device>
-void compute_on_gpu(const Layer& layer, BnStatisticsParams params, double* statistics, int64_t row_stride) {
-  static_cast<Layout&>(params) = layer;
-  params.x = layer.x.const_data_ptr();
-  params.running_mean = layer.running_mean.const_data_ptr<float>();
-  params.running_var = layer.running_var.const_data_ptr<float>();
-  params.statistics = statistics;
-  params.row_stride = row_stride;
-  params.dtype = layer.dtype;
-  const Tensor workspace = at::empty({bn_statistics_workspace_cuda(params)}, floats_like(layer.x));
-  params.workspace = workspace.mutable_data_ptr<float>();
+void compute_on_gpu(Layers layers, Weights weights, BnStatisticsParams params, const Tensor& statistics) {
+  c10::SmallVector<BnLayer, 32> described;
+  double* values = statistics.mutable_data_ptr<double>();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers[i];
+    BnLayer& one = described.emplace_back();
+    static_cast<Layout&>(one) = layer;
+    one.x = layer.x.const_data_ptr();
+    one.running_mean = layer.running_mean.const_data_ptr<float>();
+    one.running_var = layer.running_var.const_data_ptr<float>();
+    one.statistics = values;
+    one.weight = weights[i];
+    one.dtype = layer.dtype;
+    values += layer.channels;
+  }
+  params.layers = described.data();
+  params.count = static_cast<int64_t>(layers.size());
+  params.row_stride = statistics.size(1);
+  const Tensor workspace = at::empty({bn_statistics_workspace_cuda(params)}, statistics.options());
+  params.workspace = workspace.mutable_data_ptr<double>();
   launch(bn_statistics_cuda, params);
 }
 
-// The scales are one value each, or undefined.
+// The scales are one value each, or undefined; the rows of `statistics` are `row_stride` apart.
 template <Device device>
-Tensor gradient(const Layer& layer, const double* statistics, int64_t row_stride, const Tensor& mean_scale,
-                const Tensor& var_scale, double weight) {
-  if constexpr (device == Device::kCPU) {
-    return gradient_on_cpu(layer, statistics, row_stride, value_of(mean_scale) * weight, value_of(var_scale) * weight);
-  } else {
-    Tensor result = at::empty_like(layer.x);
+std::vector<Tensor> gradients(Layers layers, const double* statistics, int64_t row_stride, const Tensor& mean_scale,
+                              const Tensor& var_scale, Weights weights) {
+  std::vector<Tensor> results;
+  results.reserve(layers.size());
+  c10::SmallVector<BnLayerGradient, 32> described;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers[i];
+    if constexpr (device == Device::kCPU) {
+      results.push_back(gradient_on_cpu(layer, statistics, row_stride, value_of(mean_scale) * weights[i],
+                                        value_of(var_scale) * weights[i]));
+    } else {
+      results.push_back(at::empty_like(layer.x));
+      BnLayerGradient& one = described.emplace_back();
+      static_cast<Layout&>(one) = layer;
+      one.x = layer.x.const_data_ptr();
+      one.result = results.back().mutable_data_ptr();
+      one.statistics = statistics;
+      one.weight = weights[i];
+      one.dtype = layer.dtype;
+    }
+    statistics += layer.channels;
+  }
+  if constexpr (device != Device::kCPU) {
     BnGradientParams params{};
-    static_cast<Layout&>(params) = layer;
-    params.x = layer.x.const_data_ptr();
-    params.result = result.mutable_data_ptr();
-    params.statistics = statistics;
+    params.layers = described.data();
+    params.count = static_cast<int64_t>(layers.size());
     params.row_stride = row_stride;
     params.mean_scale = pointer(mean_scale);
     params.var_scale = pointer(var_scale);
-    params.weight = static_cast<float>(weight);
-    params.dtype = layer.dtype;
     launch(bn_statistics_backward_cuda, params);
-    return result;
   }
+  return results;
 }
 
 template <Device device>
@@ -239,16 +264,15 @@ std::tuple<Tensor, Tensor, Tensor> loss(const Tensor& x, const Tensor& running_m
   Tensor mean_loss = at::empty({}, floats_like(x));
   Tensor var_loss = at::empty({}, floats_like(x));
   Tensor statistics = empty_statistics(x, channels);
-  double* values = statistics.mutable_data_ptr<double>();
   if constexpr (device == Device::kCPU) {
-    const Losses losses = compute_on_cpu(layer, rows_of(values, 0, channels));
+    const Losses losses = compute_on_cpu(layer, rows_of(statistics.mutable_data_ptr<double>(), 0, channels));
     *mean_loss.mutable_data_ptr<float>() = static_cast<float>(losses.mean);
     *var_loss.mutable_data_ptr<float>() = static_cast<float>(losses.var);
   } else {
     BnStatisticsParams params{};
     params.mean_loss = mean_loss.mutable_data_ptr<float>();
     params.var_loss = var_loss.mutable_data_ptr<float>();
-    compute_on_gpu<device>(layer, params, values, channels);
+    compute_on_gpu<device>(layer, 1.0, params, statistics);
   }
   return {mean_loss, var_loss, statistics};
 }
@@ -259,8 +283,9 @@ Tensor loss_backward(const Optional& mean_loss, const Optional& var_loss, const 
   const Guard<device> guard(x);
   const Layer layer(op, x);
   const int64_t channels = x.size(1);
-  return gradient<device>(layer, check_statistics(op, statistics, channels), channels,
-                          check_scale(op, "mean_loss", mean_loss, x), check_scale(op, "var_loss", var_loss, x), 1.0);
+  return gradients<device>(layer, check_statistics(op, statistics, channels), channels,
+                           check_scale(op, "mean_loss", mean_loss, x), check_scale(op, "var_loss", var_loss, x), 1.0)
+      .front();
 }
 
 template <Device device>
@@ -282,8 +307,8 @@ std::tuple<Tensor, Tensor> losses(at::TensorList inputs, at::TensorList running_
   const int64_t total = count_channels(layers);
   Tensor loss = at::empty({}, floats_like(inputs[0]));
   Tensor statistics = empty_statistics(inputs[0], total);
-  double* values = statistics.mutable_data_ptr<double>();
   if constexpr (device == Device::kCPU) {
+    double* values = statistics.mutable_data_ptr<double>();
     double sum = 0;
     int64_t first = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -293,19 +318,9 @@ std::tuple<Tensor, Tensor> losses(at::TensorList inputs, at::TensorList running_
     }
     *loss.mutable_data_ptr<float>() = static_cast<float>(sum);
   } else {
-    const Tensor weighted = at::empty({static_cast<int64_t>(count)}, statistics.options());
-    for (size_t i = 0; i < count; ++i) {
-      BnStatisticsParams params{};
-      params.weighted = weighted.mutable_data_ptr<double>() + i;
-      params.weight = weights[i];
-      compute_on_gpu<device>(layers[i], params, values, total);
-      values += inputs[i].size(1);
-    }
-    const auto add = [&](size_t layers, void* stream) {
-      return bn_statistics_total_cuda(weighted.const_data_ptr<double>(), static_cast<int64_t>(layers),
-                                      loss.mutable_data_ptr<float>(), stream);
-    };
-    launch(add, count);
+    BnStatisticsParams params{};
+    params.loss = loss.mutable_data_ptr<float>();
+    compute_on_gpu<device>(layers, weights, params, statistics);
   }
   return {loss, statistics};
 }
@@ -322,13 +337,7 @@ std::vector<Tensor> losses_backward(const Tensor& loss, at::TensorList inputs, c
   const int64_t total = count_channels(layers);
   const double* values = check_statistics(op, statistics, total);
   const Tensor scale = check_scale(op, "loss", loss, inputs[0]);
-  std::vector<Tensor> results;
-  results.reserve(layers.size());
-  for (size_t i = 0; i < layers.size(); ++i) {
-    results.push_back(gradient<device>(layers[i], values, total, scale, scale, weights[i]));
-    values += inputs[i].size(1);
-  }
-  return results;
+  return gradients<device>(layers, values, total, scale, scale, weights);
 }
 
 template <Device device>

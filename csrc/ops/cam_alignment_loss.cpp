@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& activations, const Tens
     *loss.mutable_data_ptr<float>() = static_cast<float>(sum);
   } else {
     Tensor stretches = make_stretches(coarse);
-    launch(cam_coarse_cuda, make_coarse_params(op, input, settings, height, width, weights, coarse, stretches));
+    coarse_on_gpu<device>(make_coarse_params(op, input, settings, height, width, weights, coarse, stretches), coarse);
     MapParams params = make_map_params(coarse, stretches, height, width, settings.eps);
     const Tensor workspace = at::empty({cam_workspace_cuda(params)}, options);
     params.other = target.const_data_ptr();

@@ -150,6 +150,13 @@ CoarseParams make_coarse_params(const char* op, const CamInput& input, const Cam
 
 MapParams make_map_params(const at::Tensor& coarse, at::Tensor& stretches, int64_t height, int64_t width, float eps);
 
+template <Device device>
+void coarse_on_gpu(CoarseParams params, const at::Tensor& coarse) {
+  const at::Tensor workspace = at::empty({cam_coarse_workspace_cuda(params)}, coarse.options());
+  params.workspace = workspace.mutable_data_ptr<float>();
+  launch(cam_coarse_cuda, params);
+}
+
 // `factor`: one value on the device, or null for 1.
 template <Device device>
 void spread_on_gpu(const char* op, Spread& spread, const at::Tensor& slope, const float* factor) {

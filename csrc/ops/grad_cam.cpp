@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& activations, const Tens
     Tensor stretches = make_stretches(coarse);
     CoarseParams params = make_coarse_params(op, input, settings, height, width, weights, coarse, stretches);
     if (scores.defined()) params.score = scores.const_data_ptr<float>();
-    launch(cam_coarse_cuda, params);
+    coarse_on_gpu<device>(params, coarse);
     MapParams resizing = make_map_params(coarse, stretches, height, width, settings.eps);
     resizing.map = map.mutable_data_ptr<float>();
     launch(cam_map_cuda, resizing);

@@ -53,6 +53,8 @@ RULES = (
     Rule(rf"17affine_map_kernelI\w*?I{ELEMENT}EE{COUNT}", 1),
     Rule(rf"19channel_sums_kernelI\w*?ResidualReluGradientsI{ELEMENT}EE{COUNT}", 2),
     Rule(rf"19channel_sums_kernelI\w*?I{ELEMENT}EE{COUNT}", 1),
+    Rule(rf"18column_sums_kernelI\w*?I{ELEMENT}EE{COUNT}", 0),
+    Rule(rf"22column_gradient_kernelI{ELEMENT}{COUNT}", 0),
     Rule(rf"15gradient_kernelI{ELEMENT}{COUNT}", 0),
     Rule(rf"23moments_gradient_kernelI{ELEMENT}{COUNT}", 0),
     Rule(rf"14combine_kernelI{ELEMENT}{COUNT}", 0),

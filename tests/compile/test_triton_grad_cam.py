@@ -21,7 +21,8 @@ def launch_all(dtype: torch.dtype) -> None:
 
     image, score = torch.zeros(2, 64, 8, 8, dtype=dtype), torch.zeros(2)
     grad = torch.zeros(2, 1, 64, 64)
-    for x in (image, image.to(memory_format=torch.channels_last)):
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = image.to(memory_format=memory_format)
         last = x.stride(1) == 1
         # The types differ in their loads and stores alone.
         for kind in range(4) if dtype == torch.float32 else (1, 2):
@@ -29,6 +30,10 @@ def launch_all(dtype: torch.dtype) -> None:
             _, weights, coarse = kernels.grad_cam(*arguments)
             weights = x if kind >= 2 else weights
             kernels.grad_cam_backward(grad, weights, coarse, kind, 0.0, 0.0, last, dtype)
+        # More positions than a program holds of a channel.
+        large = x.tile(1, 1, 3, 3).contiguous(memory_format=memory_format)
+        for kind in (0, 1):
+            kernels.grad_cam(large, large, score if kind == 1 else None, kind, 64, 64, 0.0, 0.0)
         kernels.cam_alignment_loss(x, x, grad.to(dtype), 0.0, 0.0, True)
         weights, slope = torch.zeros(2, 64), torch.zeros(2, 1, 8, 8)
         kernels.cam_alignment_loss_backward(torch.zeros(()), weights, slope, last, dtype)
@@ -38,6 +43,8 @@ def launch_all(dtype: torch.dtype) -> None:
 def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     launch_all(dtype)
     assert {name for name, _ in compiler.ptx} == {
+        "shares_kernel",
+        "join_kernel",
         "weights_kernel",
         "coarse_kernel",
         "stretch_kernel",

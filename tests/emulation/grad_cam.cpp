@@ -6,6 +6,7 @@
 // clang-format on
 
 extern "C" {
+int64_t coarse_workspace(const synq::CoarseParams* p) { return synq::cam_coarse_workspace_cuda(*p); }
 int coarse(const synq::CoarseParams* p) { return synq::cam_coarse_cuda(*p, nullptr); }
 int stretch(const synq::MapParams* p) { return synq::cam_stretch_cuda(*p, nullptr); }
 int map(const synq::MapParams* p) { return synq::cam_map_cuda(*p, nullptr); }

@@ -1,6 +1,7 @@
 """The losses and the channels' moments on emulated CUDA kernels."""
 
 import ctypes
+import itertools
 from typing import Any
 
 import torch
@@ -21,16 +22,34 @@ from tests.emulation.launching import (
 )
 
 
-class BnParams(ctypes.Structure):
-    """BnStatisticsParams of csrc/bn_statistics_loss.h."""
+class BnLayer(ctypes.Structure):
+    """BnLayer of csrc/bn_statistics_loss.h."""
 
     _fields_ = fields(
         (LONG, "outer channels inner"),
         (POINTER, "x running_mean running_var statistics"),
-        (LONG, "row_stride"),
-        (POINTER, "mean_loss var_loss weighted"),
         (DOUBLE, "weight"),
-        (POINTER, "workspace"),
+        (INT, "dtype"),
+    )
+
+
+class BnParams(ctypes.Structure):
+    """BnStatisticsParams of csrc/bn_statistics_loss.h."""
+
+    _fields_ = fields(
+        (POINTER, "layers"),
+        (LONG, "count row_stride"),
+        (POINTER, "mean_loss var_loss loss workspace"),
+    )
+
+
+class BnLayerGradient(ctypes.Structure):
+    """BnLayerGradient of csrc/bn_statistics_loss.h."""
+
+    _fields_ = fields(
+        (LONG, "outer channels inner"),
+        (POINTER, "x result statistics"),
+        (DOUBLE, "weight"),
         (INT, "dtype"),
     )
 
@@ -39,12 +58,9 @@ class BnGradientParams(ctypes.Structure):
     """BnGradientParams of csrc/bn_statistics_loss.h."""
 
     _fields_ = fields(
-        (LONG, "outer channels inner"),
-        (POINTER, "x result statistics"),
-        (LONG, "row_stride"),
+        (POINTER, "layers"),
+        (LONG, "count row_stride"),
         (POINTER, "mean_scale var_scale"),
-        (FLOAT, "weight"),
-        (INT, "dtype"),
     )
 
 
@@ -87,40 +103,59 @@ class Statistics:
     def __init__(self, launch: Launcher) -> None:
         self.launch = launch
 
-    def _layer(self, x: torch.Tensor, mean: Any, var: Any, weight: float, weighted: Any) -> Any:
-        """Losses, and what the gradient of one layer is made from."""
-        place = arrange(x, 1)
-        memory, width = self.launch.input(place.memory), place.channels + 2
-        # A row longer than this layer's channels, as among the layers of a network.
-        statistics = torch.full((3, width), float("nan"), dtype=torch.float64)
-        losses = torch.full((2,), float("nan"))
-        sizes = {**place.sizes, "row_stride": width, "dtype": DTYPES.index(x.dtype)}
-        self.launch(
-            "forward", BnParams, x=memory, running_mean=mean.detach(), running_var=var.detach(),
-            statistics=statistics, mean_loss=losses[0], var_loss=losses[1], weighted=weighted,
-            weight=weight, workspace=("workspace", torch.float32), **sizes,
-        )  # fmt: skip
-        assert statistics[:, place.channels :].isnan().all(), "wrote beyond the layer's statistics"
+    def _layers(self, inputs: Any, means: Any, variances: Any, weights: Any, loss: bool) -> Any:
+        """Losses, apart or as one, and what the gradients of the layers are made from."""
+        places = [arrange(x, 1) for x in inputs]
+        memories = [self.launch.input(place.memory) for place in places]
+        ends = list(itertools.accumulate(place.channels for place in places))
+        # Rows longer than the layers' channels together.
+        statistics = torch.full((3, ends[-1] + 2), float("nan"), dtype=torch.float64)
+        shared = {"count": len(places), "row_stride": statistics.shape[1]}
 
-        def gradient(of_mean: Any, of_var: Any) -> torch.Tensor:
-            result = self.launch.output(memory)
+        def described(kind: Any, **values: Any) -> Any:
+            return (kind * len(places))(
+                *(
+                    kind(
+                        **place.sizes, x=memory.data_ptr(), weight=weight,
+                        statistics=statistics[:, end - place.channels :].data_ptr(),
+                        dtype=DTYPES.index(memory.dtype),
+                        **{name: tensors[i].data_ptr() for name, tensors in values.items()},
+                    )
+                    for i, (place, memory, weight, end) in enumerate(
+                        zip(places, memories, weights, ends, strict=True)
+                    )
+                )
+            )  # fmt: skip
+
+        stored = {"running_mean": means, "running_var": variances}
+        stored = {name: [x.detach() for x in tensors] for name, tensors in stored.items()}
+        layers = described(BnLayer, **stored)
+        results = torch.full((3,), float("nan"))
+        wanted = {"loss": results[2]} if loss else {"mean_loss": results[0], "var_loss": results[1]}
+        self.launch(
+            "forward", BnParams, layers=ctypes.addressof(layers),
+            workspace=("workspace", torch.float64), **wanted, **shared,
+        )  # fmt: skip
+        assert statistics[:, ends[-1] :].isnan().all(), "wrote beyond the layers' statistics"
+
+        def gradients(of_mean: Any, of_var: Any) -> tuple[torch.Tensor, ...]:
+            made = [self.launch.output(memory) for memory in memories]
+            layers = described(BnLayerGradient, result=made)
             scales = [None if g is None else g.float().clone() for g in (of_mean, of_var)]
             self.launch(
-                "backward", BnGradientParams, x=memory, result=result, statistics=statistics,
-                mean_scale=scales[0], var_scale=scales[1], weight=weight, **sizes,
+                "backward", BnGradientParams, layers=ctypes.addressof(layers),
+                mean_scale=scales[0], var_scale=scales[1], **shared,
             )  # fmt: skip
-            return place.restored(result)
+            return tuple(place.restored(x) for place, x in zip(places, made, strict=True))
 
-        return losses, gradient
+        return results, gradients
 
     def bn_statistics_loss(self, x: Any, mean: Any, var: Any) -> Any:
         def forward(x: torch.Tensor) -> Any:
-            losses, gradient = self._layer(x, mean, var, 1.0, torch.zeros(1, dtype=torch.float64))
-            return (losses[0].clone(), losses[1].clone()), gradient
+            losses, gradients = self._layers([x], [mean], [var], [1.0], False)
+            return (losses[0].clone(), losses[1].clone()), gradients
 
-        return differentiable(
-            forward, lambda gradient, of_mean, of_var: (gradient(of_mean, of_var),), x
-        )
+        return differentiable(forward, lambda gradients, *of: gradients(*of), x)
 
     def bn_statistics_losses(self, inputs: Any, means: Any, variances: Any, weights=None) -> Any:
         weights = weights or [1.0] * len(inputs)
@@ -129,21 +164,15 @@ class Statistics:
             return torch.zeros(())
 
         def forward(*layers: torch.Tensor) -> Any:
-            weighted = torch.zeros(len(layers), dtype=torch.float64)
-            gradients = [
-                self._layer(x, means[i], variances[i], weights[i] / len(inputs), weighted[n:])[1]
-                for n, (x, i) in enumerate(zip(layers, read, strict=True))
-            ]
-            loss = torch.full((), float("nan"))
-            pointers = [ctypes.c_void_p(x.data_ptr()) for x in (weighted, loss)]
-            count = ctypes.c_int64(len(layers))
-            assert self.launch.library.total(pointers[0], count, pointers[1]) == 0
-            return loss, gradients
+            losses, gradients = self._layers(
+                layers, [means[i] for i in read], [variances[i] for i in read],
+                [weights[i] / len(inputs) for i in read], True,
+            )  # fmt: skip
+            return losses[2].clone(), gradients
 
         return differentiable(
-            forward, lambda gradients, g: tuple(each(g, g) for each in gradients),
-            *(inputs[i] for i in read),
-        )  # fmt: skip
+            forward, lambda gradients, g: gradients(g, g), *(inputs[i] for i in read)
+        )
 
 
 class Moments:

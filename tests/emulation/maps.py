@@ -26,7 +26,7 @@ class CoarseParams(ctypes.Structure):
     """CoarseParams of csrc/grad_cam.h."""
 
     _fields_ = fields(
-        (POINTER, "activations gradients score weights coarse stretches"),
+        (POINTER, "activations gradients score weights coarse stretches workspace"),
         (LONG, f"activation_stride gradient_stride images channels {SIZES}"),
         (INT, "channels_last kind"),
         (FLOAT, "clamp eps"),
@@ -114,7 +114,7 @@ class Maps:
                 score=None if score is None else score.detach().float(), weights=weights,
                 activation_stride=memory[0].numel(), gradient_stride=memory[0].numel(),
                 channels=channels, channels_last=last, kind=number, clamp=clamp, dtype=dtype,
-                **shared,
+                workspace=("coarse_workspace", torch.float32), **shared,
             )  # fmt: skip
 
         def spread(slope: torch.Tensor, factor: Any) -> torch.Tensor:

@@ -23,6 +23,8 @@ LONG = {
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
         "channels in two long odd pieces, axis 1, dropped",
+        "more rows than a device of one multiprocessor holds,"
+        " channels that divide its grid, axis 1",
     ),
     "soft_round": (
         "channels in two long odd pieces, axis 1",
@@ -36,10 +38,18 @@ LONG = {
     "bn_statistics_loss": (
         "pieces longer than a block",
         "channels innermost, rows folded, some left over",
+        "channels innermost, packs of columns in several parts",
     ),
-    "channel_moments": ("parts of long runs, odd", "parts of columns"),
+    "channel_moments": (
+        "parts of long runs, odd",
+        "parts of columns",
+        "parts of packs of columns",
+    ),
     "patch_similarity_entropy": ("two blocks and a part of one",),
-    "cam_alignment_loss": ("odd everywhere",),
+    "cam_alignment_loss": (
+        "odd everywhere",
+        "several shares of many positions, channels in packs",
+    ),
     "low_pass": ("more than one block of rows, depth and lines; all with a rest, gaussian",),
 }
 
@@ -112,6 +122,46 @@ def test_a_variance_does_not_cancel(layout, tmp_path_factory) -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
     (gradient,), (slope,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, wide)
     assert (gradient - slope).abs().max() < 2e-3 * slope.abs().max()
+
+
+def test_layers_of_a_network_share_launches(tmp_path_factory) -> None:
+    shape = (3, 8, 5, 5)
+    network = [torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(35)]
+    stored = [[torch.rand(8) + 0.5 for _ in network] for _ in range(2)]
+    launched = build("bn_statistics_loss", tmp_path_factory).launch_count
+    launched.restype = ctypes.c_int64
+    namespace = Emulated(tmp_path_factory, Setting())
+    inputs = [x.requires_grad_() for x in network]
+    before = launched()
+    loss = namespace.bn_statistics_losses(inputs, *stored)
+    forward = launched() - before
+    torch.autograd.grad(loss, inputs)
+    # 32 layers fit into a launch: statistics, what puts their parts together, one sum of all.
+    assert (forward, launched() - before - forward) == (2 + 2 + 1, 2)
+
+
+def test_a_network_of_all_kinds_of_layers(tmp_path_factory) -> None:
+    torch.manual_seed(3)
+    namespace = Emulated(tmp_path_factory, Setting())
+    inputs, stored, weights = [], ([], []), []
+    for i in range(37):
+        channels, layout = (3, 8, 64, 12)[i % 4], (torch.contiguous_format, torch.channels_last)
+        x = torch.randn(2, channels, 3 + i % 5, 4).to(memory_format=layout[i // 4 % 2])
+        inputs.append(x.to((torch.float32, torch.bfloat16, torch.float16)[i % 3]).requires_grad_())
+        stored[0].append(torch.randn(channels))
+        stored[1].append(torch.rand(channels))
+        weights.append(0.5 + i % 7)
+    loss = namespace.bn_statistics_losses(inputs, *stored, weights)
+    gradients = torch.autograd.grad(loss, inputs)
+    total = 0.0
+    for x, mean, var, weight, gradient in zip(inputs, *stored, weights, gradients, strict=True):
+        wide = x.detach().double().requires_grad_()
+        alone = weight / len(inputs) * sum(loss_terms(wide, mean.double(), var.double()))
+        (slope,) = torch.autograd.grad(alone, wide)
+        total += alone.item()
+        unit = torch.finfo(x.dtype).eps * slope.abs().max()
+        assert (gradient - slope).abs().max() < max(4 * unit, 1e-8)
+    assert loss.item() == pytest.approx(total, rel=1e-6)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ LARGE = {
 }
 TILED = {
     ((1, 260, 8, 8), (20, 24)): "1024 threads, several packs of channels a warp",
+    ((1, 132, 9, 10), (18, 20)): "several shares of many positions, channels in packs",
+    ((1, 12, 9, 10), (7, 9)): "the same in one share",
     ((2, 3, 17, 16), (36, 17)): "more positions than a warp takes at once, rows beyond a tile",
     ((1, 4, 2, 3), (3, 521)): "pixel columns beyond a tile",
     ((1, 40, 2, 23), (3, 140)): "tiles of channels, of coarse and of pixel columns",

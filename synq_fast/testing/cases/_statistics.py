@@ -39,6 +39,8 @@ def layers() -> Iterator[Sample]:
         for shape, reason in shapes.items():
             tensors = noise(*shape, scale=2.0, mean=0.5), *stored(shape[1])
             yield Sample(reason, tensors, every_layout=True, large=large)
+    tensors = noise(1100, 8, scale=2.0, mean=0.5), *stored(8)
+    yield Sample("channels innermost, packs of columns in several parts", tensors)
     for value in (float("nan"), float("inf")):
         for shape in ((3, 5), (2, 3, 5, 8)):
             x = noise(*shape)

@@ -24,6 +24,7 @@ LONG = {
     (1, 2, 9001): "parts of long runs, odd",
     (1, 2, 12000): "the same, aligned",
     (1, 33, 20, 30): "parts of columns",
+    (2, 64, 15, 20): "parts of packs of columns",
     (700, 3, 2): "more channels than blocks",
 }
 LARGE = {

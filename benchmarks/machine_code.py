@@ -1,0 +1,153 @@
+"""What the compiled code of a CUDA kernel says about its speed: registers, and its hot loop.
+
+The hot loop is the innermost one that loads most from global memory. Loads in flight are those
+that it issues before the first instruction that reads what one of them brings.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
+
+_LINE = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;")
+_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:\d+ SHARED:(\d+)")
+_ACCESS = re.compile(r"^(?:@!?U?P\w+ )?(LDG|STG)((?:\.\w+)*) (.*)")
+_BRANCH = re.compile(r"^(?:@!?U?P\w+ )?BRA(?:\.U)? (?:!?U?P\w+, )?0x([0-9a-f]+)$")
+_REGISTER = re.compile(r"\bR(\d+)\b")
+
+
+class MachineCodeError(RuntimeError):
+    """The code cannot be compiled or read here."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One turn of a kernel's hot loop, of one thread.
+
+    Attributes:
+        instructions: Of a turn, without the slow paths that it calls.
+        loaded: Bytes loaded from global memory.
+        stored: Bytes stored to global memory.
+        in_flight: Bytes of the loads that wait together.
+    """
+
+    instructions: int
+    loaded: int
+    stored: int
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as it was compiled: its mangled name, resources and hot loop."""
+
+    name: str
+    registers: int
+    shared_bytes: int
+    loop: Loop | None
+
+
+def _instructions(code: str) -> list[tuple[int, str]]:
+    return [(int(m[1], 16), m[2]) for m in _LINE.finditer(code)]
+
+
+def _access_bytes(modifiers: str) -> int:
+    found = re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers)
+    return int(found[1]) // 8 if found else 4
+
+
+def _in_flight(body: list[str]) -> int:
+    """Returns the most bytes of loads between two first uses of what was loaded."""
+    most = waiting = 0
+    pending: set[int] = set()
+    for text in body:
+        access = _ACCESS.match(text)
+        operands = text.split(", ", 1)[1] if access and access[1] == "LDG" else text
+        if pending & {int(r) for r in _REGISTER.findall(operands)}:
+            pending.clear()
+            waiting = 0
+        if access and access[1] == "LDG":
+            size = _access_bytes(access[2])
+            first = _REGISTER.match(access[3])
+            waiting += size
+            if first:
+                pending |= set(range(int(first[1]), int(first[1]) + max(size // 4, 1)))
+        most = max(most, waiting)
+    return most
+
+
+def hot_loop(code: str) -> Loop | None:
+    """Returns the hot loop of a kernel's disassembly; None where no loop loads anything."""
+    lines = _instructions(code)
+    spans = []
+    for address, text in lines:
+        branch = _BRANCH.match(text)
+        if branch and int(branch[1], 16) <= address:
+            spans.append((int(branch[1], 16), address))
+    loops = []
+    for begin, end in spans:
+        body = [text for address, text in lines if begin <= address <= end]
+        if any((b, e) != (begin, end) and begin <= b and e <= end for b, e in spans):
+            inner = [
+                text
+                for b, e in spans
+                if (b, e) != (begin, end) and begin <= b and e <= end
+                for address, text in lines
+                if b <= address <= e
+            ]
+            if any(_ACCESS.match(text) for text in inner):
+                continue
+        accesses = [m for m in map(_ACCESS.match, body) if m]
+        sizes = {
+            kind: sum(_access_bytes(m[2]) for m in accesses if m[1] == kind)
+            for kind in ("LDG", "STG")
+        }
+        if sizes["LDG"]:
+            loops.append(Loop(len(body), sizes["LDG"], sizes["STG"], _in_flight(body)))
+    return max(loops, key=lambda loop: (loop.loaded, -loop.instructions), default=None)
+
+
+def _tool(name: str, *folders: Path) -> str:
+    beside = (shutil.which(name, path=str(folder)) for folder in folders)
+    found = shutil.which(name) or next((path for path in beside if path), None)
+    if found is None:
+        raise MachineCodeError(f"{name} was not found: put the CUDA toolkit's bin folder on PATH")
+    return found
+
+
+def _output(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise MachineCodeError(f"{command[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def compile_kernels(source: Path, arch: str, folder: Path) -> list[Kernel]:
+    """Compiles one CUDA source for one architecture ("90") and reads its kernels.
+
+    Raises:
+        MachineCodeError: A tool is missing or fails.
+    """
+    nvcc = _tool("nvcc", Path("/usr/local/cuda/bin"))
+    triton = find_spec("triton")
+    folders = [Path(nvcc).parent]
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    disassembler = _tool("cuobjdump", *folders)
+    cubin = folder / f"{source.stem}.cubin"
+    _output(nvcc, "-cubin", f"-arch=sm_{arch}", *FLAGS, "-o", cubin, source)
+    usage = {
+        m[1]: (int(m[2]), int(m[3]))
+        for m in _USAGE.finditer(_output(disassembler, "-res-usage", cubin))
+    }
+    kernels = []
+    for function in _output(disassembler, "-sass", cubin).split("Function : ")[1:]:
+        name = function.split()[0]
+        kernels.append(Kernel(name, *usage[name], hot_loop(function)))
+    return kernels

@@ -1,0 +1,117 @@
+"""What machine code says of a kernel, and what is predicted from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import machine_code, roofline
+from benchmarks.machine_code import Kernel, Loop
+from benchmarks.roofline import CARDS, Card, Launch, predict, resident_blocks
+
+# A loop of two wide loads that wait together and a narrow one that waits alone, beside an outer
+# loop and one that loads less.
+CODE = """
+        /*0000*/                   LDG.E R9, desc[UR4][R2.64] ;
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   @!P1 LDG.E.64.CONSTANT R10, desc[UR4][R12.64] ;
+        /*0030*/                   FADD R20, R7, R20 ;
+        /*0040*/                   LDG.E.U16 R14, desc[UR4][R12.64+0x10] ;
+        /*0050*/                   FADD R20, R14, R20 ;
+        /*0060*/                   STG.E.128 desc[UR4][R16.64], R4 ;
+        /*0070*/               @P0 BRA 0x10 ;
+        /*0080*/                   LDG.E R9, desc[UR4][R2.64] ;
+        /*0090*/                   FADD R20, R9, R20 ;
+        /*00a0*/               @P2 BRA 0x80 ;
+        /*00b0*/               @P3 BRA 0x0 ;
+        /*00c0*/                   EXIT ;
+        /*00d0*/                   BRA 0xd0;
+"""
+CARD = Card(copy=1e12, multiprocessors=100, clock=1e9)
+
+
+def kernel(registers: int = 32, shared: int = 0, loop: Loop | None = None) -> Kernel:
+    return Kernel("k", registers, shared, loop)
+
+
+def test_the_hot_loop():
+    loop = machine_code.hot_loop(CODE)
+    assert loop == Loop(instructions=7, loaded=16 + 8 + 2, stored=16, in_flight=24)
+    assert machine_code.hot_loop(CODE.replace("LDG", "LDS")) is None
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "blocks"),
+    [(32, 0, 256, 8), (64, 0, 256, 4), (40, 0, 256, 6), (64, 0, 1024, 1), (16, 0, 32, 32),
+     (32, 100_000, 256, 2), (255, 0, 1024, 1)],
+)  # fmt: skip
+def test_how_many_blocks_fit(registers, shared, threads, blocks):
+    assert resident_blocks(CARD, kernel(registers, shared), threads) == blocks
+
+
+def test_what_limits_a_launch():
+    enough = Loop(instructions=1, loaded=64, stored=0, in_flight=64)
+    full = Launch("s", "k", moved=1e9, items=400)
+    found = predict(CARD, kernel(64, loop=enough), full)
+    assert (found.limit, found.blocks) == ("memory", 4)
+    assert found.seconds == pytest.approx(1e-3 + roofline.LAUNCH)
+    # Of a second wave, one block is left with the waiting of its own loads.
+    left = predict(CARD, kernel(64, loop=enough), Launch("s", "k", 401e6, items=401))
+    of_one = 1e6 * roofline.LATENCY / (256 * 64)
+    assert left.seconds - roofline.LAUNCH == pytest.approx(400e6 / 1e12 + of_one)
+    fewer = predict(CARD, kernel(64, loop=enough), Launch("s", "k", 1e9, 400, in_flight=1))
+    assert fewer.limit == "loads in flight"
+    alone = predict(CARD, kernel(64, loop=enough), Launch("s", "k", 1e9, items=1))
+    assert alone.limit == "loads in flight"
+    assert alone.seconds > 1e9 * roofline.LATENCY / (256 * 64)
+    slow = predict(CARD, kernel(64, loop=Loop(10_000, 64, 0, 64)), full)
+    assert slow.limit == "instructions"
+    assert slow.seconds - roofline.LAUNCH == pytest.approx(1e9 / (100 * 4e9 / 1e4 * 32 * 64))
+    rounds = predict(CARD, kernel(), Launch("s", "k", rounds=10, times=3))
+    assert rounds.seconds == pytest.approx(3 * (roofline.LAUNCH + 10 * roofline.CACHED_LATENCY))
+    with pytest.raises(machine_code.MachineCodeError, match="no loop"):
+        predict(CARD, kernel(), full)
+
+
+def test_a_row():
+    class Tree:
+        def kernel(self, launch: Launch) -> Kernel:
+            return kernel(64, loop=Loop(8, 64, 64, 64))
+
+    launches = (Launch("s", "k", 2e7, items=400), Launch("s", "k", rounds=1, times=2))
+    case = roofline.Case("name", launches, launches[:1])
+    values = roofline.row(CARD, case, "x", launches, Tree())
+    found = dict(zip(roofline.COLUMNS, values, strict=True))
+    assert found["launches"] == "3" and found["MB"] == "20" and found["in flight"] == "64"
+    assert found["KB per SM"] == 64.0 and found["instructions"] == 0.2
+    # 20 us of bytes, three launches, two rounds.
+    assert found["us"] == "27" and found["of copy"] == 0.75
+
+
+def test_every_case_names_sources_that_exist():
+    root = roofline.Path(roofline.__file__).parents[1] / "csrc" / "cuda"
+    cases = roofline.cases()
+    assert len({case.name for case in cases}) == len(cases) >= 15
+    for case in cases:
+        assert case.needed > 0
+        for launch in case.after:
+            assert (root / f"{launch.source}.cu").is_file()
+            assert launch.items > 0 and 0 < launch.busy <= 1
+
+
+def test_the_command():
+    command = [sys.executable, "-m", "benchmarks.roofline"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    text = " ".join(done.stdout.split())
+    assert "Predictions, not measurements" in text and "--against" in text
+    # A commit that does not exist, wherever there are compilers or not.
+    wrong = [*command, "--against", "no-such-commit"]
+    done = subprocess.run(wrong, capture_output=True, text=True, cwd=roofline.Path.cwd())
+    assert done.returncode == 1 and done.stdout == ""
+    assert "no-such-commit" in done.stderr
+
+
+def test_cards():
+    assert CARDS["H100"] == Card(3.0e12, 132, 1.7e9)
