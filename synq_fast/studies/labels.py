@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from synq_fast.bank.batches import filtered
 from synq_fast.fields import count, items, number
 from synq_fast.finetune.losses import Distillation
 from synq_fast.reporting.figures.chart import Chart, Series
@@ -22,7 +23,7 @@ from synq_fast.studies.study import Part
 from synq_fast.studies.workbench import Workbench, logits_of
 
 LABEL, PREDICTION, THRESHOLD = "label", "prediction", "threshold"
-SYNTHETIC = "synthetic"
+WHOLE, BATCHES = "synthetic", "training batches"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class LabelRow:
     """Samples whose difficulty lies between two ends."""
 
     images: str
-    """``synthetic``, or what the labelled ones are called."""
+    """``synthetic``: filtered, whole; ``training batches``: cropped as well; or what the labelled
+    ones are called."""
     seed: int | None
     by: str
     """``label``: difficulty is 1 - p(label). ``prediction``: 1 - p(strongest class), which needs no
@@ -63,21 +65,24 @@ class Labels:
     )
 
     def parts(self, bench: Workbench) -> Iterator[Part]:
-        """The batches of each seed's training, then the labelled images."""
+        """The images of each seed and the batches of its training, then the labelled images."""
         for seed in bench.seeds:
-            yield Part(f"training batches, seed {seed}", partial(self._synthetic, bench, seed))
+            yield Part(f"synthetic images, seed {seed}", partial(self._synthetic, bench, seed))
         if bench.data is not None:
             yield Part(f"labelled images, {bench.data.name}", partial(self._labelled, bench))
 
     def _synthetic(self, bench: Workbench, seed: int) -> list[LabelRow]:
-        recipe, run = bench.recipe.finetune, bench.run(seed)
+        recipe, graph = bench.recipe.finetune, bench.run(seed).graph
+        bank = bench.bank(seed)
+        whole = logits_of(graph, filtered(bank.images, bench.recipe.filter))
+        rows = self._rows(bench, WHOLE, seed, whole, bank.labels)
         logits, labels = [], []
         with closing(bench.source(seed).batches(recipe.batch_size, recipe.crop_scale)) as batches:
             for step in range(-(-self.samples // recipe.batch_size)):
                 images, own = batches(step)
-                logits.append(logits_of(run.graph, images))
+                logits.append(logits_of(graph, images))
                 labels.append(own)
-        return self._rows(bench, SYNTHETIC, seed, torch.cat(logits), torch.cat(labels))
+        return rows + self._rows(bench, BATCHES, seed, torch.cat(logits), torch.cat(labels))
 
     def _labelled(self, bench: Workbench) -> list[LabelRow]:
         assert bench.data is not None
@@ -147,8 +152,9 @@ class Labels:
             "Difficulty is one minus the float network's probability of the label; an error, that "
             "its strongest class is another. Below one half there can be none: that class has more "
             "than half. The calibration curve asks the same without labels: on the dashed line the "
-            "network is wrong as often as it says. Synthetic samples are batches of training, "
-            "cropped and filtered; their label is what they were made for."
+            "network is wrong as often as it says. Synthetic images are judged whole and as "
+            "batches of training, which are cropped; both are filtered, and their label is what "
+            "they were made for."
         )
         return [StudySection("Difficulty", said, charts, _table(rows))]
 
