@@ -74,7 +74,8 @@ class Noise:
                 for cutoff in cutoffs:
                     behind = "no filter" if cutoff is None else f"cut-off {cutoff:g}"
                     key = f"{kind} {strength:g}, {behind}, seed {seed}"
-                    yield Part(key, partial(self._trained, bench, kind, strength, cutoff, seed))
+                    make = partial(self._trained, bench, kind, strength, cutoff, seed)
+                    yield Part(key, make, ("steps",))
 
     def _trained(
         self, bench: Workbench, kind: str, strength: float, cutoff: float | None, seed: int

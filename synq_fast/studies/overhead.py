@@ -184,39 +184,28 @@ class Overhead:
                 )
             else:
                 said.append(
-                    f"{row.case[0].upper()}{row.case[1:]} adds {row.adds:+.2f} % to a {row.work} "
-                    f"(quartiles {row.low:+.2f} to {row.high:+.2f}; by the fastest rounds "
+                    f"Added to a {row.work}, {row.case}: {row.adds:+.2f} % (quartiles "
+                    f"{row.low:+.2f} to {row.high:+.2f}; by the fastest rounds "
                     f"{row.fastest:+.2f})."
                 )
         return said
 
     def sections(self, rows: Sequence[OverheadRow], bench: Workbench) -> list[StudySection]:
         """A chart of the step's parts, and a table of everything."""
-        charts = []
-        for work in dict.fromkeys(row.work for row in rows):
-            added = [row for row in rows if row.work == work and row.case != BASE]
-            names = [row.case for row in added]
-            series = Series(
-                "",
-                [row.adds for row in added],
-                list(range(len(added))),
-                [row.low for row in added],
-                [row.high for row in added],
-            )
-            label = f"What parts add to a {work}, in percent: " + ", ".join(
-                f"{row.case} {row.adds:.2f}" for row in added
-            )
-            charts.append(
-                Chart(
-                    f"Added to a {work}",
-                    label,
-                    "% of the base method",
-                    "",
-                    [series],
-                    names,
-                    mark=(0.0, "base"),
-                )
-            )
+        added = [row for row in rows if row.work == STEP and row.case != BASE]
+        series = Series(
+            "",
+            [row.adds for row in added],
+            list(range(len(added))),
+            [row.low for row in added],
+            [row.high for row in added],
+        )
+        label = f"What parts add to a {STEP}, in percent: " + ", ".join(
+            f"{row.case} {row.adds:.2f}" for row in added
+        )
+        names = [row.case for row in added]
+        axis = "% of the base method"
+        chart = Chart(f"Added to a {STEP}", label, axis, "", [series], names, (0.0, "base"))
         columns = (
             Column("work", numeric=False),
             Column("program", numeric=False),
@@ -246,7 +235,7 @@ class Overhead:
             "filtered once when they are done, which is shared among the iterations here. (In "
             "training, batches are filtered after they are cropped: that is in the step.)"
         )
-        return [StudySection("Time", said, charts, Table("Time", columns, lines))]
+        return [StudySection("Time", said, [chart], Table("Time", columns, lines))]
 
 
 def _check(recipe: Recipe) -> None:

@@ -189,13 +189,15 @@ def _done(bench: Workbench, study: Study, identity: str, reporter: Reporter) -> 
     }
     parts = list(study.parts(bench))
     done: list[FinishedPart] = []
+    options = asdict(cast(Any, study))
     for number, part in enumerate(parts, 1):
+        read = options if part.reads is None else {name: options[name] for name in part.reads}
         depends = {
             "weights and data": identity,
             "recipe": dump_recipe(bench.recipe),
             "bits": str(bench.bits),
             "device": str(bench.device),
-            "options": json.dumps(asdict(cast(Any, study))),
+            "options": json.dumps(read),
             "part": part.key,
         }
         mark = fingerprint(depends)

@@ -20,6 +20,8 @@ class Part(NamedTuple):
     """What tells it from the others."""
     make: Callable[[], Sequence[Any]]
     """Gives rows of the study's kind."""
+    reads: tuple[str, ...] | None = None
+    """The options that decide its rows; None: all of them."""
 
 
 class Study(Protocol):

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -25,6 +25,10 @@ from synq_fast.quant import BitWidths, held_weights
 from synq_fast.recipes import Recipe, load_recipe
 
 IMAGE_STAGES = ("synthesis", "generator")
+_RUNS, _BANKS = 4, 2
+"""How many are in memory together; parts come seed by seed."""
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass
@@ -56,7 +60,8 @@ class Workbench:
         """A run without a folder, the same for the same seed and recipe."""
         wanted = (seed, recipe or self.recipe)
         if wanted not in self._runs:
-            self._runs[wanted] = Run(self.teacher, wanted[1], self.bits, self.device, seed=seed)
+            run = Run(self.teacher, wanted[1], self.bits, self.device, seed=seed)
+            _keep(self._runs, wanted, run, _RUNS)
         return self._runs[wanted]
 
     def bank(self, seed: int) -> ImageBank:
@@ -77,8 +82,9 @@ class Workbench:
             self.teacher, self.recipe, self.bits, self.device, seed=seed, progress=self.progress
         )
         bank: Bank = image_bank(run, folder)
-        self._banks[seed] = ImageBank(*bank.take(torch.arange(len(bank), device="cpu")))
-        return self._banks[seed]
+        whole = ImageBank(*bank.take(torch.arange(len(bank), device="cpu")))
+        _keep(self._banks, seed, whole, _BANKS)
+        return whole
 
     def source(self, seed: int, filter: Filter | None = None) -> BankSource:
         """The images of a seed, filtered as the recipe says or otherwise."""
@@ -97,6 +103,13 @@ class Workbench:
         assert self.data is not None
         with torch.no_grad(), held_weights(model):
             return evaluate(model, self.data).top1
+
+
+def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
+    """Add a value, in the place of the oldest where there are as many as may be."""
+    while len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 @torch.no_grad()
