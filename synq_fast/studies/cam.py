@@ -77,14 +77,11 @@ class Cam:
     def parts(self, bench: Workbench) -> Iterator[Part]:
         """Each seed: calibrated, trained without and trained with the alignment."""
         loss = bench.recipe.finetune.loss(CamLoss)
-        if (
-            "finetune" not in bench.recipe.stages
-            or loss is None
-            or not (self.weight or loss.weight)
-        ):
+        weight = self.weight or (0.0 if loss is None else loss.weight)
+        if "finetune" not in bench.recipe.stages or not weight:
             raise RecipeError(
                 f"recipe {bench.recipe.name} does not align maps in training; take SynQ's, such as "
-                f"synq-cifar, or set finetune.cam.weight"
+                f"synq-cifar, or give a weight (option weight)"
             )
         for seed in bench.seeds:
             for student in STUDENTS:
@@ -134,7 +131,12 @@ class Cam:
             values = [
                 f"{_mean(rows, student, images, layer, kind):.3f} {student}" for student in STUDENTS
             ]
-            said.append(f"{kind} at {layer}, {images} images: mean cosine {', '.join(values)}.")
+            gain = spread(_gains(rows, images, layer, kind))
+            more = f" ± {gain.high - gain.mean:.3f} over the seeds" if gain.values > 1 else ""
+            said.append(
+                f"{kind} at {layer}, {images} images: mean cosine {', '.join(values)}; the "
+                f"alignment's own part {gain.mean:+.3f}{more}."
+            )
         top1 = [
             f"{found} {student}"
             for student in STUDENTS
@@ -224,6 +226,18 @@ def _row(
     return CamRow(
         seed, student, images, layer, kind, mean, low, median, high, flat, len(found), top1
     )
+
+
+def _gains(rows: Sequence[CamRow], images: str, layer: str, kind: str) -> list[float]:
+    """What the alignment adds to the mean cosine, of each seed."""
+    found = {
+        (r.seed, r.student): r.mean
+        for r in rows
+        if (r.images, r.layer, r.kind) == (images, layer, kind) and r.mean is not None
+    }
+    seeds = dict.fromkeys(seed for seed, _ in found)
+    pairs = [(found.get((seed, WITH)), found.get((seed, WITHOUT))) for seed in seeds]
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def _mean(rows: Sequence[CamRow], student: str, images: str, layer: str, kind: str) -> float:

@@ -12,7 +12,6 @@ from synq_fast.errors import ArgumentError, DataError, RecipeError
 from synq_fast.reporting.figures.chart import Chart, Series, legend, panels
 from synq_fast.reporting.figures.plot import Figures
 from synq_fast.studies import STUDIES, noise, spectra
-from synq_fast.studies.study import Part
 from tests.reporting.html import Structure
 from tests.studies.small import OPTIONS, real, small
 from tests.tiny import SHAPE, TINY_OVERRIDES, labelled, tiny_net, tiny_teacher
@@ -87,7 +86,7 @@ def killed_after(parts: int, kind, patch):
                 done.append(part.key)
                 return part.make()
 
-            yield Part(part.key, make)
+            yield part._replace(make=make)
 
     patch.setattr(kind, "parts", counted)
     return done
@@ -178,10 +177,10 @@ def test_damaged_results_say_what_to_do(tmp_path):
         ("labels", {"bits": "auto:4.0"}, ArgumentError, "fixed widths"),
         ("labels", {"seeds": []}, ArgumentError, "seeds must be a list"),
         ("labels", {"seeds": 3}, ArgumentError, "seeds must be a list"),
-        ("noise", {"options": {"step": 3}}, RecipeError, '"step".*did you mean "steps"'),
+        ("noise", {"options": {"step": 3}}, RecipeError, r'"noise\.step".*mean "noise\.steps"'),
         ("noise", {"options": {"kinds": ["pink"]}}, RecipeError, "kinds must be one of white"),
         ("noise", {"options": {"steps": 0}}, RecipeError, "steps must be 1 to"),
-        ("cam", {"recipe": "gdfq-digits", "options": {"weight": 2.0}}, RecipeError, "no bank"),
+        ("labels", {"recipe": "gdfq-digits"}, RecipeError, "has no bank of images"),
     ],
 )
 def test_what_cannot_be_asked(name, options, error, message):
