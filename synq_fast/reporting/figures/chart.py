@@ -72,7 +72,7 @@ def panels(charts: Sequence[Chart], figures: Figures) -> list[Panel]:
     numbers = dict(legend(charts))
     found = []
     for chart in charts:
-        left = 14 + 5.9 * max(map(len, chart.rows)) if chart.rows else 52.0
+        left = 14 + 5.9 * max(map(len, chart.rows)) if chart.rows else 62.0
         height = 60 + _ROW * len(chart.rows) if chart.rows else 200
         with plot(height, left=left) as drawing:
             draw(chart, drawing.axes, OF_PAGE, numbers)
