@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from synq_fast.runtime.replay import WARM_UP
+from synq_fast.runtime.turns import in_turns
 
 from . import cuda_timing
 from .cuda_timing import Sample
@@ -167,14 +168,8 @@ def interleave(
         samples = cuda_timing.samples(columns)
     else:
         samples = {name: Sample(partial(_wall, call, calls)) for name, call in columns.items()}
-    names = list(columns)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for round_index in range(rounds):
-        offset = round_index % len(names)
-        for name in names[offset:] + names[:offset]:
-            seconds[name].append(samples[name].take())
-        if after_round is not None:
-            after_round(round_index + 1)
+    takers = {name: sample.take for name, sample in samples.items()}
+    seconds = in_turns(takers, rounds, after_round)
     return {name: _timing(values, samples[name].how) for name, values in seconds.items()}
 
 

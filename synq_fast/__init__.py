@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from synq_fast.models import Teacher, load_teacher
     from synq_fast.quant.sensitivity import Sensitivity
     from synq_fast.recipes import list_recipes, load_recipe
+    from synq_fast.studies.result import StudyResult
+    from synq_fast.studies.running import study
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ _LAZY = {
     "ExportReport": "deployment.report",
     "QuantizationResult": "engine.result",
     "Sensitivity": "quant.sensitivity",
+    "StudyResult": "studies.result",
     "SynqFastError": "errors",
     "Teacher": "models",
     "compare": "engine.comparison",
@@ -44,6 +47,7 @@ _LAZY = {
     "quantize": "engine",
     "report": "engine.report",
     "sensitivity": "engine.sensitivity",
+    "study": "studies.running",
     "synthesize": "engine",
 }
 _SUBMODULES = frozenset({"ops", "reference"})
@@ -54,6 +58,7 @@ __all__ = [
     "ExportReport",
     "QuantizationResult",
     "Sensitivity",
+    "StudyResult",
     "SynqFastError",
     "Teacher",
     "compare",
@@ -69,6 +74,7 @@ __all__ = [
     "reference",
     "report",
     "sensitivity",
+    "study",
     "synthesize",
 ]
 

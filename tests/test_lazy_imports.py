@@ -11,7 +11,8 @@ import synq_fast
 HELP = """
 import contextlib, io, runpy, sys
 from synq_fast.cli import main
-commands = "quantize synthesize sensitivity evaluate compare report bench info recipes".split()
+commands = "quantize synthesize sensitivity evaluate compare study report bench info".split()
+commands.append("recipes")
 parts = [["bench", part] for part in ("ops", "step", "synthesis")]
 for command in [[], *([name] for name in commands), *parts]:
     printed = io.StringIO()

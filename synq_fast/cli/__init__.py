@@ -21,6 +21,7 @@ from synq_fast.cli import (
     recipes,
     report,
     sensitivity,
+    study,
     synthesize,
 )
 from synq_fast.errors import LostRankError, SynqFastError
@@ -63,7 +64,7 @@ def _of_rank() -> str:
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
-    if options.command not in ("quantize", "synthesize", "sensitivity"):
+    if options.command not in ("quantize", "synthesize", "sensitivity", "study"):
         return ""
     if options.output is None:
         return "Nothing was written; with --output FOLDER a run can be resumed"
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         sensitivity,
         evaluate,
         compare,
+        study,
         export,
         report,
         bench,

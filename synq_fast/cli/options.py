@@ -73,20 +73,21 @@ def at_least(low: int) -> Callable[[str], int]:
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
     """The values of ``--set`` by dotted key."""
-    return _assignments(options.overrides, "--set", "finetune.steps=500")
+    return assignments(options.overrides, "--set", "finetune.steps=500")
 
 
 def teacher(options: argparse.Namespace) -> Any:
     """The teacher that ``model_options`` chose."""
     from synq_fast.models import load_teacher
 
-    builder = _assignments(options.model_options, "--model-option", "transform_input=false")
+    builder = assignments(options.model_options, "--model-option", "transform_input=false")
     return load_teacher(
         options.model, weights=options.weights, input_shape=options.input_shape, options=builder
     )
 
 
-def _assignments(texts: Sequence[str], flag: str, example: str) -> dict[str, Any]:
+def assignments(texts: Sequence[str], flag: str, example: str) -> dict[str, Any]:
+    """The values of an option that is given as KEY=VALUE, as often as wanted."""
     from synq_fast.recipes import parse_value
 
     values = {}

@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+
+from synq_fast.runtime.turns import in_turns
 
 _ROUNDS = 9
 _SECONDS = 0.15
@@ -38,14 +41,13 @@ class Latency:
 
 def latency(quantized: Callable[[], object], plain: Callable[[], object], threads: int) -> Latency:
     """Time two calls in turns."""
-    repeats = [_repeats(call) for call in (quantized, plain)]
-    rounds = []
-    for _ in range(_ROUNDS):
-        rounds.append([_time(call, n) for call, n in zip((quantized, plain), repeats, strict=True)])
-    ratios = sorted(theirs / ours for ours, theirs in rounds)
+    calls = {"quantized": quantized, "plain": plain}
+    takers = {name: partial(_time, call, _repeats(call)) for name, call in calls.items()}
+    ours, theirs = in_turns(takers, _ROUNDS).values()
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     return Latency(
-        1e3 * statistics.median(ours for ours, _ in rounds),
-        1e3 * statistics.median(theirs for _, theirs in rounds),
+        1e3 * statistics.median(ours),
+        1e3 * statistics.median(theirs),
         statistics.median(ratios),
         ratios[0],
         ratios[-1],

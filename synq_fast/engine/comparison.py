@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from synq_fast.arguments import whole_number
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.engine.calls import quantize, synthesize
-from synq_fast.engine.identity import describe, fingerprint, tensors_hash
+from synq_fast.engine.identity import bank_name, evaluation_hash, fingerprint
 from synq_fast.engine.published_results import published_result
 from synq_fast.errors import ArgumentError, DataError
 from synq_fast.models import Teacher, load_teacher
@@ -29,6 +29,7 @@ from synq_fast.recipes import Recipe, dump_recipe, load_recipe
 from synq_fast.runtime.progress import Reporter
 from synq_fast.storage.files import write_text
 from synq_fast.storage.paths import user_path
+from synq_fast.storage.results_file import read_results
 
 _FILE = "comparison.json"
 
@@ -203,7 +204,7 @@ def compare(
     loaded = load_teacher(teacher, input_shape=input_shape)
     if isinstance(evaluation, str | os.PathLike):
         evaluation = load_dataset(evaluation, loaded)
-    identity = tensors_hash(loaded.module.state_dict(), *_batches(evaluation))
+    identity = evaluation_hash(loaded, evaluation)
     folder = None if output is None else user_path(output) / loaded.name.replace("/", "-")
     threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
     tasks = [
@@ -213,7 +214,7 @@ def compare(
             str(width),
             whole_number("seed", seed),
             folder and folder / recipe.name / folder_name(width) / f"seed-{seed}",
-            folder and folder / "banks" / _images_of(recipe, seed),
+            folder and folder / "banks" / bank_name(recipe, seed),
             evaluation,
             identity,
             None if device is None else str(device),
@@ -224,7 +225,7 @@ def compare(
         for recipe in chosen
         for seed in seeds
     ]
-    done = _read(folder)
+    done = {} if folder is None else read_results(folder / _FILE, "trials", Trial)
     waiting = [task for task in tasks if _identity(task) not in done]
     reporter = Reporter(progress)
     for number, trial in enumerate(_run(waiting, jobs, reporter), 1):
@@ -237,12 +238,6 @@ def compare(
             _write(folder, Comparison(loaded.name, tuple(done.values())))
     trials = tuple(done[_identity(task)] for task in tasks)
     return Comparison(loaded.name, trials)
-
-
-def _batches(evaluation: Any) -> Iterator[tuple[Tensor, ...]]:
-    batches = evaluation.batches(256) if isinstance(evaluation, EvaluationSet) else evaluation
-    for batch in batches:
-        yield tuple(torch.as_tensor(value) for value in batch)
 
 
 def _run(tasks: Sequence[_Task], jobs: int, reporter: Reporter) -> Iterator[Trial]:
@@ -311,11 +306,6 @@ def policy_of(quantization: Quantization) -> str:
     return f"{ends}{named}, {image}"
 
 
-def _images_of(recipe: Recipe, seed: int) -> str:
-    """A name for the images of a recipe."""
-    return f"{fingerprint(describe(recipe.synthesis))[:12]}-seed-{seed}"
-
-
 def _identity(task: _Task) -> str:
     """What a trial depends on."""
     return fingerprint(
@@ -326,16 +316,6 @@ def _identity(task: _Task) -> str:
             "seed": str(task.seed),
         }
     )
-
-
-def _read(folder: Path | None) -> dict[str, Trial]:
-    if folder is None or not (folder / _FILE).exists():
-        return {}
-    try:
-        found = json.loads((folder / _FILE).read_text("utf-8"))["trials"]
-        return {each["fingerprint"]: Trial(**each) for each in found}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / _FILE} is damaged ({error}); delete it to run again") from error
 
 
 def _write(folder: Path, comparison: Comparison) -> None:

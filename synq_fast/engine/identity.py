@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
+from synq_fast.data import EvaluationSet
 from synq_fast.graph.computation import computation
+from synq_fast.models import Teacher
+from synq_fast.recipes import Recipe
 from synq_fast.recipes.schema import as_table
 
 if TYPE_CHECKING:
@@ -31,6 +34,18 @@ def tensors_hash(named: Mapping[str, Tensor], *batches: tuple[Tensor, ...]) -> s
     for batch in batches:
         _add(digest, {str(place): value for place, value in enumerate(batch)})
     return digest.hexdigest()
+
+
+def evaluation_hash(teacher: Teacher, evaluation: EvaluationSet | Iterable[Any]) -> str:
+    """A hash of every bit of a network's weights and of labelled images."""
+    batches = evaluation.batches(256) if isinstance(evaluation, EvaluationSet) else evaluation
+    tensors = (tuple(torch.as_tensor(value) for value in batch) for batch in batches)
+    return tensors_hash(teacher.module.state_dict(), *tensors)
+
+
+def bank_name(recipe: Recipe, seed: int) -> str:
+    """A name for the folder of a recipe's images, the same wherever they are shared."""
+    return f"{fingerprint(describe(recipe.synthesis))[:12]}-seed-{seed}"
 
 
 def _add(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:

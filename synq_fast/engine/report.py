@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from synq_fast.bank.batches import Filter, filtered
 from synq_fast.bank.images import spread
-from synq_fast.data import DATASETS, EvaluationSet, load_dataset, picture_files
+from synq_fast.engine.real_images import real_images
 from synq_fast.engine.reported import FloatNetwork, RunFiles
 from synq_fast.engine.saved_model import build_student
 from synq_fast.errors import ArgumentError, RunFolderError
@@ -333,11 +333,4 @@ def _real_images(given: str | os.PathLike[str], runs: Sequence[RunFiles]) -> tup
             "real images are shown as the network takes them, and no run here says how: leave out "
             "--images (images=)"
         )
-    count = _count(network.example().numel() // 2, 2**20, 24, 256)
-    path = user_path(given)
-    if path.is_dir() and str(given) not in DATASETS:
-        chosen: EvaluationSet = picture_files(path, network)
-    else:
-        chosen = load_dataset(given, network)
-    pixels = chosen.pixels(spread(len(chosen), count).tolist())
-    return path.name, network.normalize(pixels)
+    return real_images(given, network, _count(network.example().numel() // 2, 2**20, 24, 256))

@@ -12,6 +12,8 @@ from synq_fast.graph.taps import Tapped
 from synq_fast.quant import held_weights
 
 _AT_ONCE = 32
+MAP_KINDS = ("grad_cam", "grad_cam_plus_plus")
+"""The ops that make maps from activations and gradients."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,37 @@ class Maps:
     """(N,) cosine of both; NaN where one of them is zero everywhere."""
 
 
-def class_maps(network: fx.GraphModule, node: str, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM (N, H, W) of images for given classes (N,), at a node; weights may be held."""
+def class_maps(
+    network: fx.GraphModule,
+    node: str,
+    images: Tensor,
+    classes: Tensor,
+    kind: str = "grad_cam",
+) -> Tensor:
+    """Maps (N, H, W) of images for given classes (N,), at a node; weights may be held.
+
+    Args:
+        network: whose maps.
+        node: where activations and gradients are read.
+        images: (N, C, H, W) as the network takes them.
+        classes: (N,) int64.
+        kind: one of ``MAP_KINDS``.
+    """
     tapped = Tapped(network, cam=node)
     found = []
     with torch.enable_grad():
         for part, wanted in zip(images.split(_AT_ONCE), classes.split(_AT_ONCE), strict=True):
             view = tapped(part)
             assert view.cam_activation is not None
-            score = view.logits.gather(1, wanted[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, view.cam_activation)
-            height, width = part.shape[2:]
+            score = view.logits.gather(1, wanted[:, None])[:, 0]
+            (gradient,) = torch.autograd.grad(score.sum(), view.cam_activation)
+            size = part.shape[2], part.shape[3]
             activation = view.cam_activation.detach()
-            found.append(ops.grad_cam(activation, gradient, (height, width))[:, 0].detach())
+            if kind == "grad_cam_plus_plus":
+                maps = ops.grad_cam_plus_plus(activation, gradient, score.detach(), size)
+            else:
+                maps = ops.grad_cam(activation, gradient, size)
+            found.append(maps[:, 0].detach())
     return torch.cat(found)
 
 

@@ -31,15 +31,28 @@ def write_page(report: Report, path: Path) -> Path:
     Raises:
         StorageError: it cannot be written; a page that was there stays.
     """
-    text = render(report)
+    return write_text_page(render(report), path)
+
+
+def render(report: Report) -> str:
+    """The page as text; every name in it is escaped."""
+    return filled("page.html", report=report, **_context(report))
+
+
+def write_text_page(text: str, path: Path) -> Path:
+    """Write the text of a page, and return its path.
+
+    Raises:
+        StorageError: it cannot be written; a page that was there stays.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
 
 
-def render(report: Report) -> str:
-    """The page as text; every name in it is escaped."""
+def filled(template: str, **values: Any) -> str:
+    """A template with its values, style and script; every name in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -50,8 +63,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     style, script = ((_TEMPLATE / n).read_text("utf-8") for n in ("page.css", "sort.js"))
-    template = environment.get_template("page.html")
-    return template.render(report=report, style=style, script=script, **_context(report))
+    return environment.get_template(template).render(style=style, script=script, **values)
 
 
 def _context(report: Report) -> dict[str, Any]:

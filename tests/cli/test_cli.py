@@ -32,6 +32,7 @@ COMMANDS = [
     "sensitivity",
     "evaluate",
     "compare",
+    "study",
     "export",
     "report",
     "bench",

@@ -158,3 +158,54 @@ def browser(profile: Path) -> Iterator[Page]:
             child.wait()
         os.close(write_end)
         os.close(answer_read)
+
+
+# What sticks out of the page, unless an element around it scrolls by itself.
+WIDER = """
+[...document.body.querySelectorAll("*")].filter((e) => {
+  if (e.closest("svg") && e.tagName !== "svg") return false;
+  const box = e.getBoundingClientRect();
+  if (box.width === 0 || (box.right <= innerWidth + 0.5 && box.left >= -0.5)) return false;
+  return !e.parentElement.closest(".scroll");
+}).map((e) => e.outerHTML.slice(0, 90))
+"""
+CUT = """
+[...document.querySelectorAll("figure.panel, .facts div, figcaption, p, li, dd")]
+  .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline")
+  .map((e) => e.outerHTML.slice(0, 90))
+"""
+# Text of a plot beyond its edges would not be seen.
+OUTSIDE = """
+[...document.querySelectorAll("svg.plot text")].filter((e) => {
+  const own = e.getBoundingClientRect(), all = e.closest("svg").getBoundingClientRect();
+  return own.left < all.left - 2 || own.right > all.right + 2 || own.bottom > all.bottom + 2;
+}).map((e) => e.textContent)
+"""
+COLOURS = """
+[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
+ getComputedStyle(document.querySelector("svg.plot text")).fill]
+"""
+
+
+def messages(tab) -> list[dict]:
+    named = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+    return [event for event in tab.events if event["method"] in named]
+
+
+def check_page(tab: Page, path: Path, width: int, dark: bool) -> None:
+    """Open a page: it asks for nothing, says nothing, fits, and has the reader's colours."""
+    tab.open(path, width, dark=dark)
+    tab.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert tab.run("document.documentElement.scrollWidth") == width
+    assert tab.run(WIDER) == [] and tab.run(CUT) == [] and tab.run(OUTSIDE) == []
+    back, text, ink = tab.run(COLOURS)
+    assert (sum(map(int, back[4:-1].split(","))) < 200) == dark
+    assert (sum(map(int, text[4:-1].split(","))) > 500) == dark
+    assert ink.startswith("rgb(") and ink not in ("rgb(0, 0, 0)", back)
+    assert messages(tab) == []
+    asked = [
+        event["params"]["request"]["url"]
+        for event in tab.events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]

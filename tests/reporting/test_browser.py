@@ -2,43 +2,18 @@
 
 import pytest
 
-from tests.reporting.browser import browser, executable
+from tests.reporting.browser import WIDER, browser, check_page, executable, messages
 from tests.reporting.runs import page_of
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium")
 
 WIDTHS = [390, 1440]
-# What sticks out of the page, unless an element around it scrolls by itself.
-WIDER = """
-[...document.body.querySelectorAll("*")].filter((e) => {
-  if (e.closest("svg") && e.tagName !== "svg") return false;
-  const box = e.getBoundingClientRect();
-  if (box.width === 0 || (box.right <= innerWidth + 0.5 && box.left >= -0.5)) return false;
-  return !e.parentElement.closest(".scroll");
-}).map((e) => e.outerHTML.slice(0, 90))
-"""
-CUT = """
-[...document.querySelectorAll("figure.panel, .facts div, figcaption, p, li, dd")]
-  .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline")
-  .map((e) => e.outerHTML.slice(0, 90))
-"""
-# Text of a plot beyond its edges would not be seen.
-OUTSIDE = """
-[...document.querySelectorAll("svg.plot text")].filter((e) => {
-  const own = e.getBoundingClientRect(), all = e.closest("svg").getBoundingClientRect();
-  return own.left < all.left - 2 || own.right > all.right + 2 || own.bottom > all.bottom + 2;
-}).map((e) => e.textContent)
-"""
 PICTURES = """
 ({ all: document.images.length,
    loaded: [...document.images].filter((i) => i.complete && i.naturalWidth > 0).length,
    plots: document.querySelectorAll("svg.plot").length,
    drawn: [...document.querySelectorAll("svg.plot")].filter(
      (p) => p.querySelector("path") && p.getBoundingClientRect().height > 40).length })
-"""
-COLOURS = """
-[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
- getComputedStyle(document.querySelector("svg.plot text")).fill]
 """
 
 
@@ -62,31 +37,12 @@ def sorted_by(tab) -> list[str]:
     )
 
 
-def messages(tab) -> list[dict]:
-    named = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-    return [event for event in tab.events if event["method"] in named]
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_everything_is_there_and_fits(tab, finished_page, width, dark):
-    tab.open(finished_page, width, dark=dark)
-    tab.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    check_page(tab, finished_page, width, dark)
     found = tab.run(PICTURES)
     assert found["loaded"] == found["all"] > 20 and found["drawn"] == found["plots"] > 10
-    assert tab.run("document.documentElement.scrollWidth") == width
-    assert tab.run(WIDER) == [] and tab.run(CUT) == [] and tab.run(OUTSIDE) == []
-    back, text, ink = tab.run(COLOURS)
-    assert (sum(map(int, back[4:-1].split(","))) < 200) == dark
-    assert (sum(map(int, text[4:-1].split(","))) > 500) == dark
-    assert ink.startswith("rgb(") and ink not in ("rgb(0, 0, 0)", back)
-    assert messages(tab) == []
-    asked = [
-        event["params"]["request"]["url"]
-        for event in tab.events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert [url for url in asked if not url.startswith("data:")] == [finished_page.as_uri()]
 
 
 def test_tables_sort_by_click(tab, finished_page):

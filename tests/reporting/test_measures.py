@@ -12,7 +12,7 @@ from synq_fast.quant import BitWidths
 from synq_fast.reporting.accuracy import accuracies, standard_error
 from synq_fast.reporting.images import difficulty, spectrum
 from synq_fast.reporting.layers import decibels, measure_layers, sensitivities
-from synq_fast.reporting.maps import class_maps, compare_maps, cosine
+from synq_fast.reporting.maps import MAP_KINDS, class_maps, compare_maps, cosine
 from tests.tiny import tiny_images, tiny_pair, tiny_recipe
 
 
@@ -105,10 +105,11 @@ def test_maps_are_those_of_the_class_that_the_float_network_names(pair):
     assert float(maps.similarity.nan_to_num(1).min()) < 0.999
 
 
-def test_a_map_is_what_grad_cam_says(pair):
+@pytest.mark.parametrize("kind", MAP_KINDS)
+def test_a_map_is_what_its_kind_says(pair, kind):
     teacher, _, structure, images = pair
     images, classes = images[:3], torch.tensor([0, 1, 2])
-    found = class_maps(teacher, structure.maps[-1], images, classes)
+    found = class_maps(teacher, structure.maps[-1], images, classes, kind)
     seen = {}
     layer = teacher.get_submodule("conv2")
 
@@ -121,6 +122,10 @@ def test_a_map_is_what_grad_cam_says(pair):
     handle.remove()
     (gradient,) = torch.autograd.grad(score, seen["value"])
     weights = gradient.mean((2, 3), keepdim=True).clamp_min(1e-10)
+    if kind == "grad_cam_plus_plus":
+        total = seen["value"].sum((2, 3), keepdim=True)
+        alpha = 1 / (2 + total * gradient)
+        weights = (alpha * gradient.relu()).sum((2, 3), keepdim=True)
     coarse = (weights * seen["value"]).sum(1).relu().detach()
     low, high = (f(coarse.flatten(1), 1).view(3, 1, 1) for f in (torch.amin, torch.amax))
     torch.testing.assert_close(found, (coarse - low) / (high - low + 1e-10), atol=1e-5, rtol=1e-4)

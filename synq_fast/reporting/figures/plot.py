@@ -23,30 +23,53 @@ SERIES = (FLOAT, QUANTIZED, THIRD, FOURTH, FIFTH, SIXTH)
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
     colour: f"--series-{n}" for n, colour in enumerate(SERIES, 1)
 }
+
+
+class Palette(NamedTuple):
+    """Colours of a plot."""
+
+    ink: str
+    muted: str
+    line: str
+    series: tuple[str, ...]
+
+
+OF_PAGE = Palette(INK, MUTED, LINE, SERIES)
+OF_PICTURE = Palette(
+    "#1c2026",
+    "#59616d",
+    "#d8dbe0",
+    ("#0072b2", "#d55e00", "#00875f", "#a8558a", "#3d9bd1", "#8f6f00"),
+)
+"""Those of the page's light form, for pictures that know no style sheet."""
 WIDTH = 340
 """Of a plot in CSS pixels: what a phone shows without scaling."""
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "synq-fast",  # the same page from the same run
-    "font.size": 10.5,
-    "axes.edgecolor": LINE,
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "lines.linewidth": 1.6,
-    "path.simplify_threshold": 0.3,
-}
+
+
+def settings(palette: Palette = OF_PAGE) -> dict[Any, Any]:
+    """What matplotlib is told about a plot in these colours."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "synq-fast",  # the same page from the same run
+        "font.size": 10.5,
+        "axes.edgecolor": palette.line,
+        "axes.linewidth": 0.8,
+        "axes.labelcolor": palette.muted,
+        "axes.labelsize": 10.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "xtick.color": palette.line,
+        "ytick.color": palette.line,
+        "xtick.labelcolor": palette.muted,
+        "ytick.labelcolor": palette.muted,
+        "grid.color": palette.line,
+        "grid.linewidth": 0.6,
+        "text.color": palette.ink,
+        "lines.linewidth": 1.6,
+        "path.simplify_threshold": 0.3,
+    }
 
 
 class Drawing:
@@ -108,7 +131,7 @@ def plot(height: int = 190, *, left: float = 46, bottom: float = 34) -> Iterator
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(settings()):
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
         box = (left / WIDTH, bottom / height, 1 - (left + 10) / WIDTH, 1 - (bottom + 8) / height)
         drawing = Drawing(figure, figure.add_axes(box))
