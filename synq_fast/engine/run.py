@@ -33,6 +33,7 @@ from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
+from synq_fast.graph.rotation import is_rotated
 from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Loop
 from synq_fast.quant import (
@@ -124,7 +125,8 @@ class Run:
         self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
         self.graph = network_of(self.teacher.module, example, self.leaves, recipe.quantization)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
-        quantization = replace(recipe.quantization, placement=placement)
+        rotate = "always" if is_rotated(self.graph) else "never"
+        quantization = replace(recipe.quantization, placement=placement, rotate=rotate)
         self.recipe = recipe = replace(recipe, quantization=quantization)
         self.structure = find_structure(self.graph, example)
         swing = recipe.synthesis.swing and "synthesis" in recipe.stages

@@ -60,7 +60,14 @@ def network_of(
         ModelError: it does not have the form that is to be rewritten.
     """
     graph = trace(module, example, leaves)
-    return rotated(graph) if recipe.rotate else graph
+    if recipe.rotate == "never":
+        return graph
+    try:
+        return rotated(graph)
+    except ModelError:
+        if recipe.rotate == "always":
+            raise
+        return graph
 
 
 def build_student(

@@ -53,7 +53,13 @@ def rotated(graph_module: fx.GraphModule) -> fx.GraphModule:
     result.recompile()
     result.delete_all_unused_submodules()
     result.train(graph_module.training)
+    result.meta["rotated"] = True
     return result
+
+
+def is_rotated(graph_module: fx.GraphModule) -> bool:
+    """Whether a network is a result of ``rotated``."""
+    return bool(graph_module.meta.get("rotated"))
 
 
 def _own_modules(module: fx.GraphModule) -> fx.GraphModule:
@@ -227,7 +233,8 @@ def _check_once(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _other_form(what: str) -> ModelError:
     return ModelError(
-        f"the residual stream cannot be rotated: {what}; set quantization.rotate = false"
+        f"the residual stream cannot be rotated: {what}; "
+        f'set quantization.rotate = "never" or "auto"'
     )
 
 

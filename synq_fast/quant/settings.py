@@ -68,10 +68,13 @@ class Quantization:
     layer_bits: tuple[str, ...] = items(
         (), 'widths of single layers and their inputs, such as "fc=w8a8"'
     )
-    rotate: bool = flag(
-        False,
+    rotate: str = choice(
+        "never",
         "rotate the residual stream of a vision transformer, so that no channel stands out: the "
-        "same function, at no cost when it runs (GLF-Q)",
+        "same function, at no cost when it runs (GLF-Q); auto: where the network has the form",
+        "never",
+        "auto",
+        "always",
     )
     head_ranges: bool = flag(
         False,

@@ -14,6 +14,7 @@ from synq_fast.graph.rotation import rotated, rotation
 from synq_fast.graph.structure import find_structure
 from synq_fast.graph.taps import Tapped
 from synq_fast.graph.trace import trace
+from synq_fast.models import Teacher
 from tests.tiny import run
 from tests.transformers import SHAPE, TinyViT, tiny_vit
 
@@ -111,13 +112,29 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_other_networks_are_refused_with_the_way_out(what):
     graph = trace(REFUSED[what]().eval(), torch.randn(2, *SHAPE))
-    with pytest.raises(ModelError, match=f"{what}.*rotate = false"):
+    with pytest.raises(ModelError, match=f'{what}.*rotate = "never"'):
         rotated(graph)
 
 
-def test_a_rotated_network_is_quantized_saved_and_loaded(tmp_path):
-    few = {"blocks.images": 8, "blocks.steps": 3, "blocks.batch_size": 4}
-    options = {"overrides": {**few, "quantization.rotate": True}, "recipe": "synq-fast-vit"}
+FEW = {"blocks.images": 8, "blocks.steps": 3, "blocks.batch_size": 4}
+
+
+@pytest.mark.parametrize("choice", ["always", "auto"])
+def test_a_rotated_network_is_quantized_saved_and_loaded(tmp_path, choice):
+    options = {"overrides": {**FEW, "quantization.rotate": choice}, "recipe": "synq-fast-vit"}
     result = run(tiny_vit(), output=tmp_path, **options)
+    assert result.recipe.quantization.rotate == "always"
     images = torch.randn(4, *SHAPE)
     assert torch.equal(synq_fast.load(tmp_path, model=TinyViT())(images), result.model(images))
+
+
+def test_auto_leaves_networks_of_another_form_as_they_are():
+    module = Scaled().eval()
+    shape, ones = SHAPE, (1.0,) * 3
+    teacher = Teacher(module, "scaled", shape, (0.0,) * 3, ones, 3)
+    overrides = {**FEW, "blocks.steps": 0, "quantization.rotate": "auto"}
+    result = run(teacher, overrides=overrides, recipe="synq-fast-vit")
+    assert result.recipe.quantization.rotate == "never"
+    overrides["quantization.rotate"] = "always"
+    with pytest.raises(ModelError, match="mul is part of the residual stream"):
+        run(teacher, overrides=overrides, recipe="synq-fast-vit")
