@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from synq_fast.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from synq_fast import ops, reference
     from synq_fast.deployment.report import ExportReport
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from synq_fast.recipes import list_recipes, load_recipe
     from synq_fast.studies.result import StudyResult
     from synq_fast.studies.running import study
-
-__version__ = "0.1.0"
 
 # Nothing is imported before it is used: torch takes seconds, which `synq-fast --help` need not wait
 # for, and the engine brings torchvision and more, which the ops do without.

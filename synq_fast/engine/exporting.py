@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-import synq_fast
 from synq_fast.data import EvaluationSet, load_dataset
 from synq_fast.deployment.agreement import agreement
 from synq_fast.deployment.card import model_card
@@ -41,6 +40,7 @@ from synq_fast.runtime.seeding import generator_for, normal_images
 from synq_fast.runtime.threads import usable_cores
 from synq_fast.storage.files import read_tensors, write_bytes, write_text
 from synq_fast.storage.paths import user_path
+from synq_fast.version import __version__
 
 FORMATS = {"onnx": ".onnx", "packed": ".safetensors"}
 _IMAGES = 256
@@ -209,7 +209,7 @@ def _write_beside(report: ExportReport, source: ExportSource, normalize: bool) -
     card = model_card(
         report,
         name=teacher.name,
-        version=synq_fast.__version__,
+        version=__version__,
         recipe=source.recipe_name or "not recorded",
         input_shape=teacher.input_shape,
         mean=teacher.mean,
@@ -223,7 +223,7 @@ def _write_beside(report: ExportReport, source: ExportSource, normalize: bool) -
 def _metadata(source: ExportSource, student: fx.GraphModule, normalized: bool) -> dict[str, str]:
     teacher = source.model
     described = {
-        "version": synq_fast.__version__,
+        "version": __version__,
         "model": teacher.name,
         "recipe": hashlib.sha256(source.recipe.encode()).hexdigest()[:16] if source.recipe else "",
         "bits": _widths(student),
