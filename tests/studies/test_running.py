@@ -8,7 +8,7 @@ import pytest
 
 import synq_fast
 from synq_fast.cli import main
-from synq_fast.errors import ArgumentError, DataError, RecipeError
+from synq_fast.errors import ArgumentError, DataError, MissingExtraError, RecipeError
 from synq_fast.reporting.figures.chart import Chart, Series, legend, panels
 from synq_fast.reporting.figures.plot import Figures
 from synq_fast.studies import STUDIES, noise, spectra
@@ -213,7 +213,7 @@ def test_missing_library_is_said_before_the_work(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ArgumentError, match=r"matplotlib.*synq-fast\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"matplotlib.*synq-fast\[report\]"):
         small("spectra", output=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
