@@ -82,3 +82,8 @@ def run_node(root: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: dict
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Whether a node asks for the size of a value."""
+    return node.op == "call_function" and node.target is getattr and node.args[1] == "shape"

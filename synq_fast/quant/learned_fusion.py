@@ -12,6 +12,7 @@ from torch.nn import functional
 from synq_fast import ops
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import factor_of, is_softmax_of_rows
+from synq_fast.graph.nodes import is_shape
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.attention_fusion import fuse_attentions
 from synq_fast.quant.quantizer import Grid
@@ -127,7 +128,7 @@ def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
         if quantizer.heads is not None:
             continue
         source = node.all_input_nodes[0]
-        readers = [user for user in source.users if not _is_shape(user)]
+        readers = [user for user in source.users if not is_shape(user)]
         if readers != [node] or source.name in keep:
             continue
         found = _function(module, source, quantizer, keep)
@@ -176,11 +177,6 @@ def _function(
             made = QuantizedLayerNorm(quantizer, given.get("eps", 1e-5))
             return made, (x, given.get("weight"), given.get("bias"))
     return None
-
-
-def _is_shape(node: fx.Node) -> bool:
-    """Whether a node asks for the size of a value."""
-    return node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
 
 
 def _is_gelu(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -133,8 +133,9 @@ def _sampling_stride(count: int) -> int:
 def build_observer(
     policy: str, bits: int, device: torch.device | str | None, heads: int | None = None
 ) -> RangeObserver:
-    """The observer of a recipe's ``range`` policy: ``ema``, ``minmax`` or ``mse``.
+    """The observer of a recipe's ``range`` policy: ``ema``, ``minmax``, ``mse`` or ``output``.
 
+    What ``output`` does not fit by what is made of it has the range of ``mse``.
     ``heads`` is how many ranges dimension 1 has; None: there is one in all.
     """
     if heads is not None:

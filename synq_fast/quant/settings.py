@@ -26,7 +26,13 @@ class Quantization:
         "integer",
     )
     range: str = choice(
-        "mse", "how an activation range follows from the batches", "ema", "minmax", "mse"
+        "mse",
+        "how an activation range follows from the batches: from its extremes, their moving "
+        "average, the error of the values, or (output) of what linear layers alone make of them",
+        "ema",
+        "minmax",
+        "mse",
+        "output",
     )
     shrink: float = number(1.0, "factor on both ends of every observed activation range", 1e-3, 1)
     learn_ranges: bool = flag(False, "train the activation ranges, starting from the observed ones")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from synq_fast.engine.stages.stage import Made
 from synq_fast.finetune.calibration import calibrate
+from synq_fast.finetune.linear_inputs import fit_linear_inputs
 from synq_fast.finetune.probabilities import fit_probabilities
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ def calibration(run: Run, made: Made) -> Made:
             precision=run.recipe.finetune.precision,
             ranks=run.ranks,
         )
-    if run.structure.attentions:
+    if run.structure.attentions or recipe.range == "output":
         with closing(made.source.batches(recipe.calibration_batch_size)) as batches:
             images, _ = batches(0)
+        if recipe.range == "output":
+            fit_linear_inputs(made.student, images)
         fit_probabilities(made.student, run.structure.attentions, images)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
