@@ -134,9 +134,10 @@ def test_xnnpack_has_signed_activations():
     assert check_graph(frozen, content, noise(residual(), 8), noise(residual(), 8), None).passed
 
 
-def test_a_transformer():
+@pytest.mark.parametrize("rotate", ["never", "always"])
+def test_a_transformer(rotate):
     teacher = tiny_vit()
-    frozen, content = written(quantized(teacher, "w8a8"), teacher)
+    frozen, content = written(quantized(teacher, "w8a8", rotate=rotate), teacher)
     graph, run = checked(frozen, content, noise(teacher, 40))
     assert graph.passed and run.passed
     assert run.integer_layers == len(frozen_layers(frozen)) == 10
