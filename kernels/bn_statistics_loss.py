@@ -2,8 +2,8 @@
 
 Programs reduce parts of a channel; a program for each channel puts its parts together in a fixed
 order and compares with the running statistics, and one adds what the channels lose. Inside a
-program each lane keeps its own running mean and squared deviations of x minus the running mean
-(Welford), so neither a mean far from zero nor one far from the running mean costs accuracy.
+program each lane keeps its own running mean and squared deviations of x minus the channel's first
+element (Welford), so neither a mean far from zero nor one far from the running mean costs accuracy.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ TERMS = 1024
 
 @triton.jit
 def partials_kernel(
-    x_ptr, running_mean_ptr, partial_ptr, outer, channels, inner, splits,
+    x_ptr, partial_ptr, outer, channels, inner, splits,
     BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (group, split) reduces every `splits`-th tile.
 
     A group is one channel, or COLUMNS of them when BY_COLUMN. Partials are (3, channels, splits):
-    count, mean minus running mean, sum of squared deviations.
+    count, mean minus the first element, sum of squared deviations.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
@@ -43,10 +43,11 @@ def partials_kernel(
     tiles = tl.cdiv(outer, ROWS) * column_tiles
     if BY_COLUMN:
         channel = group * COLUMNS + tl.arange(0, COLUMNS)
-        shift = tl.load(running_mean_ptr + tl.minimum(channel, channels - 1))[None, :]
+        first = tl.load(x_ptr + tl.minimum(channel, channels - 1))[None, :]
     else:
         channel = group
-        shift = tl.load(running_mean_ptr + channel)
+        first = tl.load(x_ptr + channel * inner)
+    first = first.to(tl.float32)
     # Channels side by side have their elements in the same rows: one count for all saves registers.
     count = tl.zeros((ROWS, 1 if BY_COLUMN else COLUMNS), tl.float32)
     mean = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -60,7 +61,7 @@ def partials_kernel(
         else:
             offsets = (row[:, None] * channels + group) * inner + column[None, :]
         mask = (row < outer)[:, None] & (column < columns)[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - shift
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - first
         delta = tl.where(mask, x - mean, 0.0)
         count += tl.where((row < outer)[:, None] if BY_COLUMN else mask, 1.0, 0.0)
         mean += delta / tl.maximum(count, 1.0)
@@ -85,8 +86,8 @@ def partials_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight,
-    channels, splits, row_stride, total, SPLITS: tl.constexpr,
+    x_ptr, partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight,
+    channels, first_stride, splits, row_stride, total, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Statistics of one channel, in float64, and what it adds to each loss; `total` terms each."""
     channel = tl.program_id(0).to(tl.int64)
@@ -98,14 +99,16 @@ def finish_kernel(
     means = tl.load(source + step, mask=mask, other=0.0).to(tl.float64)
     squares = tl.load(source + 2 * step, mask=mask, other=0.0).to(tl.float64)
     number = tl.sum(count, 0)
-    mean = tl.sum(count * means, 0) / number
-    distance = means - mean
+    centre = tl.sum(count * means, 0) / number
+    distance = means - centre
     deviation = tl.sum(squares + count * distance * distance, 0)
     var_error = deviation / number - tl.load(running_var_ptr + channel).to(tl.float64)
-    tl.store(statistics_ptr + channel, mean + tl.load(running_mean_ptr + channel).to(tl.float64))
-    tl.store(statistics_ptr + row_stride + channel, mean)
+    mean = tl.load(x_ptr + channel * first_stride).to(tl.float64) + centre
+    mean_error = mean - tl.load(running_mean_ptr + channel).to(tl.float64)
+    tl.store(statistics_ptr + channel, mean)
+    tl.store(statistics_ptr + row_stride + channel, mean_error)
     tl.store(statistics_ptr + 2 * row_stride + channel, var_error)
-    tl.store(terms_ptr + channel, mean * mean / channels * weight)
+    tl.store(terms_ptr + channel, mean_error * mean_error / channels * weight)
     tl.store(terms_ptr + total + channel, var_error * var_error / channels * weight)
 
 
@@ -194,12 +197,13 @@ def statistics_of(
     means, variances = (value.float().contiguous() for value in (running_mean, running_var))
     with on_device_of(x):
         partials_kernel[(groups * splits,)](
-            x, means, partial, outer, channels, inner, splits,
+            x, partial, outer, channels, inner, splits,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns, num_warps=8,
         )  # fmt: skip
         finish_kernel[(channels,)](
-            partial, means, variances, statistics, terms, weight, channels, splits,
-            statistics.stride(0), terms.stride(0), SPLITS=power_of_two(splits), num_warps=1,
+            x, partial, means, variances, statistics, terms, weight, channels,
+            1 if layout.by_column else inner, splits, statistics.stride(0), terms.stride(0),
+            SPLITS=power_of_two(splits), num_warps=1,
         )  # fmt: skip
 
 
