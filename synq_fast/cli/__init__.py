@@ -64,7 +64,7 @@ def _of_rank() -> str:
 
 
 def _way_on(options: argparse.Namespace, given: list[str]) -> str:
-    if options.command not in ("quantize", "synthesize", "sensitivity", "study"):
+    if options.command not in ("quantize", "synthesize", "sensitivity", "study", "compare"):
         return ""
     if options.output is None:
         return "Nothing was written; with --output FOLDER a run can be resumed"

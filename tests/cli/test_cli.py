@@ -343,6 +343,14 @@ def _stop(*args, **options):
     raise KeyboardInterrupt
 
 
+def test_interrupt_of_a_comparison_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("synq_fast.engine.comparison.compare", _stop)
+    given = ["compare", "--recipes", "synq-digits", "--output", str(tmp_path / "a table")]
+    assert main(given) == 130
+    message = capsys.readouterr().err
+    assert shlex.split(message.partition("continue with: ")[2]) == ["synq-fast", *given]
+
+
 def test_interrupt_without_a_folder_says_how_to_have_one(capsys, monkeypatch):
     _interrupt(monkeypatch)
     assert main(QUANTIZE) == 130
