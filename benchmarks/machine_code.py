@@ -128,6 +128,15 @@ def _output(*command: str | Path) -> str:
     return done.stdout
 
 
+def disassembler_folders(nvcc: Path | None) -> list[Path]:
+    """Where cuobjdump may be if it is not on PATH: beside nvcc, and Triton brings one along."""
+    folders = [nvcc.parent] if nvcc is not None else []
+    triton = find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    return folders
+
+
 def compile_kernels(source: Path, arch: str, folder: Path) -> list[Kernel]:
     """Compiles one CUDA source for one architecture ("90") and reads its kernels.
 
@@ -135,11 +144,7 @@ def compile_kernels(source: Path, arch: str, folder: Path) -> list[Kernel]:
         MachineCodeError: A tool is missing or fails.
     """
     nvcc = _tool("nvcc", Path("/usr/local/cuda/bin"))
-    triton = find_spec("triton")
-    folders = [Path(nvcc).parent]
-    if triton is not None and triton.origin is not None:
-        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    disassembler = _tool("cuobjdump", *folders)
+    disassembler = _tool("cuobjdump", *disassembler_folders(Path(nvcc)))
     cubin = folder / f"{source.stem}.cubin"
     _output(nvcc, "-cubin", f"-arch=sm_{arch}", *FLAGS, "-o", cubin, source)
     usage = {

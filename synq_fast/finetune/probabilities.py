@@ -64,10 +64,10 @@ def best_end(probabilities: Tensor, values: Tensor, bits: int, *, heads: bool = 
     """The upper end of the range from 0 with the least squared error of the product.
 
     Args:
-        probabilities: (B, H, N, M)
-        values: (B, H, M, D)
+        probabilities: (..., N, M)
+        values: (..., M, D)
         bits: of the probabilities.
-        heads: find one for each head, (H,), instead of one for all, 0-d.
+        heads: find one for each index of dimension 1, (H,), instead of one for all, 0-d.
     """
     if heads:
         pairs = zip(probabilities.unbind(1), values.unbind(1), strict=True)

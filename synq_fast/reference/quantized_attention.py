@@ -47,9 +47,10 @@ def quantized_attention(
 ) -> torch.Tensor:
     """Multiplies quantized operands; see `synq_fast.ops.quantized_attention`."""
     widths, factors = per_operand(bits), per_operand(gradient_scale)
-    p_zero_point = float(2 ** (widths[3] - 1))
+    half = float(2 ** (widths[3] - 1))
+    p_zero_point: Tensor | float = half
     if isinstance(p_scale, Tensor):
-        p_zero_point = p_scale.new_full(p_scale.shape, p_zero_point)  # type: ignore[assignment]
+        p_zero_point = p_scale.new_full(p_scale.shape, half)
 
     def rounded(place: int, x: Tensor, scale: Tensor | float, zero: Tensor | float) -> Tensor:
         return fake_quantize_learned(

@@ -4,12 +4,12 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from benchmarks.machine_code import disassembler_folders
 from tests.cuda_toolkit import find_nvcc
 
 ARCHITECTURE = re.compile(r"^\s*code for (sm_\d+)\w*$", re.MULTILINE)
@@ -27,11 +27,7 @@ class Function(NamedTuple):
 
 def find_disassembler() -> str | None:
     """Returns cuobjdump: from PATH, beside nvcc, or the one that Triton brings along."""
-    nvcc = find_nvcc()
-    folders = [nvcc.parent] if nvcc is not None else []
-    triton = find_spec("triton")
-    if triton is not None and triton.origin is not None:
-        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    folders = disassembler_folders(find_nvcc())
     beside = (shutil.which("cuobjdump", path=str(folder)) for folder in folders)
     return shutil.which("cuobjdump") or next((path for path in beside if path), None)
 

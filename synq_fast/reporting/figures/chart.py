@@ -15,6 +15,7 @@ from synq_fast.reporting.figures.plot import (
     Figures,
     Palette,
     Panel,
+    label_line,
     plot,
     settings,
 )
@@ -165,15 +166,7 @@ def _label(chart: Chart, axes: Any, palette: Palette) -> None:
         low, high = axes.get_xlim()
         axes.axvline(place, color=palette.muted, linestyle="--", linewidth=1)
         on_the_left = place > low + 0.6 * (high - low)
-        axes.annotate(
-            text,
-            (place, 1.0),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=(-4 if on_the_left else 4, 0),
-            textcoords="offset points",
-            va="top",
-            ha="right" if on_the_left else "left",
-        )
+        label_line(axes, place, text, on_the_left)
 
 
 def _colour(palette: Palette, number: int) -> str:

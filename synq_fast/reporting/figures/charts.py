@@ -19,6 +19,7 @@ from synq_fast.reporting.figures.plot import (
     SERIES,
     THIRD,
     Drawing,
+    label_line,
     plot,
 )
 from synq_fast.reporting.images import Spectrum
@@ -191,7 +192,7 @@ def difficulties(values: Tensor, threshold: float | None) -> Drawing:
         axes.set_xlabel("1 - p(label) of the float network")
         if threshold is not None:
             axes.axvline(threshold, color=QUANTIZED, linestyle="--")
-            _label_line(axes, threshold, f"threshold {threshold:g}", crowded or threshold > 0.65)
+            label_line(axes, threshold, f"threshold {threshold:g}", crowded or threshold > 0.65)
     return drawing
 
 
@@ -203,18 +204,6 @@ def similarities(values: Tensor) -> Drawing:
         _bars(drawing.axes, values, np.linspace(low, 1, 26).tolist())
         drawing.axes.set_xlabel("cosine similarity")
     return drawing
-
-
-def _label_line(axes: Any, x: float, text: str, on_the_left: bool) -> None:
-    axes.annotate(
-        text,
-        (x, 1.0),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(-4 if on_the_left else 4, 0),
-        textcoords="offset points",
-        va="top",
-        ha="right" if on_the_left else "left",
-    )
 
 
 def _bars(axes: Any, values: Tensor, bins: list[float]) -> None:
@@ -235,7 +224,7 @@ def spectra(found: Sequence[Spectrum], cutoff: float | None) -> Drawing:
         last = float(found[0].frequency[-1])
         if cutoff is not None and cutoff <= last:
             axes.axvline(cutoff, color=MUTED, linestyle="--", linewidth=1)
-            _label_line(axes, cutoff, f"cut-off {cutoff:g}", cutoff > 0.65 * last)
+            label_line(axes, cutoff, f"cut-off {cutoff:g}", cutoff > 0.65 * last)
         axes.set_xlim(0, last)
         axes.set_xlabel("cycles per image")
         axes.set_ylabel("mean log10 |F|")

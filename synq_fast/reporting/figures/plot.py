@@ -139,6 +139,19 @@ def plot(height: int = 190, *, left: float = 46, bottom: float = 34) -> Iterator
         drawing.finish()
 
 
+def label_line(axes: Any, x: float, text: str, on_the_left: bool) -> None:
+    """Write beside an upright line at ``x`` what it stands for."""
+    axes.annotate(
+        text,
+        (x, 1.0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(-4 if on_the_left else 4, 0),
+        textcoords="offset points",
+        va="top",
+        ha="right" if on_the_left else "left",
+    )
+
+
 class Figures:
     """The plots of one page, numbered."""
 
