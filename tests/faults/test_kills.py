@@ -46,9 +46,10 @@ def test_kills_land_in_every_phase(scenarios):
         assert landed[phase] >= 3, landed
     assert landed.total() >= 36
     events = " ".join(w for s in scenarios for w in s["landed"] if s["kind"] == "event")
-    for file in ("run", "shard-0", "shard-0000..partial", "centers-00000", "calibration",
-                 "block-00.", "checkpoint", "checkpoint.previous", "model"):  # fmt: skip
-        assert re.search(rf"rename to {file}\S*\.(json|safetensors)", events), events
+    # Which of several files of a kind is drawn at random.
+    for file in ("run", r"shard-\d+", r"shard-\d+\.partial", r"centers-\d+", "calibration",
+                 r"block-\d+", "checkpoint", r"checkpoint\.previous", "model"):  # fmt: skip
+        assert re.search(rf"rename to {file}\.(json|safetensors)", events), events
     assert "unlink shard" in events and "flush checkpoint" in events
 
 
