@@ -40,7 +40,7 @@ def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def compile_library(compiler: str, include: Path, source: Path, folder: Path) -> None:
     # Compiled and linked apart: faults.h takes the place of the checks' runtime.
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
+    flags = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
     object_file = folder / "object.o"
     run(compiler, *flags, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)
     run(compiler, "-shared", object_file, "-o", folder / LIBRARY)
