@@ -174,7 +174,10 @@ def _value(hint: Any, value: Any, bounds: Mapping[str, Any], where: str) -> Any:
         open_ended = inner[-1] is Ellipsis
         if not isinstance(value, list | tuple) or not (open_ended or len(value) == len(inner)):
             length = "any number of" if open_ended else str(len(inner))
-            raise RecipeError(f"{where} must be a list of {length} values, got {value!r}")
+            raise RecipeError(
+                f"{where} must be a list of {length} values, in brackets with commas between "
+                f"them, got {value!r}"
+            )
         items = tuple(_value(inner[0], item, bounds, where) for item in value)
         if bounds.get("ascending") and list(items) != sorted(items):
             raise RecipeError(f"{where} must hold low <= high, got {list(items)}")
