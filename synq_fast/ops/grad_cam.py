@@ -214,8 +214,8 @@ def grad_cam(
         map = (S - min(S)) / (max(S) - min(S) + eps)        for each image
 
     `clamp=None` leaves the weights as they are, which is the map of the Grad-CAM paper. Resizing is
-    bilinear, corners not aligned. A map whose spread is below 1e-6 of its maximum is
-    all zero with zero gradient: stretching it would show rounding noise.
+    bilinear, corners not aligned. A map whose spread is below 1e-6 of its maximum is all zero with
+    zero gradient: stretching it would show rounding noise.
 
     The map is differentiable, once, in `activations`; the weights are constants to autograd.
     Pixels that share the minimum or the maximum share its gradient equally.

@@ -24,7 +24,7 @@ from synq_fast.reporting.figures.plot import OF_PICTURE, settings
 # A function that draws one picture; its docstring is the text for those who do not see it.
 Picture = Callable[[], Figure]
 
-WIDTH, DPI, COLOURS = 6.6, 130, 128
+WIDTH, DPI, COLOURS = 6.6, 130, 256
 MUTED, LINE = OF_PICTURE.muted, OF_PICTURE.line
 FLOAT, QUANTIZED, THIRD, FOURTH = OF_PICTURE.series[:4]
 _STYLE = settings(OF_PICTURE) | {

@@ -53,7 +53,7 @@ def low_pass() -> Figure:
     for (kind, mask), colour in zip(masks.items(), (QUANTIZED, THIRD, FLOAT), strict=True):
         curve(axes[4], distance, mask[0, :24], kind, color=colour)
     label(axes[4], f"gain, cutoff {_CUTOFF:g}", "cycles per image")
-    axes[4].set_ylim(-0.05, 1.75)
+    axes[4].set_ylim(-0.05, 2.2)
     axes[4].legend(loc="upper right", fontsize=7)
     return figure
 
