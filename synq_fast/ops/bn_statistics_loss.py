@@ -106,9 +106,12 @@ def bn_statistics_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compares the statistics of a batch with those that a batch normalisation has stored.
 
-    Mean and biased variance of each channel are taken over all other dimensions; each loss is the
-    mean over the channels of the squared difference from the stored value. Both are differentiable
-    in `x`; the stored statistics are constants.
+    With mean and biased variance of each channel over all other dimensions:
+
+        mean_loss = sum_c (mean_c - running_mean_c)^2 / C
+        var_loss = sum_c (variance_c - running_var_c)^2 / C
+
+    Both are differentiable in `x`; the stored statistics are constants.
 
     Args:
         x: Input of the normalisation, `(N, C, ...)`; float16, bfloat16, float32 or float64.

@@ -122,9 +122,10 @@ def cam_alignment_loss(
 ) -> torch.Tensor:
     """Computes the mean squared difference of a Grad-CAM map and a target map.
 
-    The map is `grad_cam(activations, gradients, (H, W))` at the size of the target, with the same
-    `clamp` and `eps`. The loss is differentiable, once, in `activations` only: the channel weights
-    and the target are constants. Neither pass writes a map of that size.
+    The loss is `mean((map - target_map)^2)` with `map = grad_cam(activations, gradients, (H, W))`
+    at the size of the target and the same `clamp` and `eps`. It is differentiable, once, in
+    `activations` only: the channel weights and the target are constants. Neither pass writes a map
+    of that size.
 
     Args:
         activations: `(B, C, h, w)`, contiguous or channels_last, or tokens `(B, N, C)` with

@@ -207,11 +207,15 @@ def grad_cam(
 ) -> torch.Tensor:
     """Computes class activation maps in [0, 1] at the size of the image.
 
-    The weight of a channel is the mean of its gradient, at least `clamp`; `clamp=None` leaves it as
-    it is, which is the map of the Grad-CAM paper. The weighted sum of the channels goes through
-    ReLU, is resized bilinearly (corners not aligned) and stretched by
-    `(S - min) / (max - min + eps)` per image. A map whose spread is below 1e-6 of its maximum is
-    all zero with zero gradient: stretching it would show rounding noise.
+    With the mean of a channel's gradient over its positions:
+
+        weight_c = max(mean(gradient_c), clamp)
+        S = resize(relu(sum_c weight_c * activation_c))
+        map = (S - min(S)) / (max(S) - min(S) + eps)        for each image
+
+    `clamp=None` leaves the weights as they are, which is the map of the Grad-CAM paper. Resizing is
+    bilinear, corners not aligned. A map whose spread is below 1e-6 of its maximum is all zero with
+    zero gradient: stretching it would show rounding noise.
 
     The map is differentiable, once, in `activations`; the weights are constants to autograd.
     Pixels that share the minimum or the maximum share its gradient equally.

@@ -52,6 +52,9 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
         TypeError: `codes` is not an int8 tensor, or `bits` is not an int.
         ValueError: `codes` has not two dimensions, or `bits` is not allowed.
         BackendUnavailableError: The backend asked for cannot run here.
+
+    Source: no paper's; the layout is defined here. As in the 4-bit tensors of ONNX, the first code
+    lies in the lowest bits; unlike there, it is kept as its distance from the lowest code.
     """
     if has_torch_function_unary(codes):
         overriding: Tensor = overridden(pack_codes, locals())

@@ -64,7 +64,11 @@ def quantize_codes(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Quantizes `x` to signed integers; `(codes + zero_point) / scale` is `fake_quantize(x)`.
 
-    The grid is that of `fake_quantize`. Nothing is differentiable. A NaN has no code: it becomes 0.
+    With the scale s and the zero point z of `fake_quantize`'s grid:
+
+        codes = clamp(round(s * x - z), -2^(bits - 1), 2^(bits - 1) - 1)
+
+    Nothing is differentiable. A NaN has no code: it becomes 0.
 
     Args:
         x: Any shape; float32, float16 or bfloat16.

@@ -79,7 +79,12 @@ def total_variation(x: torch.Tensor, reduction: str = "batch") -> torch.Tensor:
     """Measures how much neighbouring pixels differ.
 
     The sum of four norms, of the differences of each pixel from its right, lower, lower right and
-    lower left neighbour, `sqrt(sum of squares)` each. The gradient of a norm that is zero is zero.
+    lower left neighbour:
+
+        sum over (i, j) in {(0, 1), (1, 0), (1, 1), (1, -1)} of
+            sqrt(sum over h, w of (x[h + i, w + j] - x[h, w])^2)
+
+    where both pixels are in the image. The gradient of a norm that is zero is zero.
 
     Args:
         x: Images `(B, C, H, W)`; float16, bfloat16, float32 or float64. Contiguous and

@@ -41,6 +41,10 @@ _op = register(
 def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
     """Reads integer codes from the streams of bits that `pack_codes` makes.
 
+    With every row of bytes read as one little-endian number r:
+
+        code_i = floor(r / 2^(i * bits)) mod 2^bits - 2^(bits - 1)
+
     Nothing is differentiable.
 
     Args:
@@ -57,6 +61,8 @@ def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
         ValueError: `packed` has not two dimensions or another number of bytes a row, `bits` is not
             allowed, or `length` is negative.
         BackendUnavailableError: The backend asked for cannot run here.
+
+    Source: the layout is that of `pack_codes`.
     """
     if has_torch_function_unary(packed):
         overriding: Tensor = overridden(unpack_codes, locals())

@@ -125,6 +125,10 @@ def read_range(
 ) -> tuple[Tensor, Tensor]:
     """Reads the range from a state kept by `update_range`, without a copy to the host.
 
+    A state that began at zero is too small by the factor `1 - beta ** step` and is divided by it:
+
+        range = state / (1 - beta ** step)
+
     Args:
         state_min: Running minimum, float32, one element.
         state_max: Running maximum, float32, one element.
@@ -132,13 +136,14 @@ def read_range(
         beta: The value given to `update_range`.
 
     Returns:
-        `(range_min, range_max)`: the states over `1 - beta ** step`, new tensors shaped like the
-        states; NaN before the first update.
+        `(range_min, range_max)`: new tensors shaped like the states; NaN before the first update.
 
     Raises:
         TypeError: A tensor has another type than said above, or `beta` is not a number.
         ValueError: A state has more than one element, `beta` is outside [0, 1) or the devices
             differ.
+
+    Source: the bias correction of Kingma and Ba, "Adam", ICLR 2015, section 3.
     """
     if has_torch_function_variadic(state_min, state_max, step):
         overriding: tuple[Tensor, Tensor] = overridden(read_range, locals())
