@@ -1,0 +1,54 @@
+"""Total variation of images, forward and backward, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from synq_fast import ops, reference
+
+from . import columns, harness
+
+# A batch at 32 and at 224 pixels, as synthesis works on.
+SHAPES = harness.sizes(
+    cpu=[(128, 3, 32, 32), (16, 3, 224, 224)], cuda=[(128, 3, 32, 32), (256, 3, 224, 224)]
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def bench_total_variation(
+    shape: tuple[int, ...], compare: Callable[..., harness.Comparison]
+) -> None:
+    """Ours against the reference, eager and compiled, and a copy."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(harness.DEVICE).requires_grad_()
+
+    def step(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        y = function(x)
+        return [y, *torch.autograd.grad(y, x)]
+
+    expected = step(reference.total_variation)
+    ours, omitted = columns.our_columns(step, ops.total_variation)
+    for call in ours.values():
+        torch.testing.assert_close(call(), expected, rtol=1e-5, atol=1e-6)
+
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["reference, eager"] = lambda: step(reference.total_variation)
+    compiled, reason = columns.compiled_column(reference.total_variation, x, own=True)
+    if compiled is None:
+        omitted["reference, torch.compile"] = reason
+    else:
+        rows["reference, torch.compile"] = lambda: torch.autograd.grad(compiled(), x)
+    rows["clone"] = x.detach().clone
+    compare(
+        f"{'x'.join(map(str, shape))}, forward and backward",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        # Images are read twice, their gradient is written once.
+        bytes_moved=3 * x.nbytes,
+        omitted=omitted,
+    )
