@@ -52,6 +52,7 @@ class Entry(NamedTuple):
 
 _LARGE = "16x64x56x56 contiguous, forward and backward"
 _MAPS = "16x512x7x7 contiguous"
+_STEP = "8 bits, forward and backward"
 SECTIONS: dict[str, dict[str, Entry]] = {
     "Quantize": {
         "fake_quantize": Entry(
@@ -70,8 +71,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "quantize_codes": Entry(
             quantizers.quantize_codes, "call_overhead", "quantize_codes 64x64, no gradient"
         ),
-        "pack_codes": Entry(packing.pack_codes, "pack_codes"),
-        "unpack_codes": Entry(packing.unpack_codes, "pack_codes"),
+        "pack_codes": Entry(packing.pack_codes, "pack_codes", "pack_codes 512x4608, 4 bits"),
+        "unpack_codes": Entry(packing.unpack_codes, "pack_codes", "unpack_codes 512x4608, 4 bits"),
         "relu_fake_quantize": Entry(
             quantizers.relu_fake_quantize, "relu_fake_quantize", f"relu {_LARGE}"
         ),
@@ -80,15 +81,29 @@ SECTIONS: dict[str, dict[str, Entry]] = {
             "relu_fake_quantize",
             f"affine_residual_relu {_LARGE}",
         ),
-        "gelu_fake_quantize": Entry(quantizers.gelu_fake_quantize, "transformer_fake_quantize"),
+        "gelu_fake_quantize": Entry(
+            quantizers.gelu_fake_quantize,
+            "transformer_fake_quantize",
+            f"gelu 8x197x768 {_STEP}",
+        ),
         "layer_norm_fake_quantize": Entry(
-            quantizers.layer_norm_fake_quantize, "transformer_fake_quantize"
+            quantizers.layer_norm_fake_quantize,
+            "transformer_fake_quantize",
+            f"layer_norm 8x197x192 {_STEP}",
         ),
         "softmax_fake_quantize": Entry(
-            quantizers.softmax_fake_quantize, "transformer_fake_quantize"
+            quantizers.softmax_fake_quantize,
+            "transformer_fake_quantize",
+            f"softmax 8x3x197x197 {_STEP}",
         ),
-        "quantized_attention": Entry(quantizers.quantized_attention, "quantized_attention"),
-        "random_mix": Entry(quantizers.random_mix, "random_mix"),
+        "quantized_attention": Entry(
+            quantizers.quantized_attention,
+            "quantized_attention",
+            "8x3x197x64 4 bits, forward and backward",
+        ),
+        "random_mix": Entry(
+            quantizers.random_mix, "random_mix", "32x64x56x56, forward and backward"
+        ),
         "soft_round": Entry(
             quantizers.soft_round, "soft_round", "512x512x3x3 4 bits, forward and backward"
         ),
