@@ -56,7 +56,8 @@ def fit_probabilities(
         for (quantizer, *_), p, v in zip(found, seen[::2], seen[1::2], strict=True):
             quantizer.range_min.zero_()
             heads = quantizer.heads is not None
-            quantizer.range_max.copy_(best_end(p.float(), v.float(), quantizer.bits, heads=heads))
+            end = best_end(p.float(), v.float(), quantizer.bits, heads=heads)
+            quantizer.range_max.copy_(end * quantizer.shrink)
     return len(found)
 
 

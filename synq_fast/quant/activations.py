@@ -65,7 +65,7 @@ class ActivationQuantizer(FullPrecision):
         Args:
             bits: activation width, 2 to 8.
             policy: range policy, ``ema``, ``minmax``, ``mse`` or ``output``.
-            shrink: factor on both ends of the observed range.
+            shrink: factor on both ends of the range that is observed or found.
             ste: gradient outside the range, ``identity`` (passed) or ``clip`` (zeroed).
             learn: give the range a trainable gain; the gradient outside is then always zeroed.
             heads: how many ranges dimension 1 has, one for each index; None: one for all.
@@ -101,10 +101,11 @@ class ActivationQuantizer(FullPrecision):
     def _observe(self, observer: RangeObserver, x: Tensor) -> None:
         observer.observe(x)
         low, high = observer.read()
-        self.take(low * (0.0 if self.from_zero else self.shrink), high * self.shrink)
+        self.take(low * 0.0 if self.from_zero else low, high)
 
     def take(self, low: Tensor, high: Tensor) -> None:
-        """Make that the range, widened to what it must hold."""
+        """Make that the range, shrunk and then widened to what it must hold."""
+        low, high = low * self.shrink, high * self.shrink
         if self.holds_zero:
             low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         if self.symmetric:

@@ -34,7 +34,7 @@ class Quantization:
         "mse",
         "output",
     )
-    shrink: float = number(1.0, "factor on both ends of every observed activation range", 1e-3, 1)
+    shrink: float = number(1.0, "factor on both ends of every activation range", 1e-3, 1)
     learn_ranges: bool = flag(False, "train the activation ranges, starting from the observed ones")
     ste: str = choice(
         "identity",

@@ -80,6 +80,21 @@ def test_what_linear_layers_alone_read_is_fitted():
             assert not module._forward_hooks and not module.bypass
 
 
+def test_fitted_ranges_shrink_too():
+    made, images = student(range="output")
+    fit_linear_inputs(made, images)
+    quantizers = [m for m in made.modules() if isinstance(m, ActivationQuantizer)]
+    before = [(q.range_min.clone(), q.range_max.clone()) for q in quantizers]
+    for quantizer in quantizers:
+        quantizer.shrink = 0.5
+    assert fit_linear_inputs(made, images) == 9
+    halved = [
+        torch.equal(q.range_min, low / 2) and torch.equal(q.range_max, high / 2)
+        for q, (low, high) in zip(quantizers, before, strict=True)
+    ]
+    assert sum(halved) == 9
+
+
 def test_several_readers_count_together_and_many_rows_are_sampled():
     class Two(nn.Module):
         def __init__(self):

@@ -45,13 +45,18 @@ def test_all_quantized_probabilities_get_a_range_from_zero():
     assert fit_probabilities(student, attentions, images) == 2
     nodes = {node.name: node for node in student.graph.nodes}
     changed = {n for n, t in student.state_dict().items() if not torch.equal(t, before[n])}
+    found = {}
     for attention in attentions:
         node = nodes[attention.output].all_input_nodes[0]
         quantizer = called_module(student, node)
         assert isinstance(quantizer, ActivationQuantizer)
         assert quantizer.range_min == 0 and 0 < quantizer.range_max <= 1
+        found[quantizer] = quantizer.range_max.clone()
+        quantizer.shrink = 0.5
         changed -= {f"{node.target}.range_min", f"{node.target}.range_max"}
     assert changed == set()
+    fit_probabilities(student, attentions, images)
+    assert all(torch.equal(q.range_max, end / 2) for q, end in found.items())
 
 
 def test_networks_without_quantized_probabilities_stay():
