@@ -28,9 +28,9 @@ PICTURES = PAGE.with_suffix("")
 _RESULTS = ROOT / "benchmarks" / "results"
 _HEAD = """# Ops
 
-Fused, differentiable, and exact: each has kernels for CPUs, CUDA and Triton and a twin in plain
-PyTorch with the same name in `synq_fast.reference`. All work under `torch.compile(fullgraph=True)`
-and `torch.export`.
+Fused, differentiable, and exact: each has kernels for CPUs, CUDA and Triton (but `read_range`, a
+formula of two numbers) and a twin in plain PyTorch with the same name in `synq_fast.reference`. All
+work under `torch.compile(fullgraph=True)` and `torch.export`.
 
 Each picture is drawn by its op. Below it stands how many times faster the op is than what the
 columns name (below 1 it is slower), float32 on two CPU threads, with glibc's default allocator /
