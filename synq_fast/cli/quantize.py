@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def add(commands: Any) -> None:
     )
     run_options(parser)
     parser.add_argument(
-        "--output", type=user_path, metavar="FOLDER", help="run folder, one per width"
+        "--output",
+        type=user_path,
+        metavar="FOLDER",
+        help="run folder, one per width; without it the figures are shown and nothing is kept",
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument(
@@ -77,6 +81,10 @@ def run(options: argparse.Namespace) -> None:
         # A mistake shows before a model is fetched.
         load_recipe(options.recipe, changes)
     taught = teacher(options)
+    if options.output is None and not options.quiet and is_first_process():
+        print(
+            "Without --output FOLDER no model is kept, only shown how good it is", file=sys.stderr
+        )
     data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}
     folders: list[Path] = []

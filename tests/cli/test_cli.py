@@ -113,6 +113,16 @@ def test_quiet_says_nothing_on_standard_error(capfd, tmp_path):
     assert capfd.readouterr().err == ""
 
 
+def test_what_keeps_nothing_says_so_before_it_works(capsys, tmp_path, monkeypatch):
+    def stopped(*args, **options):
+        raise synq_fast.errors.SynqFastError("stopped")
+
+    monkeypatch.setattr("synq_fast.engine.quantize", stopped)
+    for output, said in (([], True), (["--output", str(tmp_path)], False)):
+        assert main(["quantize", *output]) == 2
+        assert ("no model is kept" in capsys.readouterr().err) is said
+
+
 def test_evaluate_a_saved_run(finished, capsys):
     folder, _ = finished
     assert main(["evaluate", str(folder / "w8a8")]) == 0
