@@ -115,7 +115,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Filter": {
         "low_pass": Entry(filters.low_pass, "low_pass", "gaussian 16x3x224x224 cutoff 80"),
-        "total_variation": Entry(filters.total_variation, "total_variation"),
+        "total_variation": Entry(
+            filters.total_variation, "total_variation", "16x3x224x224, forward and backward"
+        ),
     },
     "Explain": {
         "grad_cam": Entry(maps.grad_cam, "grad_cam", f"grad_cam {_MAPS} to 224x224"),
