@@ -82,9 +82,7 @@ def run(options: argparse.Namespace) -> None:
         load_recipe(options.recipe, changes)
     taught = teacher(options)
     if options.output is None and not options.quiet and is_first_process():
-        print(
-            "Without --output FOLDER no model is kept, only shown how good it is", file=sys.stderr
-        )
+        print("Without --output FOLDER no model is kept, only figures are shown", file=sys.stderr)
     data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}
     folders: list[Path] = []

@@ -39,7 +39,8 @@ def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def compile_library(compiler: str, include: Path, source: Path, folder: Path) -> None:
-    # Compiled and linked apart: faults.h takes the place of the checks' runtime.
+    # Compiled and linked apart: faults.h takes the place of the checks' runtime. With the checks
+    # -O1 takes twice as long to compile and makes the runs little faster.
     flags = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
     object_file = folder / "object.o"
     run(compiler, *flags, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)

@@ -123,19 +123,19 @@ def teacher() -> Teacher:
     return load_teacher("digits-resnet20")
 
 
-def normalised(images: Tensor) -> Tensor:
-    """Images as the network takes them."""
-    return (images - teacher().mean[0]) / teacher().std[0]
-
-
-def features(layer: str, images: Tensor, inputs: bool = False) -> Tensor:
-    """What a layer of the network receives or returns, differentiable."""
+def features_and_logits(layer: str, images: Tensor, inputs: bool = False) -> tuple[Tensor, Tensor]:
+    """What a layer of the network receives or returns, and the logits that follow from it."""
     found: list[Tensor] = []
     module = teacher().module.get_submodule(layer)
     keep = module.register_forward_hook(
         lambda _, given, result: found.append(given[0] if inputs else result)
     )
-    with torch.no_grad():
-        teacher().module(normalised(images))
+    logits = teacher().module((images - teacher().mean[0]) / teacher().std[0])
     keep.remove()
-    return found[0]
+    return found[0], logits
+
+
+def features(layer: str, images: Tensor, inputs: bool = False) -> Tensor:
+    """What a layer of the network receives or returns, without a graph."""
+    with torch.no_grad():
+        return features_and_logits(layer, images, inputs)[0]

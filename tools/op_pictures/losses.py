@@ -30,6 +30,11 @@ def _noise(count: int) -> Tensor:
     return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+def _batches() -> dict[str, tuple[Tensor, str]]:
+    """What normalisations are shown with: images and their colour."""
+    return {"digits": (digits()[0][:64], FLOAT), "noise": (_noise(64), QUANTIZED)}
+
+
 def distillation_loss() -> Figure:
     """The divergence over how far the student moves one of three logits.
 
@@ -71,8 +76,7 @@ def bn_statistics_loss() -> Figure:
     bn = teacher().module.get_submodule("bn1")
     assert isinstance(bn, nn.BatchNorm2d)
     places = torch.arange(bn.num_features)
-    batches = {"digits": (digits()[0][:64], FLOAT), "noise": (_noise(64), QUANTIZED)}
-    for offset, (name, (images, colour)) in zip((-0.2, 0.2), batches.items(), strict=True):
+    for offset, (name, (images, colour)) in zip((-0.2, 0.2), _batches().items(), strict=True):
         x = features("bn1", images, inputs=True)
         losses = ops.bn_statistics_loss(x, bn.running_mean, bn.running_var)
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
@@ -103,8 +107,7 @@ def bn_statistics_losses() -> Figure:
     }
     means = [layer.running_mean for layer in layers.values()]
     variances = [layer.running_var for layer in layers.values()]
-    batches = {"digits": (digits()[0][:64], FLOAT), "noise": (_noise(64), QUANTIZED)}
-    for name, (images, colour) in batches.items():
+    for name, (images, colour) in _batches().items():
         inputs = [features(layer, images, inputs=True) for layer in layers]
         single = [
             ops.bn_statistics_losses([x], [mean], [variance])
@@ -168,10 +171,10 @@ def patch_similarity_entropy() -> Figure:
     found = ops.patch_similarity_entropy(tokens, points=100, bandwidth=bandwidth)
     unit = functional.normalize(tokens, dim=-1)
     similar = unit @ unit.mT
-    for panel, matrix, name in zip(axes, similar, ("digit", "even image"), strict=False):
+    names = ("digit", "even image")
+    for panel, matrix, name in zip(axes[:2], similar, names, strict=True):
         image(panel, matrix, f"similarities, {name}", cmap="Blues", vmin=similar.min())
     x = torch.linspace(similar.min().item(), 1.0, 200)
-    names = ("digit", "even image")
     for values, name, entropy, colour in zip(
         similar, names, found, (FLOAT, QUANTIZED), strict=True
     ):

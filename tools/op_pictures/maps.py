@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synq_fast import ops
 
-from .canvas import FLOAT, curve, image, label, normalised, one_of_each, panels, teacher
+from .canvas import FLOAT, curve, features_and_logits, image, label, one_of_each, panels
 
 _CLASSES = (3, 5)
 _LAYERS = ("layer1", "layer2", "layer3")
@@ -18,14 +18,11 @@ _LAYERS = ("layer1", "layer2", "layer3")
 
 def _explained(layer: str) -> tuple[Tensor, Tensor, Tensor]:
     """Activations of a layer, the gradients of the digits' own class scores in them, the scores."""
-    found: list[Tensor] = []
-    module = teacher().module.get_submodule(layer)
-    keep = module.register_forward_hook(lambda _, given, result: found.append(result))
-    logits = teacher().module(normalised(one_of_each(*_CLASSES)).requires_grad_())
-    keep.remove()
+    images = one_of_each(*_CLASSES).requires_grad_()
+    activations, logits = features_and_logits(layer, images)
     scores = logits[torch.arange(len(_CLASSES)), list(_CLASSES)]
-    gradients = torch.autograd.grad(scores.sum(), found[0])[0]
-    return found[0].detach(), gradients, scores.detach()
+    gradients = torch.autograd.grad(scores.sum(), activations)[0]
+    return activations.detach(), gradients, scores.detach()
 
 
 def _overlays(cam: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Figure:

@@ -26,8 +26,8 @@ def _layout(codes: list[int], values: list[int], bits: int, arrow: str) -> Figur
         axes.text(place + 0.47, 0.45, bit, ha="center", va="center")
     for number, code in enumerate(codes):
         middle = (number + 0.5) * bits
-        text = f"code {code}" if bits > 2 else f"{code}"
-        axes.text(middle, 1.1, text, ha="center", color=_COLOURS[number % 4], weight="bold")
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.text(middle, 1.1, f"code {code}", ha="center", color=colour, weight="bold")
     for number, value in enumerate(values):
         axes.plot([number * 8 + 0.1, number * 8 + 7.84], [-0.15, -0.15], color=LINE, linewidth=2)
         axes.text(number * 8 + 4, -0.55, f"byte {value}", ha="center", weight="bold")
