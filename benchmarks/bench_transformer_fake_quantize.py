@@ -1,4 +1,4 @@
-"""GELU, layer normalisation and softmax with fake quantization, forward and backward, float32."""
+"""GELU, LayerNorm and softmax with fake quantization, a logarithmic grid; float32, both ways."""
 
 from __future__ import annotations
 
@@ -106,6 +106,50 @@ def bench_transformer_fake_quantize(
         ours=next(iter(ours), None),
         copy="clone",
         # x in and y out; then x and the gradient in, and the gradient of x out.
+        bytes_moved=5 * 4 * math.prod(shape),
+        omitted=omitted,
+    )
+
+
+def published_log(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Returns FQ-ViT's rounding as its authors write it, straight through, with a code for zero."""
+    code = torch.round(-(x / scale).clamp(1e-15, 1.0).log2())
+    y = torch.where(code < 2**bits - 1, scale * torch.exp2(-code), 0.0)
+    return x + (y - x).detach()
+
+
+@pytest.mark.parametrize("shape", SIZES["softmax"], ids=str)
+def bench_fake_quantize_log(
+    shape: tuple[int, ...], compare: Callable[..., harness.Comparison]
+) -> None:
+    """Ours against the reference, the published form, eager and compiled, and a copy."""
+    bits = 4
+    drawn = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    x, gradient = drawn[0].mul(3).softmax(-1).requires_grad_(), drawn[1]
+    scale = torch.tensor([1.0], device=harness.DEVICE)
+
+    def step(rounded: Callable[..., Tensor]) -> list[Tensor]:
+        y = rounded(x, scale, bits)
+        return [y, *torch.autograd.grad(y, x, gradient)]
+
+    ours, omitted = columns.our_columns(lambda namespace: step(namespace.fake_quantize_log), ops)
+    expected = step(reference.fake_quantize_log)[0]
+    for column, call in ours.items():
+        assert torch.equal(call()[0], expected), f"{column} differs"
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows["published, eager"] = lambda: step(published_log)
+    compiled, reason = columns.compiled_column(published_log, x, scale, bits, own=True)
+    if compiled is None:
+        omitted["published, torch.compile"] = reason
+    else:
+        rows["published, torch.compile"] = lambda: torch.autograd.grad(compiled(), x, gradient)
+    rows["reference, eager"] = lambda: step(reference.fake_quantize_log)
+    rows["clone"] = x.detach().clone
+    compare(
+        f"log {'x'.join(map(str, shape))} {bits} bits, forward and backward",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
         bytes_moved=5 * 4 * math.prod(shape),
         omitted=omitted,
     )

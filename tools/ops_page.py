@@ -86,6 +86,11 @@ SECTIONS: dict[str, dict[str, Entry]] = {
             "transformer_fake_quantize",
             f"gelu 8x197x768 {_STEP}",
         ),
+        "fake_quantize_log": Entry(
+            quantizers.fake_quantize_log,
+            "transformer_fake_quantize",
+            "log 8x3x197x197 4 bits, forward and backward",
+        ),
         "layer_norm_fake_quantize": Entry(
             quantizers.layer_norm_fake_quantize,
             "transformer_fake_quantize",

@@ -1,4 +1,4 @@
-"""The Triton kernels of activations fused with learned grids compile for every GPU."""
+"""The Triton kernels of transformers' quantizers compile for every GPU."""
 
 import pytest
 import torch
@@ -28,7 +28,10 @@ TOLERANT = {
 }
 # Of these, registers leave a thread four elements of a row at a time.
 NARROW = {"norm_gradient_kernel", "softmax_gradient_kernel"}
-WIDE = {"gelu_kernel", "gelu_gradient_kernel", "norm_kernel", "softmax_kernel", *NARROW}
+WIDE = {
+    *("gelu_kernel", "gelu_gradient_kernel", "log_kernel", "log_gradient_kernel"),
+    *("norm_kernel", "softmax_kernel", *NARROW),
+}
 
 
 def launch_all(x: torch.Tensor) -> None:
@@ -38,6 +41,8 @@ def launch_all(x: torch.Tensor) -> None:
     one = torch.ones(1)
     kernels.gelu_fake_quantize(x, one, one, 4)
     kernels.gelu_fake_quantize_backward(x, x, one, one, 4, 0.5)
+    kernels.fake_quantize_log(x, one, 4)
+    kernels.fake_quantize_log_backward(x, x, one, 4)
     row = torch.ones(x.shape[-1])
     arguments = x, row, row, one, one, 4, 1e-6
     kernels.layer_norm_fake_quantize(*arguments)
@@ -62,7 +67,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
         for instructions in entries(ptx).values():
             assert set(inexact(instructions)) <= TOLERANT.get(name, set()), name
             assert (
-                not name.endswith(("gelu_kernel", "norm_kernel", "softmax_kernel"))
+                not name.endswith(("gelu_kernel", "log_kernel", "norm_kernel", "softmax_kernel"))
                 or divisions(instructions) > 0
             )
             if all(widest_access(instructions, kind) >= 128 for kind in ("ld", "st")):

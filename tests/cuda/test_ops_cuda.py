@@ -73,6 +73,9 @@ def samples(name: str):
         case "gelu_fake_quantize":
             for shape in ((8, 197, 3072), (8_000_003,)):
                 yield (noise(*shape), constant(6.0), constant(7.2)), {}
+        case "fake_quantize_log":
+            for shape in ((8, 12, 197, 197), (8_000_003,)):
+                yield (noise(*shape).abs(), constant(2.0)), {}
         case "layer_norm_fake_quantize":
             for columns in (768, 3072, 4100):
                 x = noise(8, 197, columns, mean=0.5)

@@ -6,6 +6,7 @@
 #include "../../csrc/cuda/fake_quantize_dynamic.cu"
 #include "../../csrc/cuda/fake_quantize_learned.cu"
 #include "../../csrc/cuda/relu_fake_quantize.cu"
+#include "../../csrc/cuda/fake_quantize_log.cu"
 #include "../../csrc/cuda/gelu_fake_quantize.cu"
 // clang-format on
 
@@ -39,6 +40,11 @@ int learned_dropped_backward(const synq::FakeQuantizeLearnedParams* p) {
 int gelu(const synq::FakeQuantizeLearnedParams* p) { return synq::gelu_fake_quantize_cuda(*p, nullptr); }
 int gelu_backward(const synq::FakeQuantizeLearnedParams* p) {
   return synq::gelu_fake_quantize_backward_cuda(*p, nullptr);
+}
+
+int log_grid(const synq::FakeQuantizeLearnedParams* p) { return synq::fake_quantize_log_cuda(*p, nullptr); }
+int log_grid_backward(const synq::FakeQuantizeLearnedParams* p) {
+  return synq::fake_quantize_log_backward_cuda(*p, nullptr);
 }
 
 int relu(const synq::ReluFakeQuantizeParams* p) { return synq::relu_fake_quantize_cuda(*p, nullptr); }

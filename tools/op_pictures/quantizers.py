@@ -109,6 +109,24 @@ def fake_quantize_learned() -> Figure:
     return figure
 
 
+def fake_quantize_log() -> Figure:
+    """A staircase over the line y = x whose steps halve towards zero, and the last code's zero.
+
+    Beside it the same on logarithmic axes: steps of one width, each in the middle around its level.
+    """
+    figure, axes = panels(2)
+    x = torch.linspace(0, 1.2, 2401)[1:]
+    y = ops.fake_quantize_log(x, 1.0, 3)
+    for panel, title in zip(axes, ("3 bits, scale 1", "the same, logarithmic"), strict=True):
+        float_curve(panel, x, x, "x")
+        curve(panel, x, y, "fake_quantize_log(x)")
+        label(panel, title, "x")
+    axes[1].legend(loc="upper left")
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_yscale("log", base=2)
+    return figure
+
+
 def quantize_codes() -> Figure:
     """A digit of 8 by 8 pixels, and the same with its integer code on each pixel.
 

@@ -1,0 +1,13 @@
+// Launch interface of fake quantization over a logarithmic grid.
+#pragma once
+
+#include "fake_quantize_learned.h"
+
+namespace synq {
+
+// Launchers and workspace as those of fake_quantize_learned.h; the layout has one channel, and zero points and their
+// gradients are not read or written.
+int fake_quantize_log_cuda(const FakeQuantizeLearnedParams& params, void* stream);
+int fake_quantize_log_backward_cuda(const FakeQuantizeLearnedParams& params, void* stream);
+
+}  // namespace synq
