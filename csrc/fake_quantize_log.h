@@ -5,8 +5,7 @@
 
 namespace synq {
 
-// Launchers and workspace as those of fake_quantize_learned.h; the layout has one channel, and zero points and their
-// gradients are not read or written.
+// Launchers and workspace as those of fake_quantize_learned.h; zero points and their gradients are not read or written.
 int fake_quantize_log_cuda(const FakeQuantizeLearnedParams& params, void* stream);
 int fake_quantize_log_backward_cuda(const FakeQuantizeLearnedParams& params, void* stream);
 

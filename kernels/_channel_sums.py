@@ -12,6 +12,7 @@ import triton.language as tl
 
 from synq_fast.kernels._affine import clipped_gradient, make_affine, quantize, relu, relu_gradient
 from synq_fast.kernels._layout import Layout, on_device_of, power_of_two
+from synq_fast.kernels._log_grid import least_ratio, log_terms
 from synq_fast.kernels._philox import Chance, kept_each, kept_quads
 from synq_fast.kernels.fake_quantize import NO_BOUND, load_grid
 
@@ -54,16 +55,17 @@ def affine_terms(
 def sums_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, factor_ptr, offset_ptr, min_ptr, max_ptr,
     residual_ptr, of_residual_ptr, seed_ptr, outer, channels, inner, splits, levels, half, upper,
-    threshold, drawn_from,
-    AFFINE: tl.constexpr, CLIP: tl.constexpr, RESIDUAL: tl.constexpr, OF_RESIDUAL: tl.constexpr,
-    DROPPED: tl.constexpr, QUADS: tl.constexpr,
+    threshold, drawn_from, least,
+    LOG: tl.constexpr, AFFINE: tl.constexpr, CLIP: tl.constexpr, RESIDUAL: tl.constexpr,
+    OF_RESIDUAL: tl.constexpr, DROPPED: tl.constexpr, QUADS: tl.constexpr,
     BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (channels, split) handles every `splits`-th tile; partials are (channels, splits).
 
-    The channels' factor and offset are weight and bias if AFFINE, else scale and zero point. If
-    DROPPED, elements are left out by chance; QUADS: rows of a tile begin with a counter's first.
-    The first element draws number `drawn_from`.
+    The channels' factor and offset are weight and bias if AFFINE, else scale and zero point; if LOG
+    there are scales alone, and terms of the first sum alone. If DROPPED, elements are left out by
+    chance; QUADS: rows of a tile begin with a counter's first. The first element draws number
+    `drawn_from`.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
@@ -78,6 +80,9 @@ def sums_kernel(
         scale, zero_point = make_affine(tl.load(min_ptr), tl.load(max_ptr), levels, half)
         factor = tl.load(factor_ptr + channel)
         offset = tl.load(offset_ptr + channel)
+    elif LOG:
+        factor = tl.load(factor_ptr + channel)
+        offset = factor
     else:
         factor, offset = load_grid(factor_ptr, offset_ptr, channel, levels, half, True)
     if BY_COLUMN:
@@ -107,6 +112,9 @@ def sums_kernel(
             if OF_RESIDUAL:
                 before_relu = other.to(of_residual_ptr.dtype.element_ty)
                 tl.store(of_residual_ptr + offsets, before_relu, mask=mask)
+        elif LOG:
+            y, one = log_terms(gradient, x, factor, least)
+            other = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
         else:
             y, one, other = learned_terms(gradient, x, factor, offset, half)
             if DROPPED:
@@ -200,8 +208,11 @@ def launch_sums(
     residual: torch.Tensor | None = None,
     of_residual: torch.Tensor | None = None,
     chance: Chance | None = None,
+    logarithmic: bool = False,
 ) -> None:
     """Enqueues both kernels for an affine map before `grid`, or for a learned grid without one.
+
+    A logarithmic grid has scales alone, and the second result is not its own.
 
     A residual after the map is laid out as `x`; its gradient is written to `of_residual` if given.
     A learned grid leaves elements out by `chance`.
@@ -220,8 +231,8 @@ def launch_sums(
             x if chance is None else chance.seed,
             outer, channels, inner, splits, float(2**bits - 1), float(2 ** (bits - 1)),
             NO_BOUND if upper is None else upper, 0 if chance is None else chance.threshold,
-            0 if chance is None else chance.offset,
-            AFFINE=grid is not None, CLIP=clip,
+            0 if chance is None else chance.offset, least_ratio(bits) if logarithmic else 0,
+            LOG=logarithmic, AFFINE=grid is not None, CLIP=clip,
             RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
             DROPPED=chance is not None, QUADS=chance is not None and quads and chance.by_quads,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
@@ -229,5 +240,6 @@ def launch_sums(
         )  # fmt: skip
         finish_sums_kernel[(channels,)](
             first, second, factor, *results, splits, gradient_scale,
-            LEARNED=grid is None, SPLITS=power_of_two(splits), num_warps=1, enable_fp_fusion=False,
+            LEARNED=grid is None and not logarithmic, SPLITS=power_of_two(splits), num_warps=1,
+            enable_fp_fusion=False,
         )  # fmt: skip

@@ -7,9 +7,9 @@
 namespace synq::cpu {
 
 struct FakeQuantizeLogKernels {
-  // The job has one channel and no zero point.
+  // The job has no zero points.
   void (*forward)(const Job& job, int64_t begin, int64_t end);
-  // Writes the gradient of x for the flat indices [begin, end) and adds the gradient of the scale.
+  // Writes the gradient of x for the flat indices [begin, end) and adds the gradients of the scales.
   void (*backward)(const Job& job, int64_t begin, int64_t end, double* of_scale);
 };
 

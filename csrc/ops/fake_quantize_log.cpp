@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "cpu/fake_quantize_log.h"
@@ -18,6 +19,7 @@ namespace synq {
 namespace {
 
 using at::Tensor;
+using Axis = std::optional<int64_t>;
 
 const cpu::FakeQuantizeLogKernels& kernels() {
   using namespace cpu;
@@ -27,7 +29,7 @@ const cpu::FakeQuantizeLogKernels& kernels() {
 cpu::Job log_job(const char* op, const Input& input, const Tensor& scale, int64_t bits, Tensor& y) {
   cpu::Job job = make_job<cpu::Job>(input, bits, y);
   job.scale = scale.const_data_ptr<float>();
-  require(!(job.scale[0] <= 0), op, "scale");
+  for (int64_t i = 0; i < input.channels; ++i) require(!(job.scale[i] <= 0), op, "scale");
   return job;
 }
 
@@ -39,10 +41,10 @@ FakeQuantizeLearnedParams log_params(const Input& input, const Tensor& scale, in
 }
 
 template <Device device>
-Tensor forward(const Tensor& x, const Tensor& scale, int64_t bits) {
+Tensor forward(const Tensor& x, const Tensor& scale, int64_t bits, Axis axis) {
   const char* op = "fake_quantize_log";
   const Guard<device> guard(x);
-  const Input input = check_input(op, x, bits, std::nullopt);
+  const Input input = check_input(op, x, bits, axis);
   const Tensor largest = check_range(op, "scale", scale, input);
   Tensor y = at::empty_like(input.x);
   if constexpr (device == Device::kCPU) {
@@ -55,10 +57,11 @@ Tensor forward(const Tensor& x, const Tensor& scale, int64_t bits) {
 }
 
 template <Device device>
-std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, int64_t bits) {
+std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, int64_t bits,
+                                    Axis axis) {
   const char* op = "fake_quantize_log_backward";
   const Guard<device> guard(x);
-  const Input input = check_input(op, x, bits, std::nullopt);
+  const Input input = check_input(op, x, bits, axis);
   const Tensor largest = check_range(op, "scale", scale, input);
   const Tensor incoming = match_layout(op, gradient, input.x);
   Tensor grad_x = at::empty_like(input.x);
@@ -68,10 +71,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& x, con
   if constexpr (device == Device::kCPU) {
     cpu::Job job = log_job(op, input, largest, bits, grad_x);
     job.gradient = incoming.const_data_ptr();
-    const ChannelSums sums = sum_over_parts(input, [&](int64_t begin, int64_t end, double* first, double*) {
-      kernels().backward(job, begin, end, first);
-    });
-    *of_scale = static_cast<float>(sums.first[0]);
+    const ChannelSums sums = sum_over_parts(
+        input, [&](int64_t begin, int64_t end, double* first, double*) { kernels().backward(job, begin, end, first); });
+    std::transform(sums.first.begin(), sums.first.end(), of_scale, [](double sum) { return static_cast<float>(sum); });
   } else {
     auto params = log_params(input, largest, bits, grad_x);
     params.gradient = incoming.const_data_ptr();

@@ -38,6 +38,8 @@ from synq_fast.quant import (
     trace,
 )
 from synq_fast.quant.bits import HIGHEST, AutoBits, Bits
+from synq_fast.quant.log_quantizer import WIDEST, LogQuantizer
+from synq_fast.quant.placement import INTEGER
 from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, read_section
@@ -97,6 +99,14 @@ def build_student(
         quantizer.symmetric = recipe.symmetric_activations and activation_bits == HIGHEST
         return quantizer
 
+    def make_probabilities(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
+        suits = activation_bits <= WIDEST and recipe.placement != INTEGER
+        if recipe.probabilities == "log2" or (recipe.probabilities == "auto" and suits):
+            return LogQuantizer(
+                activation_bits, policy=recipe.range, shrink=recipe.shrink, heads=heads
+            )
+        return make_quantizer(activation_bits, heads=heads)
+
     policy = (
         BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits)
         if isinstance(bits, BitWidths)
@@ -110,6 +120,7 @@ def build_student(
         weight_range=recipe.weight_range,
         weight_scheme=recipe.weight_scheme,
         head_ranges=recipe.head_ranges,
+        make_probabilities=make_probabilities,
         leaves=leaves,
     )
 

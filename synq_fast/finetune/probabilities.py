@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from synq_fast import ops
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import Attention
 from synq_fast.graph.taps import Tapped
 from synq_fast.quant.activations import ActivationQuantizer, bypassing
+from synq_fast.quant.log_quantizer import LogQuantizer
 from synq_fast.runtime.out_of_memory import memory_errors
 
-SHARES = 20
+SHARES = tuple(1 - n / 20 for n in range(20))
+"""Of the largest probability: the ends of uniform grids that are tried."""
+OCTAVES = tuple(2 ** -(n / 2) for n in range(16))
+"""The same of grids of powers of two."""
 
 
 @torch.no_grad()
@@ -24,9 +27,10 @@ def fit_probabilities(
     """Give the probabilities of each attention the range with which their product errs least.
 
     Probabilities are mostly near zero, and few matter: at four bits a range that fits their own
-    values loses most of what the values behind them add up to. Of ``SHARES`` ranges from 0 to a
-    share of the largest probability, each attention takes the one with the least squared error of
-    probabilities times values, both of the float network, so that no order matters.
+    values loses most of what the values behind them add up to. Of ranges from 0 to ``SHARES`` of the
+    largest probability (``OCTAVES`` of it for powers of two), each attention takes the one with the
+    least squared error of probabilities times values, both of the float network, so that no order
+    matters.
 
     Args:
         student: quantized network with its other ranges; changed in place.
@@ -55,32 +59,32 @@ def fit_probabilities(
         seen = Tapped(student, read)(images).features
         for (quantizer, *_), p, v in zip(found, seen[::2], seen[1::2], strict=True):
             quantizer.range_min.zero_()
-            heads = quantizer.heads is not None
-            end = best_end(p.float(), v.float(), quantizer.bits, heads=heads)
+            end = best_end(p.float(), v.float(), quantizer)
             quantizer.range_max.copy_(end * quantizer.shrink)
     return len(found)
 
 
-def best_end(probabilities: Tensor, values: Tensor, bits: int, *, heads: bool = False) -> Tensor:
+def best_end(probabilities: Tensor, values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """The upper end of the range from 0 with the least squared error of the product.
 
     Args:
-        probabilities: (..., N, M)
-        values: (..., M, D)
-        bits: of the probabilities.
-        heads: find one for each index of dimension 1, (H,), instead of one for all, 0-d.
+        probabilities: (B, H, N, M)
+        values: (B, H, M, D)
+        quantizer: of the probabilities; where it has heads there is an end for each, (H,), else one
+            for all, 0-d.
     """
-    if heads:
+    if quantizer.heads is not None:
         pairs = zip(probabilities.unbind(1), values.unbind(1), strict=True)
-        return torch.stack([best_end(p, v, bits) for p, v in pairs])
+        return torch.stack([_best_end(p, v, quantizer) for p, v in pairs])
+    return _best_end(probabilities, values, quantizer)
+
+
+def _best_end(probabilities: Tensor, values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     exact, largest = probabilities @ values, probabilities.amax()
-    zero = torch.zeros_like(largest)
-    shares = torch.linspace(1, 1 / SHARES, SHARES, dtype=torch.float32, device=values.device)
+    tried = OCTAVES if isinstance(quantizer, LogQuantizer) else SHARES
+    ends = [largest * share for share in tried]
     errors = [
-        (ops.fake_quantize(probabilities, zero, largest * share, bits) @ values - exact)
-        .double()
-        .square()
-        .sum()
-        for share in shares
+        (quantizer.rounded(probabilities, end) @ values - exact).double().square().sum()
+        for end in ends
     ]
-    return largest * shares[torch.stack(errors).argmin()]
+    return ends[int(torch.stack(errors).argmin())]

@@ -174,6 +174,29 @@ class ActivationQuantizer(FullPrecision):
             return grid_of(*ends, self.bits)
         return learned_grid(*ends, self.gain.detach(), self.bits)
 
+    def rounded(self, x: Tensor, end: Tensor) -> Tensor:
+        """``x`` on the levels from zero to an end, 0-d or (H,)."""
+        axis = 1 if end.dim() else None
+        return ops.fake_quantize(x, torch.zeros_like(end), end, self.bits, axis=axis)
+
+    def levels(self) -> Tensor:
+        """The numbers that it gives out, (L,) float64, in order: of all heads together."""
+        grid = self.grid()
+        codes = torch.arange(grid.low, grid.high + 1, dtype=torch.float64, device="cpu")
+        zero_point, scale = (v.double().cpu().view(-1, 1) for v in (grid.zero_point, grid.scale))
+        levels: Tensor = ((codes + zero_point) / scale).unique()
+        return levels
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest value that is rounded to a level less than half a step away.
+
+        0-d, or (H,) of heads.
+        """
+        grid = self.grid()
+        low, high = ((code + grid.zero_point) / grid.scale for code in (grid.low, grid.high))
+        half = 0.5 / grid.scale
+        return low - half, high + half
+
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         heads = "" if self.heads is None else f", heads={self.heads}"

@@ -183,6 +183,7 @@ def quantized_copy(
     weight_range: str = "minmax",
     weight_scheme: str = AUTO,
     head_ranges: bool = False,
+    make_probabilities: QuantizerFactory | None = None,
     leaves: Collection[str] = (),
 ) -> fx.GraphModule:
     """A copy of a traced model with fake-quantized weights and activations.
@@ -197,6 +198,7 @@ def quantized_copy(
         placement: ``auto`` or a name in ``PLACEMENTS``.
         make_quantizer: builds an activation quantizer.
         head_ranges: under ``vit``, what attention multiplies has a range for each head.
+        make_probabilities: builds that of what a softmax gives; None: ``make_quantizer`` does.
         weight_range: of each output channel, as ``quantize_layers`` takes it.
         weight_scheme: of their grids, as ``symmetric_widths`` takes it.
         leaves: qualified names of submodules whose weights stay in floating point.
@@ -234,9 +236,11 @@ def quantized_copy(
         is_layer_input = placement != INTEGER or read
         if site.op != "placeholder" and is_layer_input:
             width = policy.activation(name, [site_of[layer] for layer in read])
-        quantizer = make_quantizer(width, heads=heads_of.get(site))
         # Behind a dropout that does nothing, for example.
-        quantizer.from_zero = all(is_softmax(student, made) for made in origins(student, site))
+        of_softmax = all(is_softmax(student, made) for made in origins(student, site))
+        make = (of_softmax and make_probabilities) or make_quantizer
+        quantizer = make(width, heads=heads_of.get(site))
+        quantizer.from_zero = of_softmax
         quantizer.holds_zero = placement == INTEGER
         student.add_submodule(name, quantizer)
         with student.graph.inserting_after(site):

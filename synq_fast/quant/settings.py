@@ -87,6 +87,15 @@ class Quantization:
         "with placement vit, queries, keys, values and probabilities have a range for each head: "
         "one head attends to single patches, another to all of them",
     )
+    probabilities: str = choice(
+        "uniform",
+        "levels of attention's probabilities: equal steps, or powers of two, which hold small "
+        "probabilities and have no form in integers; auto: powers of two up to 5 bits where they "
+        "err less, but not under placement integer",
+        "uniform",
+        "log2",
+        "auto",
+    )
     calibration_batches: int = count(8, "what activation ranges are found on", unit="batches")
     calibration_batch_size: int = batch(64, "in each of them")
     leaf_modules: tuple[str, ...] = items(

@@ -74,6 +74,11 @@ def _problems(recipe: Recipe) -> list[str]:
             'finetune.schedule = "step" lowers the rate at finetune.milestones, and there are '
             "none; give shares of the steps such as [0.5, 0.75]"
         )
+    if recipe.quantization.probabilities == "log2" and recipe.quantization.placement == "integer":
+        problems.append(
+            'quantization.placement = "integer" is for runtimes that compute in integers, which '
+            'have no powers of two; set quantization.probabilities = "uniform"'
+        )
     learned = recipe.quantization.weight_range == "learned" and recipe.quantization.learn_ranges
     if "blocks" in recipe.stages and not learned:
         problems.append(

@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.reference._affine import as_range
+from synq_fast.reference._affine import along_axis, as_range
 from synq_fast.reference._forward_mode import constant
 
 # The least float32 above the square root of one half: where a mantissa rounds up.
@@ -24,18 +24,20 @@ def levels(ratio: torch.Tensor, bits: int) -> torch.Tensor:
 def log_gradients(
     gradient: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the gradients of `x` and of a scale of shape `()`."""
+    """Returns the gradients of `x` and of scales that broadcast over it."""
     gradient, wide = gradient.float(), x.float()
     ratio = wide / scale
     level = levels(ratio, bits)
     above = ratio > 1
     of_x = (gradient * (scale * level / wide)).masked_fill(above | (level == 0), 0.0)
-    return of_x.to(x.dtype), torch.where(above, gradient, 0.0).sum()
+    return of_x.to(x.dtype), torch.where(above, gradient, 0.0).sum_to_size(scale.shape)
 
 
-def fake_quantize_log(x: torch.Tensor, scale: torch.Tensor | float, bits: int) -> torch.Tensor:
+def fake_quantize_log(
+    x: torch.Tensor, scale: torch.Tensor | float, bits: int, *, axis: int | None = None
+) -> torch.Tensor:
     """Rounds to a scale times powers of two; see `synq_fast.ops.fake_quantize_log`."""
-    wide, scale = x.float(), as_range(scale, x, None)
+    wide, scale = x.float(), along_axis(as_range(scale, x, axis), x, axis)
     fixed, unit = constant(wide), constant(scale)
     ratio = fixed / unit
     level = levels(ratio, bits)

@@ -259,7 +259,8 @@ class _Seen:
     def __call__(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(module, ActivationQuantizer)
         x, y = args[0].float(), output.float()
-        low, high = _ends(module)
+        shape = () if module.heads is None else (-1, 1, 1)
+        low, high = (end.view(shape) for end in module.ends())
         self.signal += float(x.double().square().sum())
         self.noise += float((x - y).double().square().sum())
         self.outside += int(((x < low) | (x > high)).sum())
@@ -268,27 +269,6 @@ class _Seen:
         stride = x.numel() // _SAMPLED | 1
         self.values.append(x.flatten()[::stride].cpu())
         self.given.append(y.flatten()[::stride].cpu())
-
-
-def _ends(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of the grid, and half a step more, which is rounded to them.
-
-    0-d, or (H, 1, 1) of heads.
-    """
-    grid = quantizer.grid()
-    low, high = ((code + grid.zero_point) / grid.scale for code in (grid.low, grid.high))
-    half = 0.5 / grid.scale
-    shape = () if quantizer.heads is None else (-1, 1, 1)
-    return (low - half).view(shape), (high + half).view(shape)
-
-
-def _levels(quantizer: ActivationQuantizer) -> Tensor:
-    """The numbers that it gives out, (L,), in order: of all heads together."""
-    grid = quantizer.grid()
-    codes = torch.arange(grid.low, grid.high + 1, dtype=torch.float64)
-    zero_point, scale = (v.double().cpu().view(-1, 1) for v in (grid.zero_point, grid.scale))
-    levels: Tensor = ((codes + zero_point) / scale).unique()
-    return levels
 
 
 def _activations(
@@ -318,7 +298,7 @@ def _activation_row(
 ) -> ActivationRow:
     quantizer: object = student.get_submodule(name)
     assert isinstance(quantizer, ActivationQuantizer)
-    levels = _levels(quantizer)
+    levels = quantizer.levels()
     values, given = torch.cat(seen.values), torch.cat(seen.given)
     low, high = float(levels[0]), float(levels[-1])
     reach = high - low

@@ -29,7 +29,7 @@ TOLERANT = {
 # Of these, registers leave a thread four elements of a row at a time.
 NARROW = {"norm_gradient_kernel", "softmax_gradient_kernel"}
 WIDE = {
-    *("gelu_kernel", "gelu_gradient_kernel", "log_kernel", "log_gradient_kernel"),
+    *("gelu_kernel", "gelu_gradient_kernel", "log_kernel", "sums_kernel"),
     *("norm_kernel", "softmax_kernel", *NARROW),
 }
 
@@ -41,8 +41,9 @@ def launch_all(x: torch.Tensor) -> None:
     one = torch.ones(1)
     kernels.gelu_fake_quantize(x, one, one, 4)
     kernels.gelu_fake_quantize_backward(x, x, one, one, 4, 0.5)
-    kernels.fake_quantize_log(x, one, 4)
-    kernels.fake_quantize_log_backward(x, x, one, 4)
+    for scale, axis in ((one, None), (torch.ones(x.shape[0]), 0)):
+        kernels.fake_quantize_log(x, scale, 4, axis)
+        kernels.fake_quantize_log_backward(x, x, scale, 4, axis)
     row = torch.ones(x.shape[-1])
     arguments = x, row, row, one, one, 4, 1e-6
     kernels.layer_norm_fake_quantize(*arguments)

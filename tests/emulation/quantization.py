@@ -160,9 +160,9 @@ class Quantization:
     ) -> Any:
         return self._learned("gelu", x, scale, zero_point, None, gradient_scale, bits=bits)
 
-    def fake_quantize_log(self, x: Any, scale: Any, bits: int) -> Any:
+    def fake_quantize_log(self, x: Any, scale: Any, bits: int, *, axis=None) -> Any:
         unread = torch.full_like(scale, float("nan"))
-        return self._learned("log_grid", x, scale, unread, None, 1.0, bits=bits)
+        return self._learned("log_grid", x, scale, unread, axis, 1.0, bits=bits)
 
     def _learned(
         self, name: str, x: Any, scale: Any, zero_point: Any, axis: int | None, factor: float,

@@ -30,7 +30,10 @@ LONG = {
         "channels in two long odd pieces, axis 1",
         "a matrix, unaligned in half precision, axis 1",
     ),
-    "fake_quantize_log": ("many blocks of Triton and CUDA, odd, axis None",),
+    "fake_quantize_log": (
+        "many blocks of Triton and CUDA, odd, axis None",
+        "channels in two long odd pieces, axis 1",
+    ),
     "gelu_fake_quantize": ("many blocks of Triton and CUDA, odd, axis None",),
     "layer_norm_fake_quantize": ("more rows than parts", "four dimensions"),
     "softmax_fake_quantize": ("more rows than parts", "heads"),

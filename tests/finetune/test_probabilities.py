@@ -19,13 +19,15 @@ def test_the_best_end_has_the_least_error_of_the_product():
     v = torch.randn(2, 3, 7, 4, generator=g)
     for bits in (2, 4, 8):
         errors = {}
-        for i in range(1, SHARES + 1):
-            end = p.max() * i / SHARES
+        for share in SHARES:
+            end = p.max() * share
             q = fake_quantize(p, torch.zeros(()), end, bits)
             errors[float(end)] = float(((q - p).double() @ v.double()).square().sum())
-        found = float(best_end(p, v, bits))
-        heads = best_end(p, v, bits, heads=True)
-        assert heads.tolist() == [float(best_end(p[:, i], v[:, i], bits)) for i in range(3)]
+        quantizer = ActivationQuantizer(bits)
+        found = float(best_end(p, v, quantizer))
+        heads = best_end(p, v, ActivationQuantizer(bits, heads=3))
+        alone = [best_end(p[:, i], v[:, i], quantizer) for i in range(3)]
+        assert heads.tolist() == [float(end) for end in alone]
         nearest = min(errors, key=lambda end: abs(end - found))
         assert abs(nearest - found) < 1e-6
         assert errors[nearest] <= min(errors.values()) * (1 + 1e-4)

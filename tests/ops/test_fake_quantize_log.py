@@ -81,6 +81,20 @@ def test_straight_through_in_the_logarithm(device):  # noqa: F811
     torch.testing.assert_close(found, y.detach())
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_scale_for_each_channel(device, axis):  # noqa: F811
+    x = torch.rand(3, 5, 4, device=device, requires_grad=True)
+    scale = torch.rand(x.shape[axis], device=device).add_(0.1).requires_grad_()
+    gradient = torch.randn(x.shape, device=device)
+    y = ops.fake_quantize_log(x, scale, 3, axis=axis)
+    found = torch.autograd.grad(y, (x, scale), gradient)
+    pairs = zip(x.unbind(axis), scale, strict=True)
+    alone = torch.stack([ops.fake_quantize_log(part, one, 3) for part, one in pairs], axis)
+    assert torch.equal(y, alone)
+    for mine, theirs in zip(found, torch.autograd.grad(alone, (x, scale), gradient), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_half_types_keep_their_type(device):  # noqa: F811
     x = torch.rand(64, device=device)
     for dtype in (torch.float16, torch.bfloat16):
@@ -102,6 +116,9 @@ X, ONE = torch.zeros(3), torch.ones(())
         ((X, ONE.double(), 4), TypeError, "scale must be float32"),
         ((X, "1", 4), TypeError, "scale must be a number or a float32 tensor"),
         ((X, torch.ones(3), 4), ValueError, "scale must hold one value"),
+        ((X, torch.ones(2), 4, 0), ValueError, "scale must have shape"),
+        ((X, torch.tensor([1.0, 0.0, 1.0]), 4, 0), ValueError, "scale must be positive"),
+        ((X, ONE, 4, 1), IndexError, "axis"),
         ((X, -ONE, 4), ValueError, "scale must be positive, got -1.0"),
         ((X, 0.0, 4), ValueError, "scale must be positive, got 0.0"),
         ((X, ONE, 17), ValueError, "bits must be from 2 to 16, got 17"),
@@ -110,4 +127,4 @@ X, ONE = torch.zeros(3), torch.ones(())
 )
 def test_bad_arguments(backend, arguments, error, message):
     with ops.backend(backend), pytest.raises(error, match=message):
-        ops.fake_quantize_log(*arguments)
+        ops.fake_quantize_log(*arguments[:3], axis=arguments[3] if len(arguments) > 3 else None)

@@ -105,6 +105,10 @@ def test_unworkable_values_are_refused(key, value):
             },
             ["finetune.cam", "learns nothing"],
         ),
+        (
+            {"quantization.probabilities": "log2", "quantization.placement": "integer"},
+            ["no powers of two", 'quantization.probabilities = "uniform"'],
+        ),
         ({"finetune.schedule": "step"}, ["finetune.milestones"]),
         (
             {"finetune.mixup": 1.0},

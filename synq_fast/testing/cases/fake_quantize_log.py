@@ -6,15 +6,17 @@ from typing import Any
 import torch
 
 from synq_fast.testing.case import EXACT, OpCase, Sample, Tolerance, constant, nbytes, uniform
-from synq_fast.testing.cases._quantization import parts, special_values
+from synq_fast.testing.cases._quantization import over_channels, parts, special_values
 
 GRADIENT = Tolerance(rtol=2e-6)
 SUM = Tolerance(atol=1e-5, rtol=1e-5)
 
 
-def call(namespace: Any, x: torch.Tensor, scale: torch.Tensor, *, bits: int = 4) -> torch.Tensor:
+def call(
+    namespace: Any, x: torch.Tensor, scale: torch.Tensor, *, bits: int = 4, **options: Any
+) -> torch.Tensor:
     """Calls the op."""
-    y: torch.Tensor = namespace.fake_quantize_log(x, scale, bits)
+    y: torch.Tensor = namespace.fake_quantize_log(x, scale, bits, **options)
     return y
 
 
@@ -30,10 +32,11 @@ def inputs() -> Iterator[Sample]:
     """Yields tensors of every kind of size, boundaries of codes, and what is no number."""
     yield Sample("typical", (uniform(4, 6, seed=1), constant(0.8).reshape(1)), {"bits": 3})
     for part in parts():
+        options = {"bits": part.choose(4, 3, 8, 2), "axis": part.axis}
+        scales = constant(0.9)
         if part.axis is not None:
-            continue
-        options = {"bits": part.choose(4, 3, 8, 2)}
-        yield Sample(part.reason, (part.x.abs() / 3, constant(0.9)), options, **part.flags)
+            scales = torch.linspace(0.3, 1.1, part.x.shape[part.axis], device="cpu")
+        yield Sample(part.reason, (part.x.abs() / 3, scales), options, **part.flags)
     for bits in (2, 3, 4, 5, 16):
         for scale in (1.0, 0.3, 7.0):
             yield Sample(f"middles, scale {scale}", (middles(scale), constant(scale)),
@@ -45,9 +48,11 @@ def inputs() -> Iterator[Sample]:
     yield Sample("a long sum", (uniform(2_000_000), constant(0.5)), large=True)
 
 
-def oracle(x: torch.Tensor, scale: torch.Tensor, *, bits: int = 4) -> torch.Tensor:
+def oracle(
+    x: torch.Tensor, scale: torch.Tensor, *, bits: int = 4, axis: int | None = None
+) -> torch.Tensor:
     """The definition: a logarithm in float64 of the float32 ratio decides the codes."""
-    s = scale.reshape(())
+    s = over_channels(scale, x, axis)
     ratio = (x.detach().float() / s.detach().float()).double()
     code = torch.round(-torch.log2(ratio.clamp(1e-300, 1.0)))
     y = (s.detach().float() * torch.exp2(-code).float()).double()

@@ -1,0 +1,66 @@
+"""The quantizer of probabilities over powers of two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synq_fast import ops
+from synq_fast.errors import ModelError
+from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.quantizer import Grid
+
+WIDEST = 5
+"""Up to so many bits powers of two err less than a uniform grid on attention's probabilities."""
+
+
+class LogQuantizer(ActivationQuantizer):
+    """Fake-quantizes probabilities to a largest level times powers of two, and to zero.
+
+    The largest level is the end of the range, and is not trained. Most probabilities are small, and
+    a uniform grid that holds the few large ones rounds them to nothing (FQ-ViT, IJCAI 2022).
+    """
+
+    def __init__(
+        self, bits: int, *, policy: str = "minmax", shrink: float = 1.0, heads: int | None = None
+    ) -> None:
+        """Prepare a quantizer; arguments as those of ``ActivationQuantizer``."""
+        super().__init__(bits, policy=policy, shrink=shrink, ste="clip", heads=heads)
+        self.from_zero = True
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        y = self.rounded(x, self.range_max)
+        if self.keep == 1:
+            return y
+        before, images = self.part
+        assert self.seed is not None
+        return ops.random_mix(y, x, self.keep, self.seed, offset=before * (x.numel() // images))
+
+    def rounded(self, x: Tensor, end: Tensor) -> Tensor:
+        """``x`` on the levels below an end, 0-d or (H,)."""
+        return ops.fake_quantize_log(x, end, self.bits, axis=1 if end.dim() else None)
+
+    def is_grid(self, x: Tensor, trained: bool) -> bool:
+        """No op with a uniform grid does what this does."""
+        return False
+
+    def grid(self) -> Grid:
+        """Refuse: no uniform grid holds powers of two."""
+        raise ModelError(
+            "probabilities are rounded to powers of two, which integer runtimes do not have; "
+            "quantize with quantization.probabilities = uniform"
+        )
+
+    def levels(self) -> Tensor:
+        """The numbers that it gives out, (L,) float64, in order: of all heads together."""
+        powers = torch.exp2(-torch.arange(2**self.bits - 1, dtype=torch.float64, device="cpu"))
+        levels: Tensor = (self.range_max.double().cpu().view(-1, 1) * powers).unique()
+        return torch.cat([levels.new_zeros(1), levels])
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Zero, and what is just rounded to the largest level; 0-d or (H,)."""
+        return torch.zeros_like(self.range_max), self.range_max * 2**0.5
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{super().extra_repr()}, levels=powers of two"
