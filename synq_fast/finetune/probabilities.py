@@ -27,10 +27,10 @@ def fit_probabilities(
     """Give the probabilities of each attention the range with which their product errs least.
 
     Probabilities are mostly near zero, and few matter: at four bits a range that fits their own
-    values loses most of what the values behind them add up to. Of ranges from 0 to ``SHARES`` of the
-    largest probability (``OCTAVES`` of it for powers of two), each attention takes the one with the
-    least squared error of probabilities times values, both of the float network, so that no order
-    matters.
+    values loses most of what the values behind them add up to. Of ranges from 0 to ``SHARES`` of
+    the largest probability (``OCTAVES`` of it for powers of two), each attention takes the one with
+    the least squared error of probabilities times values, both of the float network, so that no
+    order matters.
 
     Args:
         student: quantized network with its other ranges; changed in place.
