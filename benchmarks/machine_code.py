@@ -1,7 +1,8 @@
-"""What the compiled code of a CUDA kernel says about its speed: registers, and its hot loop.
+"""What the compiled code of a CUDA kernel says about its speed: registers, and its hot loops.
 
 The hot loop is the innermost one that loads most from global memory. Loads in flight are those
-that it issues before the first instruction that reads what one of them brings.
+that it issues before the first instruction that reads what one of them brings. The product loop is
+the innermost one with most products of tensor cores among those that also add.
 """
 
 from __future__ import annotations
@@ -35,22 +36,25 @@ class Loop:
         loaded: Bytes loaded from global memory.
         stored: Bytes stored to global memory.
         in_flight: Bytes of the loads that wait together.
+        products: Instructions for tensor cores.
     """
 
     instructions: int
     loaded: int
     stored: int
     in_flight: int
+    products: int = 0
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as it was compiled: its mangled name, resources and hot loop."""
+    """A kernel as it was compiled: its mangled name, resources and hot loops."""
 
     name: str
     registers: int
     shared_bytes: int
     loop: Loop | None
+    product_loop: Loop | None = None
 
 
 def _instructions(code: str) -> list[tuple[int, str]]:
@@ -82,35 +86,48 @@ def _in_flight(body: list[str]) -> int:
     return most
 
 
-def hot_loop(code: str) -> Loop | None:
-    """Returns the hot loop of a kernel's disassembly; None where no loop loads anything."""
+def _innermost(code: str) -> list[list[str]]:
+    """Returns the loops; of nested ones those that hold no other that loads."""
     lines = _instructions(code)
     spans = []
     for address, text in lines:
         branch = _BRANCH.match(text)
         if branch and int(branch[1], 16) <= address:
             spans.append((int(branch[1], 16), address))
-    loops = []
+    bodies = []
     for begin, end in spans:
-        body = [text for address, text in lines if begin <= address <= end]
-        if any((b, e) != (begin, end) and begin <= b and e <= end for b, e in spans):
-            inner = [
-                text
-                for b, e in spans
-                if (b, e) != (begin, end) and begin <= b and e <= end
-                for address, text in lines
-                if b <= address <= e
-            ]
-            if any(_ACCESS.match(text) for text in inner):
-                continue
-        accesses = [m for m in map(_ACCESS.match, body) if m]
-        sizes = {
-            kind: sum(_access_bytes(m[2]) for m in accesses if m[1] == kind)
-            for kind in ("LDG", "STG")
-        }
-        if sizes["LDG"]:
-            loops.append(Loop(len(body), sizes["LDG"], sizes["STG"], _in_flight(body)))
+        inner = [
+            text
+            for b, e in spans
+            if (b, e) != (begin, end) and begin <= b and e <= end
+            for address, text in lines
+            if b <= address <= e
+        ]
+        if not any(_ACCESS.match(text) for text in inner):
+            bodies.append([text for address, text in lines if begin <= address <= end])
+    return bodies
+
+
+def _loop(body: list[str]) -> Loop:
+    accesses = [m for m in map(_ACCESS.match, body) if m]
+    sizes = {
+        kind: sum(_access_bytes(m[2]) for m in accesses if m[1] == kind) for kind in ("LDG", "STG")
+    }
+    products = sum("HMMA." in text for text in body)
+    return Loop(len(body), sizes["LDG"], sizes["STG"], _in_flight(body), products)
+
+
+def hot_loop(code: str) -> Loop | None:
+    """Returns the hot loop of a kernel's disassembly; None where no loop loads anything."""
+    loops = [loop for loop in map(_loop, _innermost(code)) if loop.loaded]
     return max(loops, key=lambda loop: (loop.loaded, -loop.instructions), default=None)
+
+
+def product_loop(code: str) -> Loop | None:
+    """Returns the product loop of a kernel's disassembly; None where no loop has products."""
+    added = (body for body in _innermost(code) if any("FADD" in text for text in body))
+    loops = [loop for loop in map(_loop, added) if loop.products]
+    return max(loops, key=lambda loop: (loop.products, -loop.instructions), default=None)
 
 
 def _tool(name: str, *folders: Path) -> str:
@@ -154,5 +171,6 @@ def compile_kernels(source: Path, arch: str, folder: Path) -> list[Kernel]:
     kernels = []
     for function in _output(disassembler, "-sass", cubin).split("Function : ")[1:]:
         name = function.split()[0]
-        kernels.append(Kernel(name, *usage[name], hot_loop(function)))
+        loops = hot_loop(function), product_loop(function)
+        kernels.append(Kernel(name, *usage[name], *loops))
     return kernels

@@ -27,7 +27,12 @@ LAUNCH = 2e-6  # between two kernels of a recorded graph
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: bytes a second of a large copy, multiprocessors, clock in Hz."""
+    """A GPU: bytes a second of a large copy, multiprocessors, clock in Hz.
+
+    Attributes:
+        cache: Bytes a second to and from the L2 cache.
+        product: Cycles that a multiprocessor takes for a product of 16 x 8 x 8 TF32 numbers.
+    """
 
     copy: float
     multiprocessors: int
@@ -35,9 +40,14 @@ class Card:
     registers: int = 65536
     shared_bytes: int = 227 * 1024
     threads: int = 2048
+    cache: float = 5.5e12
+    product: float = 2.0
 
 
-CARDS = {"H100": Card(3.0e12, 132, 1.7e9), "A100": Card(1.35e12, 108, 1.4e9, shared_bytes=163840)}
+CARDS = {
+    "H100": Card(3.0e12, 132, 1.7e9),
+    "A100": Card(1.35e12, 108, 1.4e9, shared_bytes=163840, cache=4.0e12),
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,10 @@ class Launch:
         times: How often.
         in_flight: Bytes of a thread's loads that wait together, where rows shorter than the loop's
             turn or a block's barriers leave fewer than the loop has.
+        cached: Bytes that stay in the L2 cache.
+        turns: Of the product loop, all warps of a piece of work together; 0 if there is none.
+        beside: Instructions of all warps outside that loop.
+        shared_bytes: Shared memory that the launch asks for.
     """
 
     source: str
@@ -66,6 +80,10 @@ class Launch:
     rounds: float = 0
     times: int = 1
     in_flight: float | None = None
+    cached: float = 0
+    turns: int = 0
+    beside: int = 0
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,22 +111,24 @@ class Prediction:
     limit: str
 
 
-def resident_blocks(card: Card, kernel: Kernel, threads: int) -> int:
+def resident_blocks(card: Card, kernel: Kernel, threads: int, shared_bytes: int = 0) -> int:
     """Returns how many blocks one multiprocessor holds at once."""
     warps = threads // 32
     of_warp = math.ceil(kernel.registers * 32 / 256) * 256
     by_registers = card.registers // 4 // of_warp * 4 // warps
-    by_shared = card.shared_bytes // (kernel.shared_bytes + 1024)
+    by_shared = card.shared_bytes // (kernel.shared_bytes + shared_bytes + 1024)
     return max(1, min(by_registers, by_shared, card.threads // threads, 32))
 
 
 def predict(card: Card, kernel: Kernel, launch: Launch) -> Prediction:
     """Returns the time by what is slowest: memory, loads that wait, issued instructions."""
-    blocks = resident_blocks(card, kernel, launch.threads)
+    blocks = resident_blocks(card, kernel, launch.threads, launch.shared_bytes)
     active = min(launch.items, blocks * card.multiprocessors)
     seconds = LAUNCH + launch.rounds * CACHED_LATENCY
     if not launch.moved:
         return Prediction(seconds * launch.times, blocks, kernel, "latency")
+    if launch.turns:
+        return _predict_products(card, kernel, launch, blocks)
     if kernel.loop is None:
         raise MachineCodeError(f"{kernel.name} has no loop that loads")
     loop = kernel.loop
@@ -130,6 +150,33 @@ def predict(card: Card, kernel: Kernel, launch: Launch) -> Prediction:
             seconds += launch.moved * items / launch.items / rate
     found = rates(active)
     limit = min(found, key=lambda name: found[name])
+    return Prediction(seconds * launch.times, blocks, kernel, limit)
+
+
+def _predict_products(card: Card, kernel: Kernel, launch: Launch, blocks: int) -> Prediction:
+    """The same of a kernel of products, where tensor cores can be what is slowest."""
+    loop = kernel.product_loop
+    if loop is None:
+        raise MachineCodeError(f"{kernel.name} has no loop with products")
+    active = min(launch.items, blocks * card.multiprocessors)
+
+    def times(items: int) -> dict[str, float]:
+        share = items / launch.items
+        rounds = math.ceil(items / card.multiprocessors)
+        work = launch.turns * loop.instructions + launch.beside
+        return {
+            "memory": launch.moved * share / card.copy,
+            "cache": (launch.moved + launch.cached) * share / card.cache,
+            "instructions": rounds * work / 4 / card.clock,
+            "tensor cores": rounds * launch.turns * loop.products * card.product / card.clock,
+        }
+
+    seconds = LAUNCH
+    for items in (launch.items // active * active, launch.items % active):
+        if items:
+            seconds += max(times(items).values())
+    found = times(launch.items)
+    limit = max(found, key=lambda name: found[name])
     return Prediction(seconds * launch.times, blocks, kernel, limit)
 
 
@@ -236,6 +283,45 @@ def _maps(layout: str, weighting: int, images: int = 256) -> Case:
     )  # fmt: skip
 
 
+FILTERED = ((256, 224), (64, 224), (256, 32))
+CACHE = 38 << 20  # bytes between two passes that stay in the L2 cache
+# Instructions of all warps for a tile's loads, folds and stores, a value; counted by hand.
+BESIDE = {"before": 6500 / 7168, "after": 4400 / 7168}
+
+
+def _low_pass(images: int, side: int, kind: str, size: int) -> Case:
+    """Two passes over contiguous images through float32; sides of a multiple of four."""
+    count = 3 * images * side**2
+    tiles, middle = count // side // 32, 4 * count
+    half = side // 2
+    parts = (half // 2 + 1, (half - 1) // 2, (half + 1) // 2, half // 2)
+    turns = {
+        rows: sum(math.ceil(part / rows) * math.ceil(part / 8) for part in parts)
+        for rows in (16, 32)
+    }
+
+    def launches(code: str, rows: int, chunks: int, table: int) -> tuple[Launch, ...]:
+        # The last chunk may be smaller: as if all were alike.
+        stays = middle // chunks <= CACHE
+        return tuple(
+            Launch(
+                "low_pass", rf"15low_pass_kernelI{source}{target}Li32E",
+                (size * count + (0 if stays else middle)) / chunks, math.ceil(tiles / chunks),
+                times=chunks, cached=middle / chunks if stays else 0, turns=turns[rows],
+                beside=round(BESIDE[code] * 32 * side),
+                shared_bytes=4 * ((side + 8) * 40 + table),
+            )
+            for source, target in ((kind, FLOAT), (FLOAT, kind))
+        )  # fmt: skip
+
+    chunks = math.ceil(3 * images / (CACHE // (4 * side**2)))
+    return Case(
+        f"low_pass ({images},3,{side},{side}) {'float32' if size == 4 else 'bfloat16'} contiguous",
+        launches("before", 16, 1, side + 34),
+        launches("after", 32, chunks, 0),
+    )
+
+
 def cases() -> list[Case]:
     """Returns what is predicted: channels_last where nothing else is said."""
     types = ((FLOAT, 4), (HALF, 2))
@@ -253,6 +339,7 @@ def cases() -> list[Case]:
         _maps("channels_last", 0, 32),
         _maps("contiguous", 1),
         _maps("channels_last", 1),
+        *(_low_pass(*shape, *kind) for shape in FILTERED for kind in types),
     ]
 
 
@@ -300,7 +387,11 @@ def row(
     main = max(range(len(launches)), key=lambda i: predictions[i].seconds)
     found, launch = predictions[main], launches[main]
     seconds = sum(prediction.seconds for prediction in predictions)
-    loop = found.kernel.loop
+    loop = None if launch.turns else found.kernel.loop
+    instructions = loop.instructions / ((loop.loaded + loop.stored) / 4) if loop else None
+    if launch.turns and (product := found.kernel.product_loop):
+        work = launch.turns * product.instructions + launch.beside
+        instructions = 32 * work * launch.items / ((launch.moved + launch.cached) / 4)
     in_flight = launch.in_flight or (loop.in_flight if loop else 0)
     per_sm = min(launch.items / card.multiprocessors, found.blocks)
     return (
@@ -312,7 +403,7 @@ def row(
         str(found.blocks),
         str(in_flight),
         round(per_sm * launch.threads * launch.busy * in_flight / 1024, 1),
-        round(loop.instructions / ((loop.loaded + loop.stored) / 4), 1) if loop else None,
+        None if instructions is None else round(instructions, 1),
         found.limit,
         str(round(seconds * 1e6)),
         round(case.needed / card.copy / seconds, 2),

@@ -44,6 +44,29 @@ __device__ __forceinline__ Pack<T, kCount> load_pack(const T* pointer) {
   return *reinterpret_cast<const Pack<T, kCount>*>(pointer);
 }
 
+// Of what nothing reads again: it leaves the cache before anything else. Plain for single elements.
+template <int kCount, typename T>
+__device__ __forceinline__ Pack<T, kCount> load_pack_once(const T* pointer) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kCount * sizeof(T) == sizeof(uint4)) {
+    uint4 word;
+    asm("ld.global.cs.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+        : "l"(__cvta_generic_to_global(pointer)));
+    Pack<T, kCount> pack;
+    memcpy(&pack, &word, sizeof pack);
+    return pack;
+  } else if constexpr (kCount * sizeof(T) == sizeof(uint2)) {
+    uint2 word;
+    asm("ld.global.cs.v2.b32 {%0, %1}, [%2];" : "=r"(word.x), "=r"(word.y) : "l"(__cvta_generic_to_global(pointer)));
+    Pack<T, kCount> pack;
+    memcpy(&pack, &word, sizeof pack);
+    return pack;
+  }
+#endif
+  return load_pack<kCount>(pointer);
+}
+
 // One instruction each.
 __device__ __forceinline__ void store_word(uint4* pointer, uint4 word) {
 #if defined(SYNQ_EMULATION)

@@ -1,4 +1,4 @@
-// synq_fast::low_pass. On a GPU nothing waits for the device, apart from the first use of a spectrum's mask.
+// synq_fast::low_pass. On a GPU nothing waits for the device, apart from the first use of a mask or a matrix.
 #include "low_pass.h"
 
 #include <ATen/ops/empty.h>
@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cpu/low_pass.h"
@@ -20,6 +22,7 @@
 
 #if defined(SYNQ_CUDA)
 #include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 namespace synq {
@@ -31,6 +34,8 @@ using at::Tensor;
 constexpr int64_t kGroupElements = 65536;
 // With fewer groups some threads would wait for others.
 constexpr int64_t kGroupsPerThread = 4;
+// Of 0.25 MB at most.
+constexpr size_t kKeptMatrices = 64;
 
 const cpu::LowPassKernels& kernels() {
   using namespace cpu;
@@ -182,26 +187,6 @@ Table find_table(int64_t n, const Response& response) {
   return tables.get({n, response.cutoff}, [&] { return build_table(n, response); });
 }
 
-template <Device device>
-void filter_products(const Planes& images, const Response& response, Tensor& y) {
-  require(response.is_separable() && std::max(images.height, images.width) <= kLowPassLongestSide, "low_pass",
-          "method");
-  const Tensor middle = y.scalar_type() == at::kFloat ? y : empty_like_images(images, at::kFloat);
-  const Table height = find_table(images.height, response);
-  const Table width = find_table(images.width, response);
-  LowPassParams params{};
-  params.x = images.x.const_data_ptr();
-  params.y = y.mutable_data_ptr();
-  params.middle = middle.mutable_data_ptr<float>();
-  params.images = images.planes;
-  params.channels = images.step;
-  params.height = {images.height, height->data()};
-  params.width = {images.width, width->data()};
-  params.tf32 = matmul_uses_tf32();
-  params.dtype = check_dtype("low_pass", "x", images.x);
-  launch(low_pass_cuda, params);
-}
-
 // Whether a CUDA graph is being recorded.
 template <Device device>
 bool is_capturing() {
@@ -211,6 +196,59 @@ bool is_capturing() {
   }
 #endif
   return false;
+}
+
+struct MatrixKey {
+  int64_t n;
+  double cutoff;
+  at::Device device;
+
+  bool operator==(const MatrixKey& other) const {
+    return n == other.n && cutoff == other.cutoff && device == other.device;
+  }
+};
+
+// The filter's matrix for one side. The first ones are kept for good, so that graphs and every stream may hold on to
+// them; the rest, and those that a graph needs and nothing has made before, are made at each call.
+template <Device device>
+Tensor find_matrix(int64_t n, const Response& response, const at::TensorOptions& options) {
+  static std::mutex mutex;
+  static std::vector<std::pair<MatrixKey, Tensor>> kept;
+  const MatrixKey key{n, response.cutoff, options.device()};
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& [known, matrix] : kept) {
+    if (known == key) return matrix;
+  }
+  const Tensor matrix = at::empty({low_pass_matrix_size(n)}, options);
+  const Table table = find_table(n, response);
+  launch(low_pass_matrix_cuda, LowPassMatrixParams{n, table->data(), matrix.mutable_data_ptr<float>()});
+  if (kept.size() == kKeptMatrices || is_capturing<device>()) return matrix;
+#if defined(SYNQ_CUDA)
+  c10::cuda::getCurrentCUDAStream().synchronize();
+#endif
+  kept.emplace_back(key, matrix);
+  return matrix;
+}
+
+template <Device device>
+void filter_products(const Planes& images, const Response& response, Tensor& y) {
+  require(response.is_separable() && std::max(images.height, images.width) <= kLowPassLongestSide, "low_pass",
+          "method");
+  const at::TensorOptions floats = floats_like(images.x);
+  const Tensor height = find_matrix<device>(images.height, response, floats);
+  const Tensor width = find_matrix<device>(images.width, response, floats);
+  LowPassParams params{};
+  params.x = images.x.const_data_ptr();
+  params.y = y.mutable_data_ptr();
+  params.images = images.planes;
+  params.channels = images.step;
+  params.height = {images.height, height.const_data_ptr<float>()};
+  params.width = {images.width, width.const_data_ptr<float>()};
+  params.tf32 = matmul_uses_tf32();
+  params.dtype = check_dtype("low_pass", "x", images.x);
+  const Tensor workspace = at::empty({low_pass_workspace_cuda(params)}, floats);
+  params.workspace = workspace.mutable_data_ptr<float>();
+  launch(low_pass_cuda, params);
 }
 
 template <Device device>

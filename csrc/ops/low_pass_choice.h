@@ -18,8 +18,8 @@ inline bool prefers_matrix_cpu(bool separable, int64_t height, int64_t width) {
   return std::max(height, width) <= (separable ? kLongestSeparableCpu : kLongestMaskedCpu);
 }
 
-// Not timed on a GPU yet. Products take about 3 n / 4 multiplications for each value and pass the image through memory
-// twice; the transforms' passes are many more, so products go first wherever the kernel takes the sides.
+// Not timed on a GPU yet. Products take about 3 n / 4 multiplications for each value and pass the image through the
+// cache twice; the transforms' passes are many more, so products go first wherever the kernel takes the sides.
 inline bool prefers_matrix_cuda(bool separable, int64_t height, int64_t width) {
   return separable && std::max(height, width) <= kLowPassLongestSide;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -29,6 +30,19 @@ CODE = """
         /*00c0*/                   EXIT ;
         /*00d0*/                   BRA 0xd0;
 """
+# Of two loops with products, that which adds is the one that splits.
+PRODUCTS = """
+        /*0000*/                   LDS R9, [R2] ;
+        /*0010*/                   HMMA.1688.F32.TF32 R8, R48, R9, R8 ;
+        /*0020*/                   HMMA.1688.F32.TF32 R8, R48, R9, R8 ;
+        /*0030*/               @P0 BRA 0x0 ;
+        /*0040*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0050*/                   FADD R4, R4, -R5 ;
+        /*0060*/              @!P1 HMMA.1688.F32.TF32 R8, R4, R9, R8 ;
+        /*0070*/               @P0 BRA 0x40 ;
+        /*0080*/                   FADD R4, R4, -R5 ;
+        /*0090*/               @P0 BRA 0x80 ;
+"""
 CARD = Card(copy=1e12, multiprocessors=100, clock=1e9)
 
 
@@ -40,6 +54,51 @@ def test_the_hot_loop():
     loop = machine_code.hot_loop(CODE)
     assert loop == Loop(instructions=7, loaded=16 + 8 + 2, stored=16, in_flight=24)
     assert machine_code.hot_loop(CODE.replace("LDG", "LDS")) is None
+
+
+def test_the_product_loop():
+    assert machine_code.product_loop(PRODUCTS) == Loop(4, 16, 0, 16, products=1)
+    assert machine_code.product_loop(CODE) is None
+
+
+def test_what_limits_products():
+    code = Kernel(
+        "k", 64, 0, None, Loop(instructions=40, loaded=16, stored=0, in_flight=16, products=6)
+    )
+    launch = Launch("s", "k", 4e8, items=400, turns=10)
+    assert predict(CARD, code, launch).limit == "memory"
+    for changed, limit, seconds in (
+        # Four pieces of work for each multiprocessor.
+        ({"moved": 1.0, "turns": 1000}, "tensor cores", 4 * 1000 * 6 * 2 / 1e9),
+        ({"moved": 1.0, "beside": 100_000}, "instructions", 4 * (400 + 100_000) / 4 / 1e9),
+        ({"cached": 55e9}, "cache", (4e8 + 55e9) / 5.5e12),
+    ):
+        found = predict(CARD, code, dataclasses.replace(launch, **changed))
+        assert found.limit == limit
+        assert found.seconds - roofline.LAUNCH == pytest.approx(seconds)
+    # A piece of work of a second wave takes as long as one of each multiprocessor.
+    one = dataclasses.replace(launch, moved=1.0, turns=1000, items=401)
+    found = predict(CARD, code, one)
+    assert found.seconds - roofline.LAUNCH == pytest.approx(5 * 1000 * 12 / 1e9)
+    with pytest.raises(machine_code.MachineCodeError, match="no loop with products"):
+        predict(CARD, kernel(), launch)
+
+
+def test_shared_memory_of_a_launch_counts():
+    assert resident_blocks(CARD, kernel(32, 50_000), 256, 50_000) == 2
+
+
+def test_low_pass_chunks():
+    """What lies between the passes leaves the device's memory where it is divided."""
+    found = {case.name: case for case in roofline.cases() if case.name.startswith("low_pass")}
+    large = found["low_pass (256,3,224,224) bfloat16 contiguous"]
+    values = 256 * 3 * 224 * 224
+    assert sum(x.moved * x.times for x in large.before) == (2 + 2) * values + 2 * 4 * values
+    assert sum(x.moved * x.times for x in large.after) == pytest.approx((2 + 2) * values)
+    assert [x.times for x in large.after] == [4, 4]
+    # (57, 55, 56, 56) rows in blocks of 16 and of 32, as many columns in steps of 8.
+    assert {x.turns for x in large.before} == {4 * (8 + 7 + 7 + 7)}
+    assert {x.turns for x in large.after} == {2 * (8 + 7 + 7 + 7)}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +147,18 @@ def test_a_row():
     assert found["KB per SM"] == 64.0 and found["instructions"] == 0.2
     # 20 us of bytes, three launches, two rounds.
     assert found["us"] == "27" and found["of copy"] == 0.75
+
+
+def test_a_row_of_products():
+    class Tree:
+        def kernel(self, launch: Launch) -> Kernel:
+            return Kernel("k", 64, 0, None, Loop(20, 16, 0, 16, products=1))
+
+    launches = (Launch("s", "k", 4e6, items=100, cached=4e6, turns=10, beside=300),)
+    values = roofline.row(CARD, roofline.Case("name", launches, launches), "x", launches, Tree())
+    found = dict(zip(roofline.COLUMNS, values, strict=True))
+    # 500 of each of a hundred blocks' threads, a warp's together, for two million values.
+    assert found["instructions"] == 0.8 and found["limit"] == "memory"
 
 
 def test_every_case_names_sources_that_exist():

@@ -36,6 +36,7 @@ MAPS = [
 ]
 FILTERS = [
     (16, 3, 224, 224),
+    (70, 3, 224, 224),  # two chunks
     (256, 3, 32, 32),
     (3, 248, 250),  # sides on both sides of the narrower tile
     (2, 299, 448),  # odd; the longest side of the CUDA kernel
@@ -238,6 +239,17 @@ def test_a_filter_is_captured_at_its_first_use(chosen, kind) -> None:
     graph.replay()
     expected = reference.low_pass(x.double().cpu(), 7.375, kind=kind)
     torch.testing.assert_close(y.cpu().double(), expected, atol=5e-6, rtol=0)
+
+
+def test_more_settings_of_the_filter_than_are_kept(chosen) -> None:
+    x = noise(2, 3, 16, 20)
+    cutoffs = [2.0 + i / 8 for i in range(80)]
+    first = [ops.low_pass(x.cuda(), cutoff) for cutoff in cutoffs]
+    again = [ops.low_pass(x.cuda(), cutoff) for cutoff in cutoffs]
+    for cutoff, y, z in zip(cutoffs, first, again, strict=True):
+        assert torch.equal(y, z)
+        expected = reference.low_pass(x.double(), cutoff)
+        torch.testing.assert_close(y.cpu().double(), expected, atol=5e-6, rtol=0)
 
 
 def test_a_recorded_step_draws_anew_where_its_seed_is_changed(chosen) -> None:

@@ -181,7 +181,8 @@ inline uint32_t to_tf32(float value) {
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits & 0xffffe000u;
 }
 
-// mma.m16n8k8 with TF32 operands; who holds what is said in csrc/cuda/mma.cuh. Rounds each sum to float32.
+// mma.m16n8k8 with TF32 operands; who holds what is said in csrc/cuda/mma.cuh. Drops the operands' bits beyond TF32 and
+// rounds each sum to float32.
 inline void multiply_add_16x8x8(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   uint32_t held_a[warpSize][4], held_b[warpSize][2];
   for (unsigned lane = 0; lane < warpSize; ++lane) {
@@ -208,7 +209,7 @@ inline void multiply_add_16x8x8(float (&sums)[4], const uint32_t (&a)[4], const 
     for (unsigned k = 0; k < 8; ++k) {
       const uint32_t left = held_a[row % 8 * 4 + k % 4][row / 8 + 2 * (k / 4)];
       const uint32_t right = held_b[column * 4 + k % 4][k / 4];
-      sums[i] += as_float(left) * as_float(right);
+      sums[i] += as_float(left & 0xffffe000u) * as_float(right & 0xffffe000u);
     }
   }
 }

@@ -20,17 +20,23 @@ from tests.emulation.launching import (
 LONGEST = 448
 
 
+class Matrix(ctypes.Structure):
+    """LowPassMatrixParams of csrc/low_pass.h."""
+
+    _fields_ = fields((LONG, "n"), (POINTER, "table matrix"))
+
+
 class Axis(ctypes.Structure):
     """LowPassAxis of csrc/low_pass.h."""
 
-    _fields_ = fields((LONG, "n"), (POINTER, "table"))
+    _fields_ = fields((LONG, "n"), (POINTER, "matrix"))
 
 
 class Params(ctypes.Structure):
     """LowPassParams of csrc/low_pass.h."""
 
     _fields_ = fields(
-        (POINTER, "x y middle"),
+        (POINTER, "x y workspace"),
         (LONG, "images channels"),
         (Axis, "height width"),
         (BOOL, "tf32"),
@@ -55,6 +61,17 @@ class Filters:
 
     def __init__(self, launch: Launcher) -> None:
         self.launch = launch
+        self.workspace_size = 0  # of the last call
+
+    def matrix(self, n: int, cutoff: float) -> torch.Tensor:
+        """The matrix of one side, in memory that it fills."""
+        measure = self.launch.library.low_pass_matrix_size
+        measure.restype, measure.argtypes = LONG, [LONG]
+        size = measure(n)
+        memory = torch.full((size + 1,), float("nan"))
+        self.launch("low_pass_matrix", Matrix, n=n, table=table(n, cutoff), matrix=memory)
+        assert memory[:size].isfinite().all() and memory[size].isnan()
+        return memory
 
     def filtered(self, x: torch.Tensor, cutoff: float, *, tf32: bool = False) -> torch.Tensor:
         """Filters a contiguous or channels_last tensor with a Gaussian."""
@@ -62,13 +79,13 @@ class Filters:
         channels = x.shape[1] if channels_last else 1
         memory = self.launch.input(x.permute(0, 2, 3, 1) if channels_last else x)
         y = self.launch.output(memory)
-        middle = y if x.dtype == torch.float32 else torch.full(memory.shape, float("nan"))
-        tables = [table(n, cutoff) for n in x.shape[-2:]]
-        axes = [Axis(n, t.data_ptr()) for n, t in zip(x.shape[-2:], tables, strict=True)]
-        self.launch(
-            "low_pass", Params, x=memory, y=y, middle=middle, channels=channels,
+        matrices = [self.matrix(n, cutoff) for n in x.shape[-2:]]
+        axes = [Axis(n, m.data_ptr()) for n, m in zip(x.shape[-2:], matrices, strict=True)]
+        self.workspace_size = self.launch(
+            "low_pass", Params, x=memory, y=y, channels=channels,
             images=x.numel() // (channels * x.shape[-1] * x.shape[-2]), height=axes[0],
             width=axes[1], tf32=tf32, dtype=DTYPES.index(x.dtype),
+            workspace=("low_pass_workspace", torch.float32),
         )  # fmt: skip
         return y.permute(0, 3, 1, 2) if channels_last else y
 

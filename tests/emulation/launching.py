@@ -64,8 +64,11 @@ class Launcher:
         *,
         workspace: tuple[str, torch.dtype] | None = None,
         **values: Any,
-    ) -> None:
-        """Launches; a workspace is as large as its function says, and not an element larger."""
+    ) -> int:
+        """Launches; a workspace is as large as its function says, and not an element larger.
+
+        Returns the size of the workspace.
+        """
         self.library.set_multiprocessors(self.setting.multiprocessors)
         given = {
             key: v.data_ptr() if isinstance(v, torch.Tensor) else v
@@ -73,6 +76,7 @@ class Launcher:
             if v is not None
         }
         params = struct(**given)
+        size = 0
         if workspace is not None:
             measure = getattr(self.library, workspace[0])
             measure.restype = ctypes.c_int64
@@ -82,6 +86,7 @@ class Launcher:
         assert getattr(self.library, name)(ctypes.byref(params)) == 0, name
         if workspace is not None:
             assert scratch[size].isnan(), f"{name} wrote beyond its workspace"
+        return int(size)
 
 
 class Arranged(NamedTuple):

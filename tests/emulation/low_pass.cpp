@@ -1,7 +1,17 @@
 // One library with the CUDA source of the low-pass filters, for ctypes.
 #include "cuda_on_cpu.h"
+
+namespace emulation {
+// So little that the images of most tests are several chunks.
+inline int64_t& chunk_bytes() {
+  static int64_t bytes = 4096;
+  return bytes;
+}
+}  // namespace emulation
+
 // clang-format off: the source needs the definitions above
 #include "../../csrc/cuda/low_pass.cu"
+#include "../../csrc/cuda/low_pass_matrix.cu"
 // clang-format on
 
 namespace synq {
@@ -22,13 +32,17 @@ void multiply_kernel(const float* a, const float* b, float* c) {
 }  // namespace synq
 
 extern "C" {
+void set_chunk_bytes(int64_t bytes) { emulation::chunk_bytes() = bytes; }
+int64_t low_pass_matrix_size(int64_t n) { return synq::low_pass_matrix_size(n); }
+int low_pass_matrix(const synq::LowPassMatrixParams* p) { return synq::low_pass_matrix_cuda(*p, nullptr); }
+int64_t low_pass_workspace(const synq::LowPassParams* p) { return synq::low_pass_workspace_cuda(*p); }
 int low_pass(const synq::LowPassParams* p) { return synq::low_pass_cuda(*p, nullptr); }
 int multiply(const float* a, const float* b, float* c) {
   return synq::launch(synq::multiply_kernel, 1, 32, 0, nullptr, a, b, c);
 }
-void split(float value, float* parts) {
-  const synq::Split result = synq::split(value);
+void split(float value, bool finite, float* parts) {
+  const synq::Split result = finite ? synq::split_finite(value) : synq::split(value);
   parts[0] = synq::tf32_as_float(result.high);
-  parts[1] = synq::tf32_as_float(result.low);
+  parts[1] = synq::tf32_as_float(result.low & synq::kTf32Bits);
 }
 }

@@ -5,6 +5,7 @@ size, barriers, reductions, arithmetic. tests/compile looks at the code that a G
 """
 
 import ctypes
+import math
 
 import pytest
 import torch
@@ -180,6 +181,32 @@ def test_tf32_is_a_choice(library) -> None:
     assert CASES["low_pass"].values[0].atol < error < 5e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_chunks_change_no_bit(library, dtype, layout) -> None:
+    """Seven images in chunks of all, of three, three and one, and of one; memory for a chunk."""
+    x = torch.randn(7, 3, 10, 12).to(dtype, memory_format=layout)
+    library.launch_count.restype = ctypes.c_int64
+    filters = Filters(Launcher(library, Setting()))
+    image = x[0].numel() if layout is torch.channels_last else x[0, 0].numel()
+    images = x.numel() // image
+    results, launches, sizes = [], [], []
+    try:
+        for fitting in (images, images // 2, 1, 0.5):
+            library.set_chunk_bytes(ctypes.c_int64(int(fitting * image * 4)))
+            before = library.launch_count()
+            results.append(filters.filtered(x, 3.0))
+            launches.append(library.launch_count() - before - 2)  # two that make matrices
+            sizes.append(filters.workspace_size / image)
+    finally:
+        library.set_chunk_bytes(ctypes.c_int64(4096))
+    for result in results[1:]:
+        assert same_bits(results[0], result) == ""
+    assert launches == [2, 6, 2 * images, 2 * images]
+    of_chunks = [images, math.ceil(images / 3), 1, 1]
+    assert sizes == ([0] * 4 if dtype is torch.float32 else of_chunks)
+
+
 def test_too_long_a_side_is_refused(library) -> None:
     with pytest.raises(AssertionError):
         Filters(Launcher(library, Setting())).filtered(torch.randn(1, 1, 449), 2.0)
@@ -193,7 +220,10 @@ def test_emulated_tensor_cores(library) -> None:
     assert library.multiply(*pointers) == 0
     assert torch.equal(c, a @ b)
     parts = torch.zeros(2)
-    for value in (1.0, 3.14159274, -1e-3, 1 + 2**-11):
-        library.split(ctypes.c_float(value), ctypes.c_void_p(parts.data_ptr()))
-        assert abs(parts.double().sum().item() - torch.tensor(value).item()) <= abs(value) * 2**-21
-        assert (parts.view(torch.int32) & 0x1FFF == 0).all()
+    for value in (1.0, 3.14159274, -1e-3, 1 + 2**-11, 2 - 2**-23):
+        for finite, bound in ((True, 2**-21), (False, 2**-20)):
+            given = ctypes.c_float(value), ctypes.c_bool(finite), ctypes.c_void_p(parts.data_ptr())
+            library.split(*given)
+            error = abs(parts.double().sum().item() - torch.tensor(value).item())
+            assert error <= abs(value) * bound
+            assert (parts.view(torch.int32) & 0x1FFF == 0).all()
