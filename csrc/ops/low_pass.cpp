@@ -213,7 +213,8 @@ struct MatrixKey {
 template <Device device>
 Tensor find_matrix(int64_t n, const Response& response, const at::TensorOptions& options) {
   static std::mutex mutex;
-  static std::vector<std::pair<MatrixKey, Tensor>> kept;
+  // Never destroyed: when a process ends, the device may be gone before its tensors.
+  static auto& kept = *new std::vector<std::pair<MatrixKey, Tensor>>;
   const MatrixKey key{n, response.cutoff, options.device()};
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [known, matrix] : kept) {
