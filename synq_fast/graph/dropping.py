@@ -162,7 +162,9 @@ def _check(graph_module: fx.GraphModule, chooser: ChosenPatches, entry: str) -> 
     images = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").to(device)
     _check_grid(graph_module, chooser, entry, images)
     patches = chooser.side**2
-    order = torch.randperm(patches, generator=generator, device="cpu").to(device)
+    # One cycle through all places, so that no patch stays where it is.
+    cycle = torch.randperm(patches, generator=generator, device="cpu")
+    order = torch.empty_like(cycle).index_copy(0, cycle, cycle.roll(1)).to(device)
     order = order.expand(len(images), -1)
     reason = (
         f"what follows {entry} depends on the place of each patch, as with a bias or a rotation "
