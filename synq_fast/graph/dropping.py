@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph.attention import Attention
-from synq_fast.graph.blocks import single_values
+from synq_fast.graph.blocks import single_values, subnetwork
 from synq_fast.graph.nodes import TRACED_IMAGES, called_name, copied, shape_of
 from synq_fast.graph.patches import before_patches
 
@@ -65,7 +65,7 @@ def with_chosen_patches(
     tokens = _tokens(graph_module, attentions)
     before = before_patches(tokens)
     side = math.isqrt(tokens - before)
-    (height, width) = _image_shape(graph_module)[2:]
+    height, width = _image_shape(graph_module)[2:]
     if height != width or height % side:
         raise ModelError(
             f"its {tokens - before} patches are no grid of equal squares in {height} x {width} "
@@ -86,8 +86,12 @@ def with_chosen_patches(
     return result, chooser
 
 
+def _images(graph_module: fx.GraphModule) -> fx.Node:
+    return next(node for node in graph_module.graph.nodes if node.op == "placeholder")
+
+
 def _image_shape(graph_module: fx.GraphModule) -> torch.Size:
-    shape = shape_of(next(n for n in graph_module.graph.nodes if n.op == "placeholder"))
+    shape = shape_of(_images(graph_module))
     assert shape is not None
     return shape
 
@@ -192,20 +196,9 @@ def _check_grid(
 ) -> None:
     """Refuse tokens that do not see the pixels of their place, row by row."""
     inputs = images.clone().requires_grad_()
-    interpreter = fx.Interpreter(graph_module)
-    seen: list[Tensor] = []
-    run_node = interpreter.run_node
-
-    def noted(node: fx.Node) -> Any:
-        value = run_node(node)
-        if node.name == entry:
-            seen.append(value)
-        return value
-
-    interpreter.run_node = noted  # type: ignore[method-assign]
-    interpreter.run(inputs)
+    tokens = subnetwork(graph_module, _images(graph_module).name, entry)(inputs)
     place = chooser.side - 1  # the end of the first row: another place in every other order
-    token = seen[0][:, chooser.before + place]
+    token = tokens[:, chooser.before + place]
     (gradient,) = torch.autograd.grad(token.square().sum(), inputs)
     energy = gradient.square().sum(1, keepdim=True)
     found = functional.avg_pool2d(energy, chooser.pixels).flatten(1)
