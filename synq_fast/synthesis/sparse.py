@@ -12,6 +12,7 @@ from synq_fast.synthesis.settings import Sparse
 from synq_fast.synthesis.teacher import ImageTeacher
 
 _FEWEST = 4
+_LEAST = 1e-12
 
 
 class Dropping:
@@ -58,16 +59,22 @@ class Dropping:
         for _ in range(self._steps.count(step)):
             left = min(left, max(_FEWEST, round(left * (1 - self.recipe.share))))
         best = attention.sort(dim=1, descending=True, stable=True).indices[:, :left].sort(1).values
-        self.attended = attention.gather(1, best).clamp_min(torch.finfo(torch.float32).tiny)
+        self.attended = attention.gather(1, best).clamp_min(_LEAST)
         self.kept = best if self.kept is None else self.kept.gather(1, best)
         return (self.map(self.kept, self.attended) > 0).float()
 
     def inputs(self) -> tuple[Tensor, ...]:
         """What a step needs; its shapes change when patches are dropped."""
-        return () if self.kept is None or self.attended is None else (self.kept, self.attended)
+        return tuple(self.state().values())
 
     def held(self, images: Tensor, kept: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Images without a gradient where a patch was dropped, and attention at every pixel."""
+        """Images without a gradient where a patch was dropped, and attention at every pixel.
+
+        Args:
+            images: (B, C, H, W).
+            kept: of ``inputs``.
+            attended: of ``inputs``.
+        """
         attention = self.map(kept, attended)
         return torch.where(attention > 0, images, images.detach()), attention
 
@@ -100,7 +107,9 @@ class Dropping:
 
     def state(self) -> dict[str, Tensor]:
         """What is left."""
-        return dict(zip(("kept", "attended"), self.inputs(), strict=False))
+        if self.kept is None or self.attended is None:
+            return {}
+        return {"kept": self.kept, "attended": self.attended}
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Put back a state."""

@@ -100,7 +100,7 @@ class ImageTeacher:
 
     @torch.no_grad()
     def judged(self, images: Tensor, labels: Tensor, patches: Tensor | None = None) -> Seen:
-        """What it shows of images that nothing shifts."""
+        """What it shows of images that nothing shifts, or of some patches of them."""
         for swing in self.swings:
             swing.rest()
         return self(images, labels, patches)
