@@ -87,7 +87,8 @@ def with_chosen_patches(
 
 
 def _images(graph_module: fx.GraphModule) -> fx.Node:
-    return next(node for node in graph_module.graph.nodes if node.op == "placeholder")
+    images: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "placeholder")
+    return images
 
 
 def _image_shape(graph_module: fx.GraphModule) -> torch.Size:
