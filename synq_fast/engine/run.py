@@ -129,8 +129,13 @@ class Run:
         quantization = replace(recipe.quantization, placement=placement, rotate=rotate)
         self.recipe = recipe = replace(recipe, quantization=quantization)
         self.structure = find_structure(self.graph, example)
-        swing = recipe.synthesis.swing and "synthesis" in recipe.stages
-        self.image_teacher = ImageTeacher(self.graph, self.structure, swing=swing)
+        made = "synthesis" in recipe.stages
+        self.image_teacher = ImageTeacher(
+            self.graph,
+            self.structure,
+            swing=made and recipe.synthesis.swing,
+            sparse=made and recipe.synthesis.sparse.share > 0,
+        )
         self.recipe = recipe = self._with_image_losses(recipe)
         student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.structure)

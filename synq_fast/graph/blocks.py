@@ -33,7 +33,7 @@ def find_blocks(graph_module: fx.GraphModule) -> tuple[Block, ...]:
     Args:
         graph_module: the traced network, whose values have known shapes.
     """
-    cuts = _single_values(graph_module)
+    cuts = single_values(graph_module)
     layers = _layers_between(graph_module, cuts)
     blocks: list[Block] = []
     entry, holds_layer = 0, False
@@ -78,7 +78,7 @@ def subnetwork(graph_module: fx.GraphModule, entry: str, exit: str) -> fx.GraphM
     return part
 
 
-def _single_values(graph_module: fx.GraphModule) -> list[fx.Node]:
+def single_values(graph_module: fx.GraphModule) -> list[fx.Node]:
     """The values, of a batch of images each, that are alone alive at some moment, in order."""
     graph = graph_module.graph
     fixed, position = constants(graph), {node: i for i, node in enumerate(graph.nodes)}

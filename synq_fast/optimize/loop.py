@@ -37,8 +37,8 @@ class Iteration(Protocol):
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Do the work; returns the detached terms (terms,).
 
-        On a GPU it is recorded, one recording for each number of inputs: it may not wait for the
-        device or draw random numbers, and keeps what it changes at fixed addresses.
+        On a GPU it is recorded, one recording for all inputs of the same shapes: it may not wait
+        for the device or draw random numbers, and keeps what it changes at fixed addresses.
         """
         ...
 
@@ -141,7 +141,7 @@ class Loop:
         self.window: list[Tensor] = []
         """The terms of each step since the last record."""
         self._device, self._record = device, record
-        self._works: dict[int, Replayed] = {}
+        self._works: dict[tuple[torch.Size, ...], Replayed] = {}
         self._pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def resume(self, ranks: Ranks = ALONE) -> bool:
@@ -210,16 +210,17 @@ class Loop:
         """Do one step; returns its terms."""
         with memory_errors(self.advice.title, self.advice.memory):
             inputs = self.iteration.prepare(self.done)
-            terms = self.iteration.finish(self._work(len(inputs))(*inputs))
+            terms = self.iteration.finish(self._work(inputs)(*inputs))
         self.done += 1
         self.window.append(terms)
         return terms
 
-    def _work(self, inputs: int) -> Callable[..., Tensor]:
-        if inputs not in self._works:
+    def _work(self, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self._works:
             record, pool = self._record, self._pool
-            self._works[inputs] = Replayed(self.iteration, self._device, record=record, pool=pool)
-        return self._works[inputs]
+            self._works[shapes] = Replayed(self.iteration, self._device, record=record, pool=pool)
+        return self._works[shapes]
 
     def save(self) -> None:
         """Write a checkpoint, where the loop has one.

@@ -39,6 +39,12 @@ class Plateau:
         self.rate.copy_(torch.where(tired, lower, self.rate))
         self.waited.copy_(torch.where(tired, 0.0, self.waited))
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Take the next loss for the best: it is another one's. The rate stays."""
+        self.best.fill_(math.inf)
+        self.waited.zero_()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the next steps, the rate included."""
         return {"rate": self.rate, "best": self.best, "waited": self.waited}

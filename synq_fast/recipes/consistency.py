@@ -6,7 +6,14 @@ from synq_fast.errors import RecipeError
 from synq_fast.finetune.losses import LOSSES
 from synq_fast.finetune.settings import Finetune
 from synq_fast.recipes.schema import STAGES, Recipe
-from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, Disagreement, Margin
+from synq_fast.synthesis.losses import (
+    GENERATOR_LOSSES,
+    IMAGE_LOSSES,
+    AttentionPrior,
+    Disagreement,
+    Margin,
+)
+from synq_fast.synthesis.settings import Synthesis
 
 
 def check_consistency(recipe: Recipe, source: str) -> None:
@@ -42,6 +49,8 @@ def _problems(recipe: Recipe) -> list[str]:
             f"no loss of synthesis has a weight above 0, so the images stay noise; give one "
             f"({', '.join(f'synthesis.{name}' for name in IMAGE_LOSSES)})"
         )
+    if made and synthesis.sparse.share:
+        problems += _sparse_problems(synthesis)
     if "generator" in recipe.stages and not any(loss.weight for loss in recipe.generator.losses):
         problems.append(
             f"no loss of generator has a weight above 0, so it learns nothing; give one "
@@ -84,6 +93,23 @@ def _problems(recipe: Recipe) -> list[str]:
         problems.append(
             'the stage blocks trains ranges: set quantization.weight_range = "learned" and '
             "quantization.learn_ranges = true"
+        )
+    return problems
+
+
+def _sparse_problems(synthesis: Synthesis) -> list[str]:
+    problems = []
+    if synthesis.parametrization != "pixels":
+        problems.append(
+            f"synthesis.sparse leaves the pixels of dropped patches as they are, and "
+            f'synthesis.parametrization = "{synthesis.parametrization}" changes all of an image at '
+            f'once; set it to "pixels", or synthesis.sparse.share = 0'
+        )
+    if any(isinstance(loss, AttentionPrior) and loss.weight for loss in synthesis.losses):
+        problems.append(
+            "synthesis.attention_prior draws attention to places, whose patches synthesis.sparse "
+            "may have dropped; set synthesis.sparse.share = 0, or "
+            "synthesis.attention_prior.weight = 0"
         )
     return problems
 

@@ -10,7 +10,7 @@ from synq_fast.finetune.losses import Cam, Disagreement, Distillation, Features,
 from synq_fast.finetune.settings import AnyLoss
 from synq_fast.recipes.schema import OPTIONAL_STAGES, Recipe
 from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, ImageLoss
-from synq_fast.synthesis.settings import Centers, Latent
+from synq_fast.synthesis.settings import Centers, Latent, Sparse
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,16 @@ _IDLE = (
         ("synthesis.clip",),
         lambda r: r.synthesis.parametrization != "pixels",
         'only synthesis.parametrization = "pixels" can be kept within bounds',
+    ),
+    _Idle(
+        tuple(f"synthesis.sparse.{f.name}" for f in fields(Sparse) if f.name != "share"),
+        lambda r: r.synthesis.sparse.share == 0,
+        "synthesis.sparse.share is 0",
+    ),
+    _Idle(
+        ("synthesis.sparse.share",),
+        lambda r: not r.synthesis.sparse.milestones,
+        "synthesis.sparse.milestones names no step at which patches are dropped",
     ),
     _Idle(
         _CENTERS,

@@ -19,6 +19,7 @@ from synq_fast.runtime.memory import send
 from synq_fast.runtime.precision import tensor_float32
 from synq_fast.storage.checkpoint_file import CheckpointFile
 from synq_fast.synthesis.parametrization import Parametrization
+from synq_fast.synthesis.sparse import Dropping
 
 LOOK_EVERY = 10
 Terms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
@@ -71,6 +72,7 @@ class ImageOptimization(Plain):
         *,
         augmentation: Augmentation | None = None,
         swings: Sequence[Swing] = (),
+        dropping: Dropping | None = None,
         precision: str = "float32",
     ) -> None:
         """Prepare.
@@ -83,11 +85,12 @@ class ImageOptimization(Plain):
             device: where the images are.
             augmentation: what the terms see instead of the images; by default nothing else.
             swings: what shifts the inputs of the teacher's convolutions, anew in each step.
+            dropping: what drops patches of the images, whose pixels are the parameters.
             precision: of products and convolutions on a GPU, "float32" or "tf32".
         """
         self.parametrization, self.terms, self.schedule = parametrization, terms, schedule
         self.generator, self.augmentation, self.device = generator, augmentation, device
-        self.swings, self.precision = swings, precision
+        self.swings, self.precision, self.dropping = swings, precision, dropping
         rate = torch.tensor(schedule.learning_rate, dtype=torch.float32, device=device)
         self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
         groups = [
@@ -106,20 +109,28 @@ class ImageOptimization(Plain):
         """The images (B, C, H, W) of the last call, before its update and its crops."""
 
     def prepare(self, step: int) -> tuple[Tensor, ...]:
-        """What the parametrization draws, and the crops of an augmented step (B, 2, 3)."""
+        """What the parametrization draws, patches that are left, a move, and crops (B, 2, 3)."""
+        dropping = self.dropping
+        if dropping is not None and dropping.due(step):
+            self._drop(dropping, step)
         for group in self.optimizer.param_groups:
             if "decaying" in group:
                 group["lr"].fill_(group["decaying"].at(step))
         for swing in self.swings:
             swing.draw(self.generator)
         drawn = self.parametrization.draw(step)
+        if dropping is not None:
+            drawn = *drawn, *dropping.inputs()
         chance, generator = self.augmentation, self.generator
         # Without an augmentation the generator is left to the caller.
         if chance is None:
             return drawn
         lot = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
         if chance.roll:
-            drawn = *drawn, send(random_roll(chance.roll, generator), self.device)
+            move = random_roll(chance.roll, generator)
+            if dropping is not None:
+                move = dropping.whole(move)
+            drawn = *drawn, send(move, self.device)
         if lot >= chance.probability:
             return drawn
         maps = random_crops(self.parametrization.batch_size, chance.scale, generator)
@@ -128,13 +139,16 @@ class ImageOptimization(Plain):
     def __call__(self, *inputs: Tensor) -> Tensor:
         """One update; returns the terms before it."""
         self.optimizer.zero_grad()
-        drawn, moves = inputs[: self.parametrization.drawn], inputs[self.parametrization.drawn :]
-        rolls = bool(self.augmentation and self.augmentation.roll)
+        drawn, rest = inputs[: self.parametrization.drawn], inputs[self.parametrization.drawn :]
+        left = len(self.dropping.inputs()) if self.dropping is not None else 0
+        kept, moves = rest[:left], rest[left:]
         with tensor_float32(self.precision == "tf32"):
             images, labels = self.parametrization.images(*drawn)
             self.seen = images.detach()
-            for n, move in enumerate(moves):
-                images = roll(images, move) if rolls and n == 0 else crop(images, move)
+            if self.dropping is not None and kept:
+                images, attention = self.dropping.held(images, *kept)
+                self.dropping.look(self._moved(attention, moves), kept[0].shape[1])
+            images = self._moved(images, moves)
             losses = self.terms(images, labels)
             values = torch.stack(list(losses.values()))
             total = values.sum()
@@ -143,6 +157,21 @@ class ImageOptimization(Plain):
         self.optimizer.step()
         self.plateau.step(total.detach())
         return values.detach()
+
+    def _moved(self, images: Tensor, moves: Sequence[Tensor]) -> Tensor:
+        """Images (B, C, H, W) as a step sees them: moved, and cropped in some."""
+        rolls = bool(self.augmentation and self.augmentation.roll)
+        for n, move in enumerate(moves):
+            images = roll(images, move) if rolls and n == 0 else crop(images, move)
+        return images
+
+    def _drop(self, dropping: Dropping, step: int) -> None:
+        """Drop patches; nothing moves their pixels any more, and the rate waits anew."""
+        with tensor_float32(self.precision == "tf32"):
+            left = dropping.drop(*self.parametrization.images(), step)
+        for moments in self.optimizer.state.values():
+            moments["exp_avg"].mul_(left)
+        self.plateau.forget()
 
     def trained(self) -> Sequence[Tensor]:
         """The parameters of the images."""
@@ -155,12 +184,15 @@ class ImageOptimization(Plain):
             "generator": self.generator.get_state(),
             **optimizer_tensors(self.optimizer),
             **self.plateau.state_dict(),
+            **named("sparse", self.dropping.state() if self.dropping is not None else {}),
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back a state."""
         self.parametrization.restore(part_of(tensors, "images"))
         self.generator.set_state(tensors["generator"])
+        if self.dropping is not None:
+            self.dropping.restore(part_of(tensors, "sparse"), self.device)
         restore_optimizer(self.optimizer, tensors)
         self.plateau.load_state_dict(tensors)
         for group in self.optimizer.param_groups:

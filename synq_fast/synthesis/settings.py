@@ -54,6 +54,26 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """Patches of a vision transformer's images that are dropped on the way (SMI, ICML 2024)."""
+
+    share: float = number(
+        0.0,
+        "part of the patches left in each image, those attended least, that the teacher no longer "
+        "sees from a milestone on; their pixels stay as they are then; 0: all stay",
+        0,
+        0.9,
+    )
+    milestones: tuple[float, ...] = items(
+        (0.25, 0.35, 0.45),
+        "where patches are dropped",
+        low=0,
+        high=1,
+        unit="of the steps",
+    )
+
+
+@dataclass(frozen=True)
 class Synthesis:
     """Images by optimizing them against the teacher."""
 
@@ -92,6 +112,7 @@ class Synthesis:
     cuda_graph: bool = flag(True, "on a GPU, record an iteration once and replay it")
     centers: Centers = section(Centers, "one image per class, whose statistics are matched too")
     latent: Latent = section(Latent, "latents and their network")
+    sparse: Sparse = section(Sparse, "patches that are dropped, so that steps cost less")
     losses: tuple[ImageLoss, ...] = parts(
         IMAGE_LOSSES,
         "what the images minimize; a recipe that names none takes statistics and classes",

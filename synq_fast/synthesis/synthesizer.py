@@ -29,6 +29,7 @@ from synq_fast.synthesis.optimization import (
 )
 from synq_fast.synthesis.parametrization import Parametrization, Pixels
 from synq_fast.synthesis.settings import Synthesis
+from synq_fast.synthesis.sparse import Dropping
 from synq_fast.synthesis.teacher import ClassMeans, ImageTeacher, WeightedLosses
 
 
@@ -113,8 +114,11 @@ class Synthesizer:
         weighted = WeightedLosses(self.teacher, self.losses, held)
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
 
+        sparse = recipe.sparse
+        dropping = Dropping(sparse, self.teacher, recipe.steps) if sparse.share else None
+
         def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            seen = self.teacher(images, labels)
+            seen = self.teacher(images, labels, dropping.seen if dropping else None)
             losses = weighted.of(seen)
             if self.center_targets is not None:
                 distance = statistics_distance(seen.norms, self.center_targets, deep_only)
@@ -131,7 +135,8 @@ class Synthesizer:
         augmentation = Augmentation(
             recipe.augment_probability, recipe.augment_scale, recipe.augment_roll
         )
-        return self._loop(images, terms, schedule, generator, _shard(index), augmentation), images
+        loop = self._loop(images, terms, schedule, generator, _shard(index), augmentation, dropping)
+        return loop, images
 
     def _earlier(self) -> tuple[Tensor, Tensor]:
         """Mean features (classes, D) of earlier batches, and counts (classes,)."""
@@ -146,6 +151,7 @@ class Synthesizer:
         generator: torch.Generator,
         name: str,
         augmentation: Augmentation | None = None,
+        dropping: Dropping | None = None,
     ) -> Loop:
         optimization = ImageOptimization(
             images,
@@ -154,6 +160,7 @@ class Synthesizer:
             generator,
             self.device,
             augmentation=augmentation,
+            dropping=dropping,
             swings=self.teacher.swings,
             precision=self.recipe.precision,
         )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from synq_fast.errors import ModelError, RecipeError
+from synq_fast.graph.dropping import ChosenPatches, with_chosen_patches
 from synq_fast.graph.nodes import called_module, shape_of
 from synq_fast.graph.swing import Swing, swung
 from synq_fast.quant import Structure, Tapped, simplified
@@ -19,7 +21,12 @@ class ImageTeacher:
     """Shows, of a batch of images, everything that losses read."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, structure: Structure, *, swing: bool = False
+        self,
+        graph_module: fx.GraphModule,
+        structure: Structure,
+        *,
+        swing: bool = False,
+        sparse: bool = False,
     ) -> None:
         """Tap the input of every BatchNorm2d that holds statistics.
 
@@ -27,10 +34,26 @@ class ImageTeacher:
             graph_module: the traced float model.
             structure: of it.
             swing: shift what strided convolutions read (Genie).
+            sparse: be able to look at some patches of an image alone (SMI).
+
+        Raises:
+            RecipeError: ``sparse``, and the network cannot do without some of its patches.
         """
+        name = type(graph_module).__name__
         self.swings: tuple[Swing, ...] = ()
         if swing:
             graph_module, self.swings = swung(graph_module)
+        self._patches: ChosenPatches | None = None
+        if sparse:
+            try:
+                graph_module, self._patches = with_chosen_patches(
+                    graph_module, structure.attentions
+                )
+            except ModelError as error:
+                raise RecipeError(
+                    f"synthesis.sparse drops patches of an image, which {name} cannot do without: "
+                    f"{error}; set synthesis.sparse.share = 0"
+                ) from error
         nodes = {node.name: node for node in graph_module.graph.nodes}
         self.running: Targets = []
         inputs: list[str] = []
@@ -63,19 +86,45 @@ class ImageTeacher:
         """Whether there are attentions, whose patches images can tell apart."""
         return bool(self.attention_shapes)
 
+    @property
+    def grid(self) -> int:
+        """The side of the grid of patches of a ``sparse`` teacher."""
+        assert self._patches is not None
+        return self._patches.side
+
+    @property
+    def patch(self) -> int:
+        """The side of such a patch, in pixels."""
+        assert self._patches is not None
+        return self._patches.pixels
+
     @torch.no_grad()
-    def judged(self, images: Tensor, labels: Tensor) -> Seen:
-        """What it shows of finished images, which nothing shifts any more."""
+    def judged(self, images: Tensor, labels: Tensor, patches: Tensor | None = None) -> Seen:
+        """What it shows of images that nothing shifts, or of some patches of them."""
         for swing in self.swings:
             swing.rest()
-        return self(images, labels)
+        return self(images, labels, patches)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Seen:
-        """Run it on images (B, C, H, W) with labels (B,)."""
+    def __call__(self, images: Tensor, labels: Tensor, patches: Tensor | None = None) -> Seen:
+        """Run it on images (B, C, H, W) with labels (B,).
+
+        Args:
+            images: whole, whatever it looks at.
+            labels: of them.
+            patches: (B, k) int64, places in the grid that a ``sparse`` teacher looks at; all
+                without it.
+        """
+        before = None
+        if self._patches is not None:
+            self._patches.chosen = patches
+            before = None if patches is None else self._patches.before
         view = self.tapped(images)
         *taps, features = view.features
         norms, attentions = tuple(taps[: self._norms]), taps[self._norms :]
-        attended = tuple(map(Attended, attentions[::3], attentions[1::3], attentions[2::3]))
+        attended = tuple(
+            Attended(*three, before)
+            for three in zip(attentions[::3], attentions[1::3], attentions[2::3], strict=True)
+        )
         if features.ndim > 2:
             features = features.flatten(2).mean(2)
         return Seen(images, labels, view.logits, features, norms, attended, self.running)

@@ -18,6 +18,7 @@ from tests.tiny import SHAPE as SMALL
 from tests.tiny import equal_states, run, tiny_net
 from tests.transformers import HEADS, SHAPE, TinyViT, tiny_vit
 
+SHARD = "bank/shard-00000.safetensors"
 FEW = {
     "blocks.images": 8,
     "blocks.steps": 3,
@@ -179,6 +180,32 @@ def test_published_architectures_go_all_the_way(tmp_path, name):
     assert torch.equal(loaded(images), result.model(images))
     again = run(teacher, **options, evaluation=[(images, labels)], resume=True)
     assert equal_states(again.model, result.model) and again.history == result.history
+
+
+SPARSE = {"synthesis.sparse.share": 0.3, "synthesis.sparse.milestones": [0.3, 0.6]}
+
+
+@pytest.mark.parametrize("name", ["torchvision vit", "timm deit", "timm deit distilled"])
+def test_patches_can_be_dropped_while_images_are_made(tmp_path, name):
+    network = PUBLISHED[name]().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    teacher = Teacher(network, name, (3, 24, 24), (0.5,) * 3, (0.5,) * 3, 5)
+    results = [
+        silently(teacher, recipe="synq-fast-vit-8bit", output=tmp_path / str(n), overrides=changes)
+        for n, changes in enumerate([{}, SPARSE, SPARSE])
+    ]
+    dense, sparse, again = (load_file(str(tmp_path / str(n) / SHARD))["images"] for n in range(3))
+    assert dense.shape == sparse.shape and not torch.equal(dense, sparse)
+    assert torch.equal(sparse, again) and equal_states(results[1].model, results[2].model)
+
+
+@pytest.mark.parametrize("name", ["torchvision swin", "torchvision swin v2", "timm swin"])
+def test_patches_of_windows_cannot_be_dropped(name):
+    teacher = Teacher(PUBLISHED[name](), name, (3, 24, 24), (0.5,) * 3, (0.5,) * 3, 5)
+    message = r"SwinTransformer\w* cannot do without: .* over windows.*synthesis.sparse.share = 0"
+    with pytest.raises(RecipeError, match=message):
+        silently(teacher, recipe="synq-fast-vit", overrides=FEW | SPARSE)
 
 
 def test_images_of_a_wrong_size_are_refused_by_name():

@@ -111,6 +111,14 @@ def test_unworkable_values_are_refused(key, value):
         ),
         ({"finetune.schedule": "step"}, ["finetune.milestones"]),
         (
+            {"synthesis.sparse.share": 0.3, "synthesis.parametrization": "latent"},
+            ['synthesis.parametrization = "latent"', 'set it to "pixels"'],
+        ),
+        (
+            {"synthesis.sparse.share": 0.3, "synthesis.attention_prior.weight": 1.0},
+            ["synthesis.attention_prior draws attention", "synthesis.sparse.share = 0"],
+        ),
+        (
             {"finetune.mixup": 1.0},
             ["finetune.mixup mixes", "that finetune.distillation could", "label_weight = 0"],
         ),

@@ -92,6 +92,11 @@ IDLE = [
         {"synthesis.classes.weight": 1.0},
     ),
     ({"synthesis.centers.steps": 3}, {"synthesis.centers.weight": 0.02}),
+    ({"synthesis.sparse.milestones": [0.2]}, {"synthesis.sparse.share": 0.3}),
+    (
+        {"synthesis.sparse.milestones": [], "synthesis.sparse.share": 0.3},
+        {"synthesis.sparse.milestones": [0.2]},
+    ),
     ({"synthesis.latent.size": 16}, {"synthesis.parametrization": "latent"}),
     (
         {"synthesis.parametrization": "latent", "synthesis.clip": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,9 +24,13 @@ from synq_fast.finetune.reconstruction import (
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Reduction, Training, training_loop
 from synq_fast.graph.blocks import subnetwork
+from synq_fast.graph.structure import find_structure
+from synq_fast.graph.trace import trace
 from synq_fast.runtime.replay import Replayed
-from synq_fast.synthesis.settings import Centers, Synthesis
+from synq_fast.synthesis.losses import Classes, Patches, Roughness
+from synq_fast.synthesis.settings import Centers, Sparse, Synthesis
 from synq_fast.synthesis.synthesizer import Synthesizer
+from synq_fast.synthesis.teacher import ImageTeacher
 from tests.tiny import (
     tiny_images,
     tiny_labels,
@@ -33,6 +38,7 @@ from tests.tiny import (
     tiny_recipe,
     tiny_synthesizer,
 )
+from tests.transformers import tiny_vit
 
 CALLS = 3
 
@@ -83,8 +89,30 @@ def reconstruction() -> Callable[[], object]:
     return reconstruction_loop(work).advance
 
 
+def sparse_iteration() -> Callable[[], object]:
+    teacher = tiny_vit()
+    graph = trace(teacher.module.requires_grad_(False), teacher.example())
+    recipe = Synthesis(
+        batch_size=6,
+        steps=CALLS,
+        augment_probability=1.0,
+        augment_roll=4,
+        sparse=Sparse(share=0.3, milestones=(0.0,)),
+    )
+    maker = Synthesizer(
+        ImageTeacher(graph, find_structure(graph, teacher.example()), sparse=True),
+        replace(recipe, losses=(Classes(), Patches(), Roughness())),
+        input_shape=teacher.input_shape,
+        classes=teacher.num_classes,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    return maker.optimization(0, 6)[0].advance
+
+
 WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "synthesis": iteration,
+    "synthesis of some patches": sparse_iteration,
     "centers": lambda: synthesizer().make_centers,
     "step": step,
     "step with learned ranges": lambda: step(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from synq_fast.fields import factor
 from synq_fast.graph.nodes import TRACED_IMAGES
-from synq_fast.graph.patches import before_patches
 from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
 
 _Layer = TypeVar("_Layer")
@@ -52,7 +51,7 @@ class AttentionPrior(ImageLoss):
         total = []
         for depth, (attended, place) in enumerate(zip(_deep(seen.attentions), held, strict=True)):
             p = attended.probabilities.float()
-            before = before_patches(p.shape[-1])
+            before = attended.before_patches(p.shape[-1])
             looked = (p[..., 0, :] if before else p.mean(-2))[..., before:]
             distance = (looked - place).square().mean(-1).sum(-1).mean()
             total.append((layers - len(held) + depth + 1) / layers * distance)
@@ -102,7 +101,7 @@ class Heads(ImageLoss):
         """The mean over the layers."""
         layers = []
         for attended in seen.attentions:
-            before = before_patches(attended.logits.shape[-1])
+            before = attended.before_patches(attended.logits.shape[-1])
             logits = attended.logits[..., before:, before:]
             layers.append(head_difference(logits.flatten(0, -4).float()))
         return torch.stack(layers).mean()

@@ -9,6 +9,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from synq_fast.graph import patches
+
 Targets = list[tuple[Tensor, Tensor]]
 """Mean and variance (C,) per BatchNorm layer."""
 Reads = Literal["labels", "norms", "attentions", "earlier", "student"]
@@ -25,6 +27,12 @@ class Attended(NamedTuple):
     """(..., H, N, M)"""
     output: Tensor
     """(..., H, N, D), head by head."""
+    before: int | None = None
+    """How many tokens come before the patches, where these are too few to make a square."""
+
+    def before_patches(self, tokens: int) -> int:
+        """How many of some tokens, queries or keys, come before the patches."""
+        return patches.before_patches(tokens) if self.before is None else self.before
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from synq_fast import ops
 from synq_fast.fields import factor, number
-from synq_fast.graph.patches import before_patches
-from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
+from synq_fast.synthesis.losses.loss import Attended, ImageLoss, Reads, Seen, Start
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,17 @@ class Patches(ImageLoss):
     def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
         """Minus the sum over the layers of the mean over the images."""
         entropies = [
-            ops.patch_similarity_entropy(_patches(attended.output)).mean()
+            ops.patch_similarity_entropy(_patches(attended)).mean()
             for attended in seen.attentions
             if attended.output.shape[-2] > 2
         ]
         return -torch.stack(entropies).sum()
 
 
-def _patches(output: Tensor) -> Tensor:
+def _patches(attended: Attended) -> Tensor:
     """The tokens (B, N, D) of the patches, from what an attention gives (..., H, N, D)."""
-    tokens = output.mean(-3).flatten(0, -3).float()
-    return tokens[:, before_patches(tokens.shape[1]) :]
+    tokens = attended.output.mean(-3).flatten(0, -3).float()
+    return tokens[:, attended.before_patches(tokens.shape[1]) :]
 
 
 @dataclass(frozen=True)
