@@ -91,7 +91,8 @@ Tensor empty_like_images(const Planes& images, at::ScalarType type) {
 }
 
 Tensor filter_spectrum(const Tensor& x, const Response& response, bool capturing) {
-  static LruCache<MaskKey, Tensor> masks(32);
+  // Never destroyed; see find_matrix in low_pass.cpp.
+  static auto& masks = *new LruCache<MaskKey, Tensor>(32);
   const Tensor signal = x.to(at::kFloat).contiguous();
   const MaskKey key{x.size(-2), x.size(-1), response, x.device()};
   // A graph under capture runs later and has its own memory: its mask is part of it. Otherwise the copy from the CPU

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -47,7 +48,7 @@ def fit_linear_inputs(student: fx.GraphModule, images: Tensor) -> int:
         readers = [called_module(student, user) for user in node.users if not is_shape(user)]
         layers = [reader for reader in readers if isinstance(reader, QuantizedLinear)]
         if layers and len(layers) == len(readers):
-            matrix = _root([layer.weight.detach().float() for layer in layers])
+            matrix = root(torch.cat([layer.weight.detach().float() for layer in layers]))
             handles.append(quantizer.register_forward_hook(_Fit(matrix)))
     memory = memory_errors(
         "the ranges of linear layers' inputs", "lower quantization.calibration_batch_size"
@@ -61,14 +62,16 @@ def fit_linear_inputs(student: fx.GraphModule, images: Tensor) -> int:
     return len(handles)
 
 
-def best_range(values: Tensor, matrix: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The range with the least squared error of ``values @ matrix.T``: (range_min, range_max), 0-d.
+def best_range(
+    values: Tensor, product: Callable[[Tensor], Tensor], bits: int
+) -> tuple[Tensor, Tensor]:
+    """The range with the least squared error of a product: (range_min, range_max), 0-d.
 
     The candidates are the values' extremes, both times a share or one of them alone.
 
     Args:
-        values: (N, C)
-        matrix: (D, C)
+        values: of any shape.
+        product: what is made of them, a linear function.
         bits: of the values.
     """
     low, high = values.aminmax()
@@ -78,17 +81,17 @@ def best_range(values: Tensor, matrix: Tensor, bits: int) -> tuple[Tensor, Tenso
     highs = high * torch.cat([shares, shares, whole])
     lows, highs = torch.minimum(lows, highs), torch.maximum(lows, highs)
     errors = [
-        ((ops.fake_quantize(values, *ends, bits) - values) @ matrix.T).double().square().sum()
+        product(ops.fake_quantize(values, *ends, bits) - values).double().square().sum()
         for ends in zip(lows, highs, strict=True)
     ]
     best = torch.stack(errors).argmin()
     return lows[best], highs[best]
 
 
-def _root(weights: Sequence[Tensor]) -> Tensor:
-    """A matrix of at most C rows whose products are as long as those of all weights (D, C)."""
-    matrix = torch.cat(list(weights))
-    return matrix if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix, mode="r").R
+def root(matrix: Tensor) -> Tensor:
+    """At most C rows whose products are as long as those of a matrix (..., D, C)."""
+    rows, columns = matrix.shape[-2:]
+    return matrix if rows <= columns else torch.linalg.qr(matrix, mode="r").R
 
 
 class _Fit:
@@ -102,4 +105,6 @@ class _Fit:
         rows = args[0].float().flatten(0, -2)
         # Odd, so that it does not keep to some of the tokens.
         rows = rows[:: max(1, len(rows) // ROWS) | 1]
-        quantizer.take(*best_range(rows, self.matrix, quantizer.bits))
+        quantizer.take(
+            *best_range(rows, partial(torch.matmul, other=self.matrix.T), quantizer.bits)
+        )

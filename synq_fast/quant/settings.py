@@ -28,7 +28,8 @@ class Quantization:
     range: str = choice(
         "mse",
         "how an activation range follows from the batches: from its extremes, their moving "
-        "average, the error of the values, or (output) of what linear layers alone make of them",
+        "average, the error of the values, or (output) of what linear layers and attention make of "
+        "them",
         "ema",
         "minmax",
         "mse",

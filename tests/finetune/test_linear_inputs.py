@@ -32,7 +32,7 @@ def error(x, w, low, high, bits):
 def test_the_best_range_has_the_least_error_of_the_product(bits):
     x, w = values()
 
-    low, high = best_range(x, w, bits)
+    low, high = best_range(x, lambda e: e @ w.T, bits)
     ends = torch.linspace(1, 1 / STEPS, STEPS).unbind()
     candidates = [(x.min() * a, x.max() * b) for s in ends for a, b in ((s, s), (1, s), (s, 1))]
     least = min(error(x, w, *pair, bits) for pair in candidates)
@@ -44,7 +44,7 @@ def test_the_best_range_has_the_least_error_of_the_product(bits):
 def test_values_of_one_sign():
     x, w = values()
     for moved in (x.abs() + 3, -x.abs() - 3):
-        low, high = best_range(moved, w, 3)
+        low, high = best_range(moved, lambda e: e @ w.T, 3)
         assert low < high
         assert error(moved, w, low, high, 3) <= error(moved, w, *moved.aminmax(), 3)
 
@@ -117,7 +117,8 @@ def test_several_readers_count_together_and_many_rows_are_sampled():
     assert fit_linear_inputs(made, images) == 1
     x = net.stem(images).flatten(2).transpose(1, 2).flatten(0, 1).detach()
     x = x[:: max(1, len(x) // ROWS) | 1]
-    expected = best_range(x, torch.cat([net.one.weight, net.other.weight]).detach(), 3)
+    both = torch.cat([net.one.weight, net.other.weight]).detach()
+    expected = best_range(x, lambda e: e @ both.T, 3)
     (quantizer,) = (
         m
         for n, m in made.named_modules()

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from synq_fast.engine.stages.stage import Made
+from synq_fast.finetune.attention_operands import fit_attention_operands
 from synq_fast.finetune.calibration import calibrate
 from synq_fast.finetune.linear_inputs import fit_linear_inputs
 from synq_fast.finetune.probabilities import fit_probabilities
@@ -34,6 +35,7 @@ def calibration(run: Run, made: Made) -> Made:
             images, _ = batches(0)
         if recipe.range == "output":
             fit_linear_inputs(made.student, images)
+            fit_attention_operands(made.student, run.structure.attentions, images)
         fit_probabilities(made.student, run.structure.attentions, images)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
