@@ -110,6 +110,10 @@ def _all_the_way(name: str, row: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     with cheap_initialization():
         teacher = load_teacher(name, weights="random")
+    for parameter in teacher.module.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            # A head that begins with zeros says nothing.
+            nn.init.normal_(parameter.data, std=parameter.shape[-1] ** -0.5)
     teacher = smallest(teacher)
     images = torch.randn(4, *teacher.input_shape)
     row["size"] = teacher.input_shape[-1]

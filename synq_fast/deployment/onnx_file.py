@@ -23,6 +23,7 @@ from synq_fast.deployment.qdq import (
 from synq_fast.deployment.targets import Target
 from synq_fast.errors import ModelError
 from synq_fast.runtime.extras import needs
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 OPSET = 21
 """The newest that ONNX Runtime 1.23 loads, and the oldest with 4-bit numbers."""
@@ -95,6 +96,7 @@ def _program(
                 verbose=False,
             )
     except Exception as error:  # the exporter's own types are many, and private
+        pass_on_memory_errors(error)
         raise ModelError(_cannot(network, example, error)) from error
 
 

@@ -11,6 +11,7 @@ from synq_fast.deployment.freezing import frozen_layers
 from synq_fast.errors import CheckpointError
 from synq_fast.ops import pack_codes, unpack_codes
 from synq_fast.reference.pack_codes import packed_bytes
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 
 def packed_state(frozen: fx.GraphModule) -> dict[str, Tensor]:
@@ -52,6 +53,7 @@ def fill_packed(file: str, frozen: fx.GraphModule, state: Mapping[str, Tensor]) 
                 buffer.copy_(rest.pop(name))
         missing, unexpected = frozen.load_state_dict(rest, strict=False)
     except RuntimeError as error:
+        pass_on_memory_errors(error)
         raise CheckpointError(f"{file} does not fit the model: {error}") from error
     for layer in frozen_layers(frozen).values():
         layer.prepare()

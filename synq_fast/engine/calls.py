@@ -26,10 +26,12 @@ from synq_fast.quant.bits import Bits, parse_bits
 from synq_fast.recipes import Recipe
 from synq_fast.reporting.board import Board
 from synq_fast.runtime.devices import chosen_device
+from synq_fast.runtime.out_of_memory import MORE_MEMORY, memory_errors
 from synq_fast.storage.paths import user_path
 
 
 # Both train, also where the caller has switched gradients off.
+@memory_errors("quantization", MORE_MEMORY)
 @torch.inference_mode(False)
 def quantize(
     teacher: str | nn.Module | Teacher,
@@ -119,6 +121,7 @@ def quantize(
             return run.finish(run.stages())
 
 
+@memory_errors("synthesis", MORE_MEMORY)
 @torch.inference_mode(False)
 def synthesize(
     teacher: str | nn.Module | Teacher,

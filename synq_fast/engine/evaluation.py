@@ -19,6 +19,7 @@ from synq_fast.errors import DataError, ModelError
 from synq_fast.models.teacher import Teacher, module_device
 from synq_fast.runtime.defaults import plain_defaults
 from synq_fast.runtime.devices import chosen_device
+from synq_fast.runtime.out_of_memory import memory_errors
 from synq_fast.runtime.precision import tensor_float32
 
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -42,6 +43,7 @@ class EvaluationResult:
     loss: float
 
 
+@memory_errors("evaluation", "lower the batch size, free memory, or take a machine with more")
 def evaluate(
     model: nn.Module | Teacher,
     dataset: EvaluationSet | Dataset[Any] | Iterable[Any] | str | os.PathLike[str],

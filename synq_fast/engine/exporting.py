@@ -35,6 +35,7 @@ from synq_fast.errors import ExportError, RecipeError
 from synq_fast.models import Teacher
 from synq_fast.quant import held_weights
 from synq_fast.quant.widths import widths_of
+from synq_fast.runtime.out_of_memory import MORE_MEMORY, memory_errors
 from synq_fast.runtime.progress import Reporter
 from synq_fast.runtime.seeding import generator_for, normal_images
 from synq_fast.runtime.threads import usable_cores
@@ -51,6 +52,7 @@ _ERRORS = 2.0
 """Standard errors of a fall in accuracy that is no chance."""
 
 
+@memory_errors("export", MORE_MEMORY)
 def export(
     model: QuantizationResult | str | Path,
     path: str | Path,

@@ -30,6 +30,7 @@ from synq_fast.reporting.images import difficulty, spectrum
 from synq_fast.reporting.layers import Layers, measure_layers, sensitivities
 from synq_fast.reporting.maps import Maps, compare_maps
 from synq_fast.reporting.page import check_available, write_page
+from synq_fast.runtime.out_of_memory import MORE_MEMORY, memory_errors
 from synq_fast.runtime.progress import Reporter
 from synq_fast.runtime.threads import limit_threads
 from synq_fast.storage.paths import user_path
@@ -38,6 +39,7 @@ _AT_ONCE = 64
 IMAGE_STAGES = ("synthesis", "generator")
 
 
+@memory_errors("the report", MORE_MEMORY)
 @torch.inference_mode(False)
 def report(
     run_folder: str | os.PathLike[str],

@@ -44,6 +44,7 @@ from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, read_section
 from synq_fast.runtime.memory_format import channels_last
+from synq_fast.runtime.out_of_memory import MORE_MEMORY, memory_errors, pass_on_memory_errors
 from synq_fast.storage.files import read_tensors, write_tensors
 from synq_fast.storage.paths import user_path
 
@@ -265,6 +266,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 EXECUTIONS = ("fake", "frozen", "int8")
 
 
+@memory_errors("loading", MORE_MEMORY)
 def load(path: str | Path, model: nn.Module | None = None, *, execution: str = "fake") -> nn.Module:
     """Load a quantized model that ``result.save`` or a run wrote.
 
@@ -397,4 +399,5 @@ def _fill(path: Path, name: str, student: nn.Module, state: dict[str, Tensor]) -
                 buffer.copy_(value)
         student.load_state_dict(state)
     except RuntimeError as error:
+        pass_on_memory_errors(error)
         raise CheckpointError(f"{path} does not fit the model {name}: {error}") from error

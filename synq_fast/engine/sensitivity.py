@@ -21,11 +21,13 @@ from synq_fast.quant.bits import HIGHEST
 from synq_fast.quant.sensitivity import Sensitivity
 from synq_fast.recipes import Recipe
 from synq_fast.runtime.devices import chosen_device
+from synq_fast.runtime.out_of_memory import MORE_MEMORY, memory_errors
 from synq_fast.storage.files import write_text
 from synq_fast.storage.paths import user_path
 
 
 # The images of a generator are trained, also where the caller has switched gradients off.
+@memory_errors("the measurement", MORE_MEMORY)
 @torch.inference_mode(False)
 def sensitivity(
     teacher: str | nn.Module | Teacher,

@@ -16,6 +16,7 @@ from synq_fast.graph.attention import Attention
 from synq_fast.graph.blocks import single_values, subnetwork
 from synq_fast.graph.nodes import TRACED_IMAGES, called_name, copied, shape_of
 from synq_fast.graph.patches import before_patches
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 _SHAPING = frozenset({"reshape", "view", "expand", "unflatten", "broadcast_to", "repeat"})
 _ALIKE = 1e-3
@@ -183,6 +184,7 @@ def _check(graph_module: fx.GraphModule, chooser: ChosenPatches, entry: str) -> 
             chooser.chosen = order[:, : (patches + 1) // 2]
             few = graph_module.forward(images)
     except (RuntimeError, IndexError, ValueError) as error:
+        pass_on_memory_errors(error)
         raise ModelError(f"{reason} ({str(error).splitlines()[0]})") from error
     finally:
         chooser.chosen = None

@@ -16,6 +16,7 @@ from synq_fast.graph.blocks import Block, find_blocks
 from synq_fast.graph.nodes import called_module, shape_of
 from synq_fast.graph.patches import is_layer_norm
 from synq_fast.graph.taps import Tapped
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 _ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor}
 
@@ -126,6 +127,7 @@ def _decides(graph_module: fx.GraphModule, name: str, example: Tensor) -> bool:
         total = view.logits.sum()
         (found,) = torch.autograd.grad(total, view.cam_activation, allow_unused=True)
     except RuntimeError as error:
+        pass_on_memory_errors(error)
         reason = str(error).splitlines()[0]
         raise ModelError(f"the model cannot be differentiated: {reason}") from error
     return found is not None

@@ -14,6 +14,7 @@ from synq_fast.graph.canonical import plain_layers
 from synq_fast.graph.nodes import attribute, is_foreign, note_shape
 from synq_fast.graph.tracer import ConcreteTracer
 from synq_fast.graph.writes import layout_decides, without_writes
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 
 def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.GraphModule:
@@ -71,6 +72,7 @@ def _traced(
         with _quiet():
             return module, tracer, tracer.trace(module)
     except Exception as error:
+        pass_on_memory_errors(error)
         where = tracer.failed_in or f"the model's own forward ({type(module).__name__})"
         raise TraceError(
             f"cannot trace {where}: {error}. Rewrite its forward without Python control flow on "

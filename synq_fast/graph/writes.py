@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from synq_fast.errors import TraceError
 from synq_fast.graph.nodes import note_shape
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 Values = Mapping[fx.Node, tuple[Any, Any]]
 Mode = Callable[[], AbstractContextManager[Any]]
@@ -218,7 +219,8 @@ class _Rewriting:
             versions = [(t, t._version) for t in originals.values() if isinstance(t, Tensor)]
             try:
                 found = twin.call(*args, **kwargs)
-            except Exception:
+            except Exception as error:
+                pass_on_memory_errors(error)
                 return False
             untouched = all(tensor._version == version for tensor, version in versions)
         return (

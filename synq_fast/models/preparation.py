@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
 from synq_fast.errors import ModelError
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 _SHOWN = 5
 # By the start of a class's module: what it is part of, and what to pass instead.
@@ -52,6 +53,7 @@ def plain_copy(model: Any) -> nn.Module:
                 memo[id(part)] = copy.deepcopy(inner, memo)
         made: nn.Module = copy.deepcopy(wrapper, memo)
     except Exception as error:
+        pass_on_memory_errors(error)
         raise ModelError(
             f"{type(wrapper).__name__} cannot be copied ({error}); keep only modules, parameters "
             "and buffers in it (handles, locks and tensors with a history do not copy)"
@@ -80,6 +82,7 @@ def without_wrapped_weights(module: nn.Module) -> None:
             if not part._forward_pre_hooks:
                 keep_plain_weights(part)
         except Exception as error:
+            pass_on_memory_errors(error)
             raise ModelError(
                 f"the weights of {name or 'the model'} ({type(part).__name__}) are computed and "
                 f"cannot be made plain ({error}); remove the parametrization before quantizing"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from synq_fast.errors import ModelError
 from synq_fast.models.preparation import keep_plain_weights
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 from synq_fast.runtime.seeding import generator_for, normal_images
 
 _NORMS = {3: nn.BatchNorm1d, 2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -65,6 +66,7 @@ def _logits(module: nn.Module, name: str, images: Tensor) -> Tensor:
     try:
         output = module(images.clone())
     except Exception as error:
+        pass_on_memory_errors(error)
         dtype = "" if images.dtype == torch.float32 else f" and {images.dtype}"
         raise ModelError(
             f"{name} does not run on an input of shape {tuple(images.shape)}{dtype}: {error}; "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from synq_fast.errors import CheckpointError
 from synq_fast.models.state_dicts import found_state, named_as
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 from synq_fast.storage.paths import user_path
 
 _SHOWN = 5
@@ -83,6 +84,7 @@ def _read(path: Path) -> Any:
             ) from error
         raise CheckpointError(_unreadable(path, error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        pass_on_memory_errors(error)
         raise CheckpointError(_unreadable(path, error)) from error
 
 

@@ -18,6 +18,7 @@ from synq_fast.models.published import (
 )
 from synq_fast.runtime.defaults import plain_defaults
 from synq_fast.runtime.extras import needs
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -150,6 +151,7 @@ def timm_model(
             with plain_defaults():
                 module: nn.Module = timm.create_model(name, pretrained=weights is None, **options)
         except Exception as error:
+            pass_on_memory_errors(error)
             raise ModelError(
                 f"timm could not build {name} ({error}); check the name (timm.list_models()), and "
                 "without a network pass weights=PATH (--weights PATH on the command line)"

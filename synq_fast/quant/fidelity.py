@@ -18,6 +18,7 @@ from synq_fast.graph.taps import Tapped
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.fusion import energy_name, folded, fused, simplified
 from synq_fast.runtime.memory import free_memory
+from synq_fast.runtime.out_of_memory import pass_on_memory_errors
 from synq_fast.runtime.seeding import generator_for, normal_images
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -148,7 +149,8 @@ class _Own:
             with _same_chance(images.device):
                 result: Tensor = self.module(images.clone())
                 return result
-        except (RuntimeError, ValueError, IndexError, TypeError):
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            pass_on_memory_errors(error)
             return None
 
     def is_traced_as(self, network: fx.GraphModule) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from synq_fast.errors import OutOfMemoryError
 
+MORE_MEMORY = "free memory, or take a machine with more"
 # PyTorch's CPU allocator; CUDA; cuBLAS and cuDNN; C++; oneDNN, which gives no reason.
 _SIGNS = (
     "can't allocate memory",
@@ -27,6 +28,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def pass_on_memory_errors(error: BaseException) -> None:
+    """Raise an error of an allocation again, before it is taken for something else."""
+    if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+        raise error
 
 
 def reason_of(error: BaseException) -> str:
