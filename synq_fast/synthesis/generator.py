@@ -18,37 +18,63 @@ from synq_fast.synthesis.optimization import ImageOptimization, Terms
 _WIDTH = 128
 
 
-class ConditionalGenerator(nn.Module):
-    """Noise times a class embedding, a linear layer, and convolutions at 1/4, 1/2 and full size.
+class ClassNorm(nn.Module):
+    """BatchNorm with a factor and a summand for each class."""
 
-    GDFQ's network for CIFAR; images of any size, and of about zero mean and unit variance in each
-    channel.
+    def __init__(self, channels: int, classes: int) -> None:
+        """Begin as a plain norm."""
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.factor, self.summand = (nn.Embedding(classes, channels) for _ in range(2))
+        nn.init.ones_(self.factor.weight)
+        nn.init.zeros_(self.summand.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """``x`` (B, C, H, W) normalized, by labels (B,) int64."""
+        factor, summand = self.factor(labels), self.summand(labels)
+        y: Tensor = self.norm(x) * factor[..., None, None] + summand[..., None, None]
+        return y
+
+
+class ConditionalGenerator(nn.Module):
+    """Noise, a linear layer, and convolutions at 1/4, 1/2 and full size, which know the class.
+
+    GDFQ's networks: for CIFAR the noise is multiplied by an embedding of the class, for ImageNet
+    each norm has a factor and a summand for each class. Images of any size, and of about zero mean
+    and unit variance in each channel.
     """
 
-    def __init__(self, latent: int, classes: int, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, latent: int, classes: int, shape: tuple[int, int, int], *, class_norms: bool = False
+    ) -> None:
         """Build it.
 
         Args:
             latent: size of the noise.
             classes: number of labels.
             shape: (C, H, W) of an image.
+            class_norms: let the norms know the class, instead of the noise.
         """
         super().__init__()
         channels, self.height, self.width = shape
         self.base = (-(-self.height // 4), -(-self.width // 4))
-        self.embedding = nn.Embedding(classes, latent)
+        self.embedding = None if class_norms else nn.Embedding(classes, latent)
         self.linear = nn.Linear(latent, _WIDTH * self.base[0] * self.base[1])
-        self.start = nn.BatchNorm2d(_WIDTH)
+
+        def norm(width: int) -> nn.Module:
+            return ClassNorm(width, classes) if class_norms else nn.BatchNorm2d(width)
+
+        self.start = norm(_WIDTH)
         self.middle = nn.Sequential(
             nn.Upsample(scale_factor=2),
             nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1),
-            nn.BatchNorm2d(_WIDTH),
+            norm(_WIDTH),
             nn.LeakyReLU(0.2),
         )
         self.last = nn.Sequential(
             nn.Upsample(scale_factor=2),
             nn.Conv2d(_WIDTH, _WIDTH // 2, 3, padding=1),
-            nn.BatchNorm2d(_WIDTH // 2),
+            norm(_WIDTH // 2),
             nn.LeakyReLU(0.2),
             nn.Conv2d(_WIDTH // 2, channels, 3, padding=1),
             nn.Tanh(),
@@ -57,10 +83,11 @@ class ConditionalGenerator(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Images (B, C, H, W) of noise (B, latent) and labels (B,) int64."""
-        x = self.linear(self.embedding(labels) * noise)
-        x = self.start(x.unflatten(1, (_WIDTH, *self.base)))
-        x = self.last(self.middle(x))[..., : self.height, : self.width]
-        images: Tensor = self.end(x)
+        x = noise if self.embedding is None else self.embedding(labels) * noise
+        x = self.linear(x).unflatten(1, (_WIDTH, *self.base))
+        for layer in (self.start, *self.middle, *self.last):
+            x = layer(x, labels) if isinstance(layer, ClassNorm) else layer(x)
+        images: Tensor = self.end(x[..., : self.height, : self.width])
         return images
 
 

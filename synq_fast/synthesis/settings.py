@@ -127,6 +127,13 @@ class Generator:
     steps: int = count(800, "steps before calibration", unit="steps")
     batch_size: int = batch(64, "images in each of its steps before calibration")
     latent: int = number(100, "size of the noise that an image is drawn from", 1, 2**16)
+    condition: str = choice(
+        "embedding",
+        "how the class enters: its embedding times the noise, or a factor and a summand of its own "
+        "in each norm (GDFQ for ImageNet)",
+        "embedding",
+        "norms",
+    )
     learning_rate: float = rate(1e-3, "of Adam")
     cuda_graph: bool = flag(True, "on a GPU, record a step once and replay it")
     losses: tuple[ImageLoss, ...] = parts(

@@ -9,7 +9,12 @@ from synq_fast.optimize.loop import Loop
 from tests.tiny import equal_states, run, tiny_net
 
 MIXED = {"finetune.mixup": 0.5, "finetune.distillation.label_weight": 0.0}
-ONLINE = {"generator.steps": 2, "generator.batch_size": 6, "generator.latent": 5}
+ONLINE = {
+    "generator.steps": 2,
+    "generator.batch_size": 6,
+    "generator.latent": 5,
+    "generator.condition": "norms",
+}
 NORMS = {"stages": ["synthesis", "calibration", "norms", "finetune"], "norms.images": 8}
 
 

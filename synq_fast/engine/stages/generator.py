@@ -39,7 +39,12 @@ def generator(run: Run, made: Made) -> Made:
     with torch.random.fork_rng(devices=[]), plain_defaults():
         seed = generator_for(run.seed, "generator network").initial_seed()
         torch.default_generator.manual_seed(seed)
-        network = ConditionalGenerator(recipe.latent, classes, run.teacher.input_shape)
+        network = ConditionalGenerator(
+            recipe.latent,
+            classes,
+            run.teacher.input_shape,
+            class_norms=recipe.condition == "norms",
+        )
     generated = Generated(
         network,
         latent=recipe.latent,
