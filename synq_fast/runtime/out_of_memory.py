@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,9 @@ _SIGNS = (
     "could not create a primitive",
     "could not create a memory object",
 )
+
+# Before what PyTorch's allocator for CPUs says: where in its source, and which condition.
+_PLACE = re.compile(r"^\[enforce fail at [^]]*\] err == 0\. ")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -39,7 +43,7 @@ def pass_on_memory_errors(error: BaseException) -> None:
 def reason_of(error: BaseException) -> str:
     """The first sentence of an allocator's error, which says how much was asked for."""
     text = str(error).strip() or "no memory left"
-    return text.splitlines()[0].removeprefix("[enforce fail at ")[:160]
+    return _PLACE.sub("", text.splitlines()[0])[:160]
 
 
 @contextmanager

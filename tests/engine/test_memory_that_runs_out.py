@@ -6,6 +6,7 @@ from torch import nn
 
 import synq_fast
 from synq_fast.errors import OutOfMemoryError
+from synq_fast.runtime.out_of_memory import reason_of
 from tests.tiny import SHAPE, TINY_OVERRIDES, TinyNet, tiny_teacher
 
 GIVEN = {"recipe": "synq-digits", "overrides": TINY_OVERRIDES, "progress": False}
@@ -89,3 +90,9 @@ def test_what_has_another_reason_stays(monkeypatch):
     monkeypatch.setattr("synq_fast.engine.run.find_structure", broken)
     with pytest.raises(RuntimeError, match="another reason"):
         synq_fast.quantize(tiny_teacher(), **GIVEN)
+
+
+def test_what_an_allocator_says_is_kept_and_where_it_says_it_is_not():
+    said = str(NO_MEMORY) + ": you tried to allocate 8 bytes.\nmore"
+    assert reason_of(RuntimeError(said)) == "can't allocate memory: you tried to allocate 8 bytes."
+    assert reason_of(MemoryError()) == "no memory left"
