@@ -57,6 +57,22 @@ def test_guard_lets_right_networks_through(name):
     check_forms(module, graph, student, points)
 
 
+def test_a_type_that_tracing_wrote_down_meets_weights_of_another():
+    """As in EdgeNeXt, whose positions are cast to the type of the weight that reads them."""
+
+    class Cast(Net):
+        def body(self, x):
+            return self.conv2(super().body(x).to(self.conv2.weight.dtype))
+
+    module = Cast().eval()
+    graph, student, points = forms(module)
+    assert any(torch.float32 in node.args for node in graph.graph.nodes)
+    check_forms(module, graph, student, points)
+    other = Cast().eval()
+    with pytest.raises(TraceError, match="traced network computes something else"):
+        check_forms(other, graph, student, points)
+
+
 def test_opaque_module_may_write_to_its_input():
     module = network("OpaqueWrite")
     graph, student, points = forms(module, ["leaf"])
