@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from synq_fast.finetune.linear_inputs import ROWS, best_range, root
 from synq_fast.graph import called_module
-from synq_fast.graph.attention import Attention
+from synq_fast.graph.attention import Attention, stacking
 from synq_fast.graph.taps import Tapped
 from synq_fast.quant.activations import ActivationQuantizer, bypassing
 from synq_fast.runtime.out_of_memory import memory_errors
@@ -25,7 +25,8 @@ def fit_attention_operands(
     """Give queries, keys and values the ranges with which their products err least.
 
     Queries and keys by the error of the logits, with the keys and queries of all images; values by
-    that of the output. All are those of the float network, so that no order matters.
+    that of the output. All are those of the float network, so that no order matters. Attention
+    that multiplies no stacks of images and heads keeps the ranges that it has.
 
     Args:
         student: quantized network with ranges, which are changed in place.
@@ -41,6 +42,7 @@ def fit_attention_operands(
     nodes = {node.name: node for node in student.graph.nodes}
     read: list[str] = []
     products = [(nodes[a.logits], nodes[a.output]) for a in attentions]
+    products = [pair for pair in products if all(map(stacking, pair))]
     for logits, output in products:
         operands = [*logits.all_input_nodes[:2], *output.all_input_nodes[:2]]
         read += [_source(student, node).name for node in operands]
@@ -51,9 +53,8 @@ def fit_attention_operands(
     with memory, bypassing(student):
         seen = iter(Tapped(student, read)(images).features)
         for logits, output in products:
-            q, k, p, v = (next(seen).float() for _ in range(4))
-            if min(x.dim() for x in (q, k, p, v)) < 4:
-                continue
+            orders = (order for node in (logits, output) for order in stacking(node) or ())
+            q, k, p, v = (next(seen).float().permute(order) for order in orders)
             queries, keys = _rows(q), _rows(k.mT)
             of_q, of_k = logits.all_input_nodes[:2]
             some = slice(IMAGES)

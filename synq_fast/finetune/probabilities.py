@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from synq_fast.graph import called_module
-from synq_fast.graph.attention import Attention
+from synq_fast.graph.attention import Attention, stacking
 from synq_fast.graph.taps import Tapped
 from synq_fast.quant.activations import ActivationQuantizer, bypassing
 from synq_fast.quant.log_quantizer import LogQuantizer
@@ -45,20 +45,24 @@ def fit_probabilities(
     """
     nodes = {node.name: node for node in student.graph.nodes}
     found: list[tuple[ActivationQuantizer, str, str]] = []
+    orders = []
     for attention in attentions:
         probabilities, values = nodes[attention.output].all_input_nodes
         quantizer = called_module(student, probabilities)
         if isinstance(quantizer, ActivationQuantizer):
             source = probabilities.all_input_nodes[0]
             found.append((quantizer, source.name, values.name))
+            orders.append(stacking(nodes[attention.output]))
     read = [name for _, *names in found for name in names]
     memory = memory_errors(
         "the ranges of attention's probabilities", "lower quantization.calibration_batch_size"
     )
     with memory, bypassing(student):
         seen = Tapped(student, read)(images).features
-        for (quantizer, *_), p, v in zip(found, seen[::2], seen[1::2], strict=True):
+        for (quantizer, *_), order, p, v in zip(found, orders, seen[::2], seen[1::2], strict=True):
             quantizer.range_min.zero_()
+            if order is not None:
+                p, v = p.permute(order[0]), v.permute(order[1])
             end = best_end(p.float(), v.float(), quantizer)
             quantizer.range_max.copy_(end * quantizer.shrink)
     return len(found)
@@ -68,8 +72,8 @@ def best_end(probabilities: Tensor, values: Tensor, quantizer: ActivationQuantiz
     """The upper end of the range from 0 with the least squared error of the product.
 
     Args:
-        probabilities: (B, H, N, M)
-        values: (B, H, M, D)
+        probabilities: (B, H, N, M), or (..., N, M) without heads.
+        values: (B, H, M, D), or (..., M, D).
         quantizer: of the probabilities; where it has heads there is an end for each, (H,), else one
             for all, 0-d.
     """

@@ -74,6 +74,35 @@ def products(graph_module: fx.GraphModule) -> list[fx.Node]:
     ]
 
 
+def stacking(product: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """How a product's operands are permuted to (B, H, N, C) and (B, H, C, M).
+
+    None where they are no stacks of the matrices of images and heads.
+    """
+    if called_name(product) == "einsum":
+        equation = product.args[0]
+        return _einsum_stacking(equation) if isinstance(equation, str) else None
+    sizes = {len(shape_of(operand) or ()) for operand in product.all_input_nodes}
+    return ((0, 1, 2, 3), (0, 1, 2, 3)) if sizes == {4} else None
+
+
+def _einsum_stacking(equation: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    terms = equation.replace(" ", "").replace("->", ",").split(",")
+    if len(terms) != 3 or any(len(term) != 4 or not term.isalpha() for term in terms):
+        return None
+    first, second, result = terms
+    shared = [c for c in result if c in first and c in second]
+    rows = [c for c in first if c not in second]
+    columns = [c for c in second if c not in first]
+    inner = [c for c in first if c in second and c not in result]
+    if (len(shared), len(rows), len(columns), len(inner)) != (2, 1, 1, 1):
+        return None
+    return (
+        tuple(first.index(c) for c in (*shared, *rows, *inner)),
+        tuple(second.index(c) for c in (*shared, *inner, *columns)),
+    )
+
+
 def scaled_dot_product_attention(
     query: Any,
     key: Any,

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module, shape_of
-from synq_fast.graph.attention import find_attentions, is_softmax, products
+from synq_fast.graph.attention import find_attentions, is_softmax, products, stacking
 from synq_fast.graph.leaves import is_kept
 from synq_fast.graph.nodes import constants
 from synq_fast.graph.structure import is_addition
@@ -255,10 +255,14 @@ def quantized_copy(
 
 
 def _heads(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
-    """How many heads the operands of products (B, H, N, M) have."""
-    operands = (o for node in products(graph_module) for o in node.all_input_nodes)
-    shapes = {operand: shape_of(operand) for operand in operands}
-    return {node: shape[1] for node, shape in shapes.items() if shape and len(shape) == 4}
+    """How many heads the operands of products have, where they are dimension 1."""
+    heads = {}
+    for node in products(graph_module):
+        for operand, order in zip(node.all_input_nodes, stacking(node) or (), strict=False):
+            shape = shape_of(operand)
+            if shape is not None and order[:2] == (0, 1):
+                heads[operand] = shape[1]
+    return heads
 
 
 def _sites(layers: list[fx.Node], policy: Policy) -> dict[fx.Node, Site]:

@@ -5,13 +5,15 @@ import torch
 
 from synq_fast.engine.saved_model import build_student
 from synq_fast.finetune.attention_operands import fit_attention_operands
-from synq_fast.graph.attention import find_attentions
+from synq_fast.finetune.probabilities import fit_probabilities
+from synq_fast.graph.attention import _einsum_stacking, find_attentions
 from synq_fast.graph.taps import Tapped
 from synq_fast.graph.trace import trace
 from synq_fast.quant import ActivationQuantizer, BitWidths, observing
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.settings import Quantization
 from synq_fast.reference import fake_quantize
+from tests import transformers
 from tests.transformers import tiny_vit
 
 BITS = 3
@@ -97,3 +99,59 @@ def test_shrunk_as_every_range():
         one.shrink = 0.5
     fit_attention_operands(made, attentions, images)
     assert all(torch.equal(q.range_max, end / 2) for q, end in zip(quantizers, whole, strict=True))
+
+
+class EinsumAttention(transformers.Attention):
+    """The same with heads behind the tokens."""
+
+    def forward(self, x):
+        images, tokens, width = x.shape
+        heads = transformers.HEADS
+        qkv = self.qkv(x).reshape(images, tokens, 3, heads, width // heads)
+        q, k, v = qkv.unbind(2)
+        logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * (width // heads) ** -0.5
+        y = torch.einsum("bhnm, bmhd -> bnhd", logits.softmax(-1), v)
+        return self.proj(y.reshape(images, tokens, width))
+
+
+def test_products_by_einsum_are_fitted_alike(monkeypatch):
+    found = []
+    for attention in (transformers.Attention, EinsumAttention):
+        monkeypatch.setattr(transformers, "Attention", attention)
+        made, attentions, images = student(head_ranges=False)
+        assert len(attentions) == 2
+        assert fit_attention_operands(made, attentions, images) == 6
+        assert fit_probabilities(made, attentions, images) == 2
+        quantizers = [one for a in attentions for one in operands(made, a)[0]]
+        found.append(torch.stack([end for q in quantizers for end in (q.range_min, q.range_max)]))
+    torch.testing.assert_close(found[0], found[1])
+    # Heads are not dimension 1 there, but for the probabilities'.
+    made, attentions, images = student(head_ranges=True)
+    fit_attention_operands(made, attentions, images)
+    fit_probabilities(made, attentions, images)
+    assert all(q.heads is None for a in attentions for q in operands(made, a)[0])
+    heads = [m.heads for m in made.modules() if isinstance(m, ActivationQuantizer) and m.from_zero]
+    assert heads == [transformers.HEADS] * 2
+
+
+@pytest.mark.parametrize(
+    "equation", ["bnhd,bmhd->bhnm", "bhnd,bhmd->bhnm", "bhnm,bmhd->bnhd", "bhnm,bhmd->bhnd"]
+)
+def test_operands_as_stacks_of_matrices(equation):
+    sizes = dict(zip("bhnmd", (2, 3, 4, 5, 7), strict=True))
+    terms = equation.replace("->", ",").split(",")
+    first, second = (torch.randn(*(sizes[c] for c in term)) for term in terms[:2])
+    orders = _einsum_stacking(equation)
+    a, b = first.permute(orders[0]), second.permute(orders[1])
+    assert a.shape[:3] == (2, 3, 4)
+    product = a @ b
+    expected = torch.einsum(equation, first, second)
+    shared = "bhn" + terms[2].translate(str.maketrans("", "", "bhn"))
+    torch.testing.assert_close(product, expected.permute([terms[2].index(c) for c in shared]))
+
+
+@pytest.mark.parametrize(
+    "equation", ["bnd,bmd->bnm", "...nd,...md->...nm", "bhnd,bhmd", "abcd,efgh->abcd"]
+)
+def test_what_is_no_stack_of_images_and_heads(equation):
+    assert _einsum_stacking(equation) is None
