@@ -1,11 +1,20 @@
 """Fake quantization over a logarithmic grid."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from synq_fast.testing.case import EXACT, OpCase, Sample, Tolerance, constant, nbytes, uniform
+from synq_fast.testing.case import (
+    EXACT,
+    Nearest,
+    OpCase,
+    Sample,
+    Tolerance,
+    constant,
+    nbytes,
+    uniform,
+)
 from synq_fast.testing.cases._quantization import over_channels, parts, special_values
 
 GRADIENT = Tolerance(rtol=2e-6)
@@ -63,6 +72,12 @@ def oracle(
     return y + (of_x - of_x.detach()) + (of_scale - of_scale.detach())
 
 
+def nearest(x: torch.Tensor, scale: torch.Tensor) -> Callable[[], object]:
+    """Returns ATen's fake quantization over a learned grid, whose steps are equal."""
+    zero_point = torch.zeros_like(scale)
+    return lambda: torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, 0, 7, 1.0)
+
+
 CASE = OpCase(
     name="fake_quantize_log",
     call=call,
@@ -70,6 +85,7 @@ CASE = OpCase(
     oracle=oracle,
     values=(EXACT,),
     gradients=(GRADIENT, SUM),
+    nearest=Nearest("_fake_quantize_learnable_per_tensor_affine", nearest),
     bytes_moved=lambda sample: 2 * nbytes(sample.tensors[0]),
     keeps_layout=True,
     same_type=True,
