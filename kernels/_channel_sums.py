@@ -114,7 +114,6 @@ def sums_kernel(
                 tl.store(of_residual_ptr + offsets, before_relu, mask=mask)
         elif LOG:
             y, one = log_terms(gradient, x, factor, least)
-            other = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
         else:
             y, one, other = learned_terms(gradient, x, factor, offset, half)
             if DROPPED:
@@ -133,7 +132,8 @@ def sums_kernel(
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
         # An infinite factor makes NaN of what the mask left out.
         first += tl.where(mask, one, 0.0)
-        second += tl.where(mask, other, 0.0)
+        if not LOG:
+            second += tl.where(mask, other, 0.0)
         tile += splits
     if BY_COLUMN:
         place = group * COLUMNS + tl.arange(0, COLUMNS)
@@ -223,6 +223,8 @@ def launch_sums(
     quads = columns >= 4 and (length % 4 == 0 or outer * channels == 1)
     first, second = results[0].new_empty(2, channels * splits)
     factor, offset = (value.contiguous() for value in factors)
+    # A logarithmic grid divides twice: eight elements a thread would spill where they are wide.
+    warps = 8 if logarithmic and x.dtype == torch.float32 else 4
     low, high = (factor, offset) if grid is None else (bound.contiguous() for bound in grid)
     with on_device_of(x):
         sums_kernel[(groups * splits,)](
@@ -236,7 +238,7 @@ def launch_sums(
             RESIDUAL=residual is not None, OF_RESIDUAL=of_residual is not None,
             DROPPED=chance is not None, QUADS=chance is not None and quads and chance.by_quads,
             BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
-            num_warps=4, enable_fp_fusion=False,
+            num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
         finish_sums_kernel[(channels,)](
             first, second, factor, *results, splits, gradient_scale,
