@@ -212,8 +212,7 @@ def launch_sums(
 ) -> None:
     """Enqueues both kernels for an affine map before `grid`, or for a learned grid without one.
 
-    A logarithmic grid has scales alone, and the second result is not its own.
-
+    A logarithmic grid has scales alone; its second result means nothing.
     A residual after the map is laid out as `x`; its gradient is written to `of_residual` if given.
     A learned grid leaves elements out by `chance`.
     """

@@ -16,7 +16,7 @@ def log_kernel(
     x_ptr, y_ptr, scale_ptr, elements, channels, inner, least,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program handles BLOCK consecutive elements; CHANNELS: each has a scale of its own."""
+    """A program handles BLOCK consecutive elements; CHANNELS: each channel has a scale."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
     if CHANNELS:

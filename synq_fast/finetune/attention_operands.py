@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from synq_fast.finetune.linear_inputs import ROWS, best_range, root
+from synq_fast.finetune.linear_inputs import best_range, root, sampled
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import Attention, stacking
 from synq_fast.graph.taps import Tapped
@@ -44,7 +44,7 @@ def fit_attention_operands(
     products = [(nodes[a.logits], nodes[a.output]) for a in attentions]
     products = [pair for pair in products if all(map(stacking, pair))]
     for logits, output in products:
-        operands = [*logits.all_input_nodes[:2], *output.all_input_nodes[:2]]
+        operands = [*logits.all_input_nodes, *output.all_input_nodes]
         read += [_source(student, node).name for node in operands]
     memory = memory_errors(
         "the ranges of attention's operands", "lower quantization.calibration_batch_size"
@@ -56,11 +56,11 @@ def fit_attention_operands(
             orders = (order for node in (logits, output) for order in stacking(node) or ())
             q, k, p, v = (next(seen).float().permute(order) for order in orders)
             queries, keys = _rows(q), _rows(k.mT)
-            of_q, of_k = logits.all_input_nodes[:2]
+            of_q, of_k = logits.all_input_nodes
             some = slice(IMAGES)
             for node, values, factors, before in (
-                (of_q, _sampled(queries), root(keys).mT, False),
-                (of_k, _sampled(keys), root(queries).mT, False),
+                (of_q, sampled(queries), root(keys).mT, False),
+                (of_k, sampled(keys), root(queries).mT, False),
                 (output.all_input_nodes[1], v[some].transpose(0, 1), p[some].transpose(0, 1), True),
             ):
                 quantizer = called_module(student, node)
@@ -79,12 +79,6 @@ def _source(student: fx.GraphModule, node: fx.Node) -> fx.Node:
 def _rows(x: Tensor) -> Tensor:
     """Vectors (H, B * N, C) of each head, of (B, H, N, C)."""
     return x.transpose(0, 1).flatten(1, 2)
-
-
-def _sampled(rows: Tensor) -> Tensor:
-    """At most about ``ROWS`` of each head."""
-    # Odd, so that it does not keep to some of the tokens.
-    return rows[:, :: max(1, rows.shape[1] // ROWS) | 1]
 
 
 def _fitted(

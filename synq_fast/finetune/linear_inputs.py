@@ -94,6 +94,12 @@ def root(matrix: Tensor) -> Tensor:
     return matrix if rows <= columns else torch.linalg.qr(matrix, mode="r").R
 
 
+def sampled(rows: Tensor) -> Tensor:
+    """About ``ROWS`` of the rows (..., N, C), or all where they are fewer."""
+    # Odd, so that it does not keep to some of the tokens.
+    return rows[..., :: max(1, rows.shape[-2] // ROWS) | 1, :]
+
+
 class _Fit:
     """Sees what a quantizer gets."""
 
@@ -102,9 +108,7 @@ class _Fit:
 
     def __call__(self, quantizer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(quantizer, ActivationQuantizer)
-        rows = args[0].float().flatten(0, -2)
-        # Odd, so that it does not keep to some of the tokens.
-        rows = rows[:: max(1, len(rows) // ROWS) | 1]
+        rows = sampled(args[0].float().flatten(0, -2))
         quantizer.take(
             *best_range(rows, partial(torch.matmul, other=self.matrix.T), quantizer.bits)
         )
