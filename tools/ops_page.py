@@ -69,7 +69,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
             "per_tensor 16x64x56x56 4 bits, forward and backward",
         ),
         "quantize_codes": Entry(
-            quantizers.quantize_codes, "call_overhead", "quantize_codes 64x64, no gradient"
+            quantizers.quantize_codes, "call_overhead", "quantize_codes 4x6, no gradient"
         ),
         "pack_codes": Entry(packing.pack_codes, "pack_codes", "pack_codes 512x4608, 4 bits"),
         "unpack_codes": Entry(packing.unpack_codes, "pack_codes", "unpack_codes 512x4608, 4 bits"),
