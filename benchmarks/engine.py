@@ -12,7 +12,7 @@ from torch import fx
 
 from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import ImageBank
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.losses import Cam, Distillation, Features
 from synq_fast.finetune.settings import Finetune, Perturbation
 from synq_fast.finetune.step import Step

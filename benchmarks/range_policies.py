@@ -24,7 +24,7 @@ from torch.nn import functional
 from synq_fast.bank.images import ImageBank
 from synq_fast.bank.source import BankSource
 from synq_fast.data import data_root
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.calibration import calibrate
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import BitWidths, held_weights, trace

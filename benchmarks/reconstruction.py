@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.reconstruction import (
     Blocks,
     Cache,

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchvision.models import VisionTransformer
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.graph import trace
 from synq_fast.quant import BitWidths, fused, held_weights, observing
 from synq_fast.quant.settings import Quantization

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import synq_fast
-from tests.networks import SHAPE, network
+from tests.networks import network
+from tests.odd_networks.net import SHAPE
 from tests.tiny import TINY_OVERRIDES
 
 STEPS = {

@@ -9,7 +9,7 @@ from torch.nn import functional
 import synq_fast
 from synq_fast.bank.batches import BatchSource
 from synq_fast.bank.images import ImageBank
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
 from synq_fast.models import Teacher, load_teacher

@@ -13,7 +13,8 @@ from torch import fx, nn
 from synq_fast.deployment.freezing import is_frozen
 from synq_fast.engine.reported import RunFiles
 from synq_fast.engine.result import QuantizationResult
-from synq_fast.engine.saved_model import described, load_quantized, network_of, read_description
+from synq_fast.engine.saved_model import described, load_quantized, read_description
+from synq_fast.engine.student import network_of
 from synq_fast.errors import ModelError
 from synq_fast.models import Teacher
 from synq_fast.quant import leaf_names

@@ -15,7 +15,7 @@ from synq_fast.bank.batches import Filter, filtered
 from synq_fast.bank.images import spread
 from synq_fast.engine.real_images import real_images
 from synq_fast.engine.reported import FloatNetwork, RunFiles
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import ArgumentError, RunFolderError
 from synq_fast.finetune.losses import Distillation
 from synq_fast.models import Teacher

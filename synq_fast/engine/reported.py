@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from synq_fast.bank.images import sample_of
 from synq_fast.engine.identity import weights_hash
-from synq_fast.engine.saved_model import described_network, load_quantized, network_of
+from synq_fast.engine.saved_model import described_network, load_quantized
+from synq_fast.engine.student import network_of
 from synq_fast.errors import DataError, RunFolderError, SynqFastError
 from synq_fast.models import Teacher, load_teacher
 from synq_fast.quant import Structure, find_structure, leaf_names

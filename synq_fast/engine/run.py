@@ -26,9 +26,9 @@ from synq_fast.engine.evaluation import EvaluationResult, evaluate
 from synq_fast.engine.identity import describe, fingerprint, weights_hash
 from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
-from synq_fast.engine.saved_model import build_student, network_of
 from synq_fast.engine.shown import show_images
 from synq_fast.engine.stages import STAGES, Made, widths
+from synq_fast.engine.student import build_student, network_of
 from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step

@@ -6,7 +6,7 @@ import base64
 import json
 import warnings
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from synq_fast.deployment.execution import int8_form, saturates
 from synq_fast.deployment.freezing import freeze, is_frozen
 from synq_fast.deployment.packed_state import fill_packed, packed_state
 from synq_fast.engine.about import UNRECORDED, recorded
+from synq_fast.engine.student import build_student, network_of
 from synq_fast.errors import (
     ArgumentError,
     CheckpointError,
@@ -25,21 +26,9 @@ from synq_fast.errors import (
     SynqFastWarning,
 )
 from synq_fast.graph.computation import Computation, computation, difference
-from synq_fast.graph.rotation import rotated
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import (
-    ActivationQuantizer,
-    BitPolicy,
-    BitWidths,
-    Coverage,
-    coverage_of,
-    leaf_names,
-    quantized_copy,
-    trace,
-)
-from synq_fast.quant.bits import HIGHEST, AutoBits, Bits
-from synq_fast.quant.log_quantizer import WIDEST, LogQuantizer
-from synq_fast.quant.placement import INTEGER
+from synq_fast.quant import BitWidths, Coverage, coverage_of, leaf_names
+from synq_fast.quant.bits import AutoBits, Bits
 from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, read_section
@@ -51,79 +40,6 @@ from synq_fast.storage.paths import user_path
 _KEY = "synq_fast"
 _PACKED = "synq_fast_packed"
 _NETWORK = ("name", "options", "input_shape", "mean", "std", "num_classes")
-
-
-def network_of(
-    module: nn.Module, example: Tensor, leaves: Collection[str], recipe: Quantization
-) -> fx.GraphModule:
-    """The traced network that is quantized, rewritten as the recipe says.
-
-    Raises:
-        TraceError: it cannot be traced.
-        ModelError: it does not have the form that is to be rewritten.
-    """
-    graph = trace(module, example, leaves)
-    if recipe.rotate == "never":
-        return graph
-    try:
-        return rotated(graph)
-    except ModelError:
-        if recipe.rotate == "always":
-            raise
-        return graph
-
-
-def build_student(
-    teacher: fx.GraphModule,
-    bits: BitWidths | Widths,
-    recipe: Quantization,
-    leaves: Collection[str] = (),
-) -> fx.GraphModule:
-    """The quantized structure of a recipe around a traced teacher's weights, not calibrated.
-
-    Args:
-        teacher: the traced model; stays as it is.
-        bits: of all quantizers that the recipe does not name, or of each.
-        recipe: quantizers and their places.
-        leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
-    """
-
-    def make_quantizer(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
-        quantizer = ActivationQuantizer(
-            activation_bits,
-            policy=recipe.range,
-            shrink=recipe.shrink,
-            ste="clip" if recipe.ste == "clip" else "identity",
-            learn=recipe.learn_ranges,
-            heads=heads,
-        )
-        quantizer.symmetric = recipe.symmetric_activations and activation_bits == HIGHEST
-        return quantizer
-
-    def make_probabilities(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
-        suits = activation_bits <= WIDEST and recipe.placement != INTEGER
-        if recipe.probabilities == "log2" or (recipe.probabilities == "auto" and suits):
-            return LogQuantizer(
-                activation_bits, policy=recipe.range, shrink=recipe.shrink, heads=heads
-            )
-        return make_quantizer(activation_bits, heads=heads)
-
-    policy = (
-        BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits)
-        if isinstance(bits, BitWidths)
-        else bits
-    )
-    return quantized_copy(
-        teacher,
-        policy,
-        placement=recipe.placement,
-        make_quantizer=make_quantizer,
-        weight_range=recipe.weight_range,
-        weight_scheme=recipe.weight_scheme,
-        head_ranges=recipe.head_ranges,
-        make_probabilities=make_probabilities,
-        leaves=leaves,
-    )
 
 
 @dataclass(frozen=True)

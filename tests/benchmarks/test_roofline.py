@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from benchmarks import machine_code, roofline
+from benchmarks import gpu_model, machine_code, roofline
+from benchmarks.gpu_model import CARDS, Card, Launch, predict, resident_blocks
 from benchmarks.machine_code import Kernel, Loop
-from benchmarks.roofline import CARDS, Card, Launch, predict, resident_blocks
+from benchmarks.roofline_cases import Case, cases
 
 # A loop of two wide loads that wait together and a narrow one that waits alone, beside an outer
 # loop and one that loads less.
@@ -75,11 +76,11 @@ def test_what_limits_products():
     ):
         found = predict(CARD, code, dataclasses.replace(launch, **changed))
         assert found.limit == limit
-        assert found.seconds - roofline.LAUNCH == pytest.approx(seconds)
+        assert found.seconds - gpu_model.LAUNCH == pytest.approx(seconds)
     # A piece of work of a second wave takes as long as one of each multiprocessor.
     one = dataclasses.replace(launch, moved=1.0, turns=1000, items=401)
     found = predict(CARD, code, one)
-    assert found.seconds - roofline.LAUNCH == pytest.approx(5 * 1000 * 12 / 1e9)
+    assert found.seconds - gpu_model.LAUNCH == pytest.approx(5 * 1000 * 12 / 1e9)
     with pytest.raises(machine_code.MachineCodeError, match="no loop with products"):
         predict(CARD, kernel(), launch)
 
@@ -90,7 +91,7 @@ def test_shared_memory_of_a_launch_counts():
 
 def test_low_pass_chunks():
     """What lies between the passes leaves the device's memory where it is divided."""
-    found = {case.name: case for case in roofline.cases() if case.name.startswith("low_pass")}
+    found = {case.name: case for case in cases() if case.name.startswith("low_pass")}
     large = found["low_pass (256,3,224,224) bfloat16 contiguous"]
     values = 256 * 3 * 224 * 224
     assert sum(x.moved * x.times for x in large.before) == (2 + 2) * values + 2 * 4 * values
@@ -115,21 +116,21 @@ def test_what_limits_a_launch():
     full = Launch("s", "k", moved=1e9, items=400)
     found = predict(CARD, kernel(64, loop=enough), full)
     assert (found.limit, found.blocks) == ("memory", 4)
-    assert found.seconds == pytest.approx(1e-3 + roofline.LAUNCH)
+    assert found.seconds == pytest.approx(1e-3 + gpu_model.LAUNCH)
     # Of a second wave, one block is left with the waiting of its own loads.
     left = predict(CARD, kernel(64, loop=enough), Launch("s", "k", 401e6, items=401))
-    of_one = 1e6 * roofline.LATENCY / (256 * 64)
-    assert left.seconds - roofline.LAUNCH == pytest.approx(400e6 / 1e12 + of_one)
+    of_one = 1e6 * gpu_model.LATENCY / (256 * 64)
+    assert left.seconds - gpu_model.LAUNCH == pytest.approx(400e6 / 1e12 + of_one)
     fewer = predict(CARD, kernel(64, loop=enough), Launch("s", "k", 1e9, 400, in_flight=1))
     assert fewer.limit == "loads in flight"
     alone = predict(CARD, kernel(64, loop=enough), Launch("s", "k", 1e9, items=1))
     assert alone.limit == "loads in flight"
-    assert alone.seconds > 1e9 * roofline.LATENCY / (256 * 64)
+    assert alone.seconds > 1e9 * gpu_model.LATENCY / (256 * 64)
     slow = predict(CARD, kernel(64, loop=Loop(10_000, 64, 0, 64)), full)
     assert slow.limit == "instructions"
-    assert slow.seconds - roofline.LAUNCH == pytest.approx(1e9 / (100 * 4e9 / 1e4 * 32 * 64))
+    assert slow.seconds - gpu_model.LAUNCH == pytest.approx(1e9 / (100 * 4e9 / 1e4 * 32 * 64))
     rounds = predict(CARD, kernel(), Launch("s", "k", rounds=10, times=3))
-    assert rounds.seconds == pytest.approx(3 * (roofline.LAUNCH + 10 * roofline.CACHED_LATENCY))
+    assert rounds.seconds == pytest.approx(3 * (gpu_model.LAUNCH + 10 * gpu_model.CACHED_LATENCY))
     with pytest.raises(machine_code.MachineCodeError, match="no loop"):
         predict(CARD, kernel(), full)
 
@@ -140,7 +141,7 @@ def test_a_row():
             return kernel(64, loop=Loop(8, 64, 64, 64))
 
     launches = (Launch("s", "k", 2e7, items=400), Launch("s", "k", rounds=1, times=2))
-    case = roofline.Case("name", launches, launches[:1])
+    case = Case("name", launches, launches[:1])
     values = roofline.row(CARD, case, "x", launches, Tree())
     found = dict(zip(roofline.COLUMNS, values, strict=True))
     assert found["launches"] == "3" and found["MB"] == "20" and found["in flight"] == "64"
@@ -155,7 +156,7 @@ def test_a_row_of_products():
             return Kernel("k", 64, 0, None, Loop(20, 16, 0, 16, products=1))
 
     launches = (Launch("s", "k", 4e6, items=100, cached=4e6, turns=10, beside=300),)
-    values = roofline.row(CARD, roofline.Case("name", launches, launches), "x", launches, Tree())
+    values = roofline.row(CARD, Case("name", launches, launches), "x", launches, Tree())
     found = dict(zip(roofline.COLUMNS, values, strict=True))
     # 500 of each of a hundred blocks' threads, a warp's together, for two million values.
     assert found["instructions"] == 0.8 and found["limit"] == "memory"
@@ -163,9 +164,9 @@ def test_a_row_of_products():
 
 def test_every_case_names_sources_that_exist():
     root = roofline.Path(roofline.__file__).parents[1] / "csrc" / "cuda"
-    cases = roofline.cases()
-    assert len({case.name for case in cases}) == len(cases) >= 15
-    for case in cases:
+    found = cases()
+    assert len({case.name for case in found}) == len(found) >= 15
+    for case in found:
         assert case.needed > 0
         for launch in case.after:
             assert (root / f"{launch.source}.cu").is_file()

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from synq_fast.engine.saved_model import build_student, network_of
+from synq_fast.engine.student import build_student, network_of
 from synq_fast.models import Teacher
 from synq_fast.quant import BitWidths, held_weights, observing
 from synq_fast.quant.settings import Quantization

@@ -9,7 +9,8 @@ from safetensors.torch import safe_open, save_file
 from torch import nn
 
 import synq_fast
-from synq_fast.engine.saved_model import build_student, save_model
+from synq_fast.engine.saved_model import save_model
+from synq_fast.engine.student import build_student
 from synq_fast.errors import CheckpointError, ModelError, SynqFastWarning
 from synq_fast.models import load_teacher
 from synq_fast.quant import BitWidths, observing, trace

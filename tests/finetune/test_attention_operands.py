@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.attention_operands import fit_attention_operands
 from synq_fast.finetune.probabilities import fit_probabilities
 from synq_fast.graph.attention import _einsum_stacking, find_attentions

@@ -6,7 +6,7 @@ import torch
 
 from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import ImageBank
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import OutOfMemoryError, SynqFastWarning
 from synq_fast.finetune.calibration import calibrate
 from synq_fast.quant import ActivationQuantizer, BitWidths, trace

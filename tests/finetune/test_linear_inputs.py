@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.linear_inputs import ROWS, STEPS, best_range, fit_linear_inputs
 from synq_fast.graph.trace import trace
 from synq_fast.quant import ActivationQuantizer, BitWidths, observing

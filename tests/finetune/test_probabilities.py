@@ -2,7 +2,7 @@
 
 import torch
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.probabilities import SHARES, best_end, fit_probabilities
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import find_attentions

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.reconstruction import (
     Blocks,
     BlockValues,

@@ -9,7 +9,7 @@ from torch.nn import functional
 from synq_fast import reference
 from synq_fast.bank.batches import BatchSource, Filter
 from synq_fast.bank.images import ImageBank
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import NonFiniteLossError
 from synq_fast.finetune.sensitivity import SensitivityLoop
 from synq_fast.quant import BitWidths, trace

@@ -2,7 +2,7 @@
 
 from torch import fx, nn
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.quant import BitWidths, Structure, find_structure, folded, fused, simplified, trace
 from synq_fast.quant.settings import Quantization
 

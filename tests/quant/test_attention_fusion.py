@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from synq_fast import ops
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.graph.trace import trace
 from synq_fast.quant import BitWidths, fused, observing
 from synq_fast.quant.attention_fusion import QuantizedAttention

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from synq_fast import ops
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import RecipeError
 from synq_fast.quant import ActivationQuantizer, BitWidths, trace
 from synq_fast.quant.layers import WeightQuantized, quantize_layers

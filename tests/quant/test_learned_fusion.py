@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.graph.trace import trace
 from synq_fast.quant import BitWidths, fused, held_weights, observing
 from synq_fast.quant.activations import bypassing

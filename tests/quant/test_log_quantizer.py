@@ -5,7 +5,7 @@ import torch
 
 from synq_fast import ops
 from synq_fast.deployment.freezing import freeze
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import ModelError
 from synq_fast.finetune.probabilities import best_end, fit_probabilities
 from synq_fast.graph.attention import find_attentions

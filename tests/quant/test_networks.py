@@ -18,7 +18,8 @@ from synq_fast.quant import (
 )
 from synq_fast.quant.activations import bypassing
 from synq_fast.quant.layers import WeightQuantized
-from tests.networks import NETWORKS, SHAPE, Net, network
+from tests.networks import NETWORKS, network
+from tests.odd_networks.net import SHAPE, Net
 from tests.quant.forms import every_form, traced
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from synq_fast.quant import check_forms
 from synq_fast.quant.activations import bypassing
-from tests.networks import (
+from tests.odd_networks.layers import (
     NormTimesTwo,
     NormWithActivation,
     SamePaddedConv,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module
 from synq_fast.graph.attention import find_attentions

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.quant import BitWidths
 from synq_fast.reporting.accuracy import accuracies, standard_error
 from synq_fast.reporting.images import difficulty, spectrum

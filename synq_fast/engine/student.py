@@ -1,0 +1,89 @@
+"""The quantized structure of a recipe: what every run, report and saved model is built as."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, fx, nn
+
+from synq_fast.errors import ModelError
+from synq_fast.graph.rotation import rotated
+from synq_fast.quant import ActivationQuantizer, BitPolicy, BitWidths, quantized_copy, trace
+from synq_fast.quant.bits import HIGHEST
+from synq_fast.quant.log_quantizer import WIDEST, LogQuantizer
+from synq_fast.quant.placement import INTEGER
+from synq_fast.quant.settings import Quantization
+from synq_fast.quant.widths import Widths
+
+
+def network_of(
+    module: nn.Module, example: Tensor, leaves: Collection[str], recipe: Quantization
+) -> fx.GraphModule:
+    """The traced network that is quantized, rewritten as the recipe says.
+
+    Raises:
+        TraceError: it cannot be traced.
+        ModelError: it does not have the form that is to be rewritten.
+    """
+    graph = trace(module, example, leaves)
+    if recipe.rotate == "never":
+        return graph
+    try:
+        return rotated(graph)
+    except ModelError:
+        if recipe.rotate == "always":
+            raise
+        return graph
+
+
+def build_student(
+    teacher: fx.GraphModule,
+    bits: BitWidths | Widths,
+    recipe: Quantization,
+    leaves: Collection[str] = (),
+) -> fx.GraphModule:
+    """The quantized structure of a recipe around a traced teacher's weights, not calibrated.
+
+    Args:
+        teacher: the traced model; stays as it is.
+        bits: of all quantizers that the recipe does not name, or of each.
+        recipe: quantizers and their places.
+        leaves: what ``leaf_names`` makes of the recipe's ``leaf_modules``.
+    """
+
+    def make_quantizer(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
+        quantizer = ActivationQuantizer(
+            activation_bits,
+            policy=recipe.range,
+            shrink=recipe.shrink,
+            ste="clip" if recipe.ste == "clip" else "identity",
+            learn=recipe.learn_ranges,
+            heads=heads,
+        )
+        quantizer.symmetric = recipe.symmetric_activations and activation_bits == HIGHEST
+        return quantizer
+
+    def make_probabilities(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
+        suits = activation_bits <= WIDEST and recipe.placement != INTEGER
+        if recipe.probabilities == "log2" or (recipe.probabilities == "auto" and suits):
+            return LogQuantizer(
+                activation_bits, policy=recipe.range, shrink=recipe.shrink, heads=heads
+            )
+        return make_quantizer(activation_bits, heads=heads)
+
+    policy = (
+        BitPolicy.of(bits, recipe.end_bits, recipe.layer_bits)
+        if isinstance(bits, BitWidths)
+        else bits
+    )
+    return quantized_copy(
+        teacher,
+        policy,
+        placement=recipe.placement,
+        make_quantizer=make_quantizer,
+        weight_range=recipe.weight_range,
+        weight_scheme=recipe.weight_scheme,
+        head_ranges=recipe.head_ranges,
+        make_probabilities=make_probabilities,
+        leaves=leaves,
+    )
