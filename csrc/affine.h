@@ -49,14 +49,28 @@ SYNQ_HOST_DEVICE float round_small(float value) { return sub(add(value, 12582912
 SYNQ_HOST_DEVICE float lowest_code(int bits) { return -static_cast<float>(1 << (bits - 1)); }
 SYNQ_HOST_DEVICE float highest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
 
-SYNQ_HOST_DEVICE Affine make_affine(float range_min, float range_max, int bits) {
+// How many steps a range spans, and what is added to its zero point so that codes begin at the grid's lowest.
+struct Span {
+  float steps;
+  float offset;
+};
+
+SYNQ_HOST_DEVICE Span span_of(int bits) {
+  return {static_cast<float>((1 << bits) - 1), static_cast<float>(1 << (bits - 1))};
+}
+
+SYNQ_HOST_DEVICE Affine make_affine(float range_min, float range_max, Span span) {
   // Half the width: the whole of it overflows for ranges that span more than the largest float.
   const float difference = sub(mul(range_max, 0.5f), mul(range_min, 0.5f));
   const float half = difference < kMinimumWidth / 2 ? kMinimumWidth / 2 : difference;
   // A reciprocal, then a product: one rounding away from a plain division, and what eager PyTorch computes.
-  const float scale = mul(divide(1.0f, half), 0.5f * static_cast<float>((1 << bits) - 1));
-  const float zero_point = add(rintf(mul(scale, range_min)), static_cast<float>(1 << (bits - 1)));
+  const float scale = mul(divide(1.0f, half), 0.5f * span.steps);
+  const float zero_point = add(rintf(mul(scale, range_min)), span.offset);
   return {scale, zero_point};
+}
+
+SYNQ_HOST_DEVICE Affine make_affine(float range_min, float range_max, int bits) {
+  return make_affine(range_min, range_max, span_of(bits));
 }
 
 // Clamping to integers before rounding equals clamping after it.

@@ -18,7 +18,10 @@ def round_half_even(value):
 
 @triton.jit
 def make_affine(range_min, range_max, levels, half):
-    """Returns scale and zero point; `levels` is 2^bits - 1, `half` 2^(bits - 1)."""
+    """Returns scale and zero point of a range of `levels` steps, whose first code is -`half`.
+
+    Of equal steps they are 2^bits - 1 and 2^(bits - 1).
+    """
     # Half the width: the whole of it may overflow.
     width = range_max * 0.5 - range_min * 0.5
     width = tl.maximum(width, 5e-9, propagate_nan=tl.PropagateNan.ALL)

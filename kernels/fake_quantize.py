@@ -1,7 +1,7 @@
 """Fake quantization with a given range, and its clipped straight-through gradient.
 
 The two elementwise kernels serve the whole family: a grid that is given by its range or learned,
-with or without a per-channel affine map and a ReLU before it.
+of equal steps or of small floats, with or without a per-channel affine map and a ReLU before it.
 """
 
 from enum import IntEnum
@@ -28,10 +28,13 @@ from synq_fast.kernels._layout import (
     output_like,
     power_of_two,
 )
+from synq_fast.kernels._minifloat_grid import largest_level, minifloat_gradient, minifloat_level
 
 BLOCK = 2048
 MAXIMUM_COLUMNS = 1024
 NO_BOUND = float("nan")
+# In place of bits of a mantissa: the levels of the grid are equal steps.
+EQUAL_STEPS = -1
 
 
 class Result(IntEnum):
@@ -68,10 +71,13 @@ def load_grid(first_ptr, second_ptr, offsets, levels, half, LEARNED: tl.constexp
 
 @triton.jit
 def apply(
-    x, gradient, scale, zero_point, weight, bias, residual, half, upper,
-    RESULT: tl.constexpr, BEFORE: tl.constexpr,
+    x, gradient, scale, zero_point, weight, bias, residual, levels, half, upper,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr, MANTISSA: tl.constexpr,
 ):  # fmt: skip
-    """Returns a tile of the result named by `RESULT`, and of a residual's gradient, in float32."""
+    """Returns a tile of the result named by `RESULT`, and of a residual's gradient, in float32.
+
+    MANTISSA: the bits of small floats, of which `levels` is the largest; below 0 there are codes.
+    """
     x = x.to(tl.float32)
     if BEFORE >= 2:
         x = x * weight + bias
@@ -83,14 +89,21 @@ def apply(
     if RESULT >= 2:
         result = gradient.to(tl.float32)
         if RESULT == 3:
-            result = clipped_gradient(result, value, scale, zero_point, half)
+            if MANTISSA >= 0:
+                result = minifloat_gradient(result, value, scale, zero_point, levels, MANTISSA)
+            else:
+                result = clipped_gradient(result, value, scale, zero_point, half)
         if BEFORE > 0:
             result = relu_gradient(result, x, upper)
         before_relu = result
         if BEFORE >= 2:
             result = result * weight
     else:
-        code = quantize(value, scale, zero_point, -half, half - 1.0)
+        if MANTISSA >= 0:
+            code = minifloat_level(value, scale, zero_point, levels, MANTISSA)
+            code = tl.clamp(code, 0.0, levels, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            code = quantize(value, scale, zero_point, -half, half - 1.0)
         if RESULT == 1:
             result = tl.where(code != code, 0.0, code)
         else:
@@ -102,7 +115,8 @@ def apply(
 @triton.jit
 def tensor_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, elements, levels, half, upper,
-    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr, BLOCK: tl.constexpr,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr, MANTISSA: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One grid for all: a program handles BLOCK consecutive elements."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -112,13 +126,19 @@ def tensor_kernel(
     if start + BLOCK <= elements:
         x = tl.load(x_ptr + offsets)
         gradient = tl.load(gradient_ptr + offsets) if RESULT >= 2 else x
-        y, _ = apply(x, gradient, scale, zero_point, 1.0, 0.0, 0.0, half, upper, RESULT, BEFORE)
+        y, _ = apply(
+            x, gradient, scale, zero_point, 1.0, 0.0, 0.0, levels, half, upper,
+            RESULT, BEFORE, MANTISSA,
+        )  # fmt: skip
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty))
     else:
         mask = offsets < elements
         x = tl.load(x_ptr + offsets, mask=mask)
         gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT >= 2 else x
-        y, _ = apply(x, gradient, scale, zero_point, 1.0, 0.0, 0.0, half, upper, RESULT, BEFORE)
+        y, _ = apply(
+            x, gradient, scale, zero_point, 1.0, 0.0, 0.0, levels, half, upper,
+            RESULT, BEFORE, MANTISSA,
+        )  # fmt: skip
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -126,8 +146,8 @@ def tensor_kernel(
 def channel_kernel(
     x_ptr, gradient_ptr, y_ptr, first_ptr, second_ptr, weight_ptr, bias_ptr,
     residual_ptr, of_residual_ptr, rows, columns, channels, levels, half, upper,
-    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr, OF_RESIDUAL: tl.constexpr,
-    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RESULT: tl.constexpr, BEFORE: tl.constexpr, LEARNED: tl.constexpr, MANTISSA: tl.constexpr,
+    OF_RESIDUAL: tl.constexpr, BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One grid or affine map per channel: a program handles a tile of the (rows, columns) matrix.
 
@@ -156,8 +176,9 @@ def channel_kernel(
     gradient = tl.load(gradient_ptr + offsets, mask=mask) if RESULT >= 2 else x
     residual = tl.load(residual_ptr + offsets, mask=mask) if BEFORE == 3 else x
     y, before_relu = apply(
-        x, gradient, scale, zero_point, weight, bias, residual, half, upper, RESULT, BEFORE
-    )
+        x, gradient, scale, zero_point, weight, bias, residual, levels, half, upper,
+        RESULT, BEFORE, MANTISSA,
+    )  # fmt: skip
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
     if OF_RESIDUAL:
         before_relu = before_relu.to(of_residual_ptr.dtype.element_ty)
@@ -179,21 +200,27 @@ def launch(
     affine_map: tuple[torch.Tensor, torch.Tensor] | None = None,
     residual: torch.Tensor | None = None,
     of_residual: torch.Tensor | None = None,
+    minifloat: bool = False,
 ) -> None:
     """Enqueues the kernel for the layout.
 
     `grid` is the range, or scale and zero point if `learned`. With an affine map the layout's
     channels are those of the map, and the grid is one for all; its residual is laid out as `x`, and
-    that one's gradient is written to `of_residual` if given.
+    that one's gradient is written to `of_residual` if given. The levels of the grid are those of
+    small floats if `minifloat`.
     """
     if x.numel() == 0:
         return
     levels, half = float(2**bits - 1), float(2 ** (bits - 1))
+    if minifloat:
+        # Levels begin at zero.
+        levels, half = float(largest_level(bits)), 0.0
     pair = [bound.contiguous() for bound in grid]
     gradient = x if gradient is None else gradient
     upper = NO_BOUND if upper is None else upper
     options = {
         "RESULT": int(result), "BEFORE": int(before), "LEARNED": learned,
+        "MANTISSA": bits - 3 if minifloat else EQUAL_STEPS,
         "num_warps": 4, "enable_fp_fusion": False,
     }  # fmt: skip
     with on_device_of(x):

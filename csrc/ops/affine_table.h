@@ -24,15 +24,18 @@ inline int64_t repeats_of(const Input& input) {
 class AffineTable {
  public:
   // Raises ValueError where a minimum exceeds its maximum.
-  AffineTable(const char* op, const Ranges& ranges, const Input& input, int64_t bits)
-      : AffineTable(ranges.low(), ranges.high(), input, bits) {
+  AffineTable(const char* op, const Ranges& ranges, const Input& input, Span span)
+      : AffineTable(ranges.low(), ranges.high(), input, span) {
     for (int64_t i = 0; i < input.channels; ++i) require(!(ranges.low()[i] > ranges.high()[i]), op, "range_min");
   }
 
+  AffineTable(const char* op, const Ranges& ranges, const Input& input, int64_t bits)
+      : AffineTable(op, ranges, input, span_of(static_cast<int>(bits))) {}
+
   // Ranges that need no check.
-  AffineTable(const float* low, const float* high, const Input& input, int64_t bits)
+  AffineTable(const float* low, const float* high, const Input& input, Span span)
       : repeats_(repeats_of(input)), columns_(input.channels * repeats_), values_(2 * columns_) {
-    for (int64_t i = 0; i < input.channels; ++i) set(i, make_affine(low[i], high[i], static_cast<int>(bits)));
+    for (int64_t i = 0; i < input.channels; ++i) set(i, make_affine(low[i], high[i], span));
   }
 
   Affine channel(int64_t i) const { return {scale()[i * repeats_], zero_point()[i * repeats_]}; }

@@ -73,7 +73,7 @@ void quantize_after_all_ranges(const cpu::DynamicJob& job, const Input& input, T
     job.minimum[c] = range.low;
     job.maximum[c] = range.high;
   }
-  const AffineTable table(job.minimum, job.maximum, input, job.bits);
+  const AffineTable table(job.minimum, job.maximum, input, span_of(job.bits));
   const cpu::Job given = make_job<cpu::Job>(input, table, job.bits, y);
   for_each_part(input.elements(), 1,
                 [&](int64_t begin, int64_t end) { static_kernels().fake_quantize(given, begin, end); });

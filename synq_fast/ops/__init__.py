@@ -21,6 +21,9 @@ from synq_fast.ops.fake_quantize import fake_quantize as fake_quantize
 from synq_fast.ops.fake_quantize_dynamic import fake_quantize_dynamic as fake_quantize_dynamic
 from synq_fast.ops.fake_quantize_learned import fake_quantize_learned as fake_quantize_learned
 from synq_fast.ops.fake_quantize_log import fake_quantize_log as fake_quantize_log
+from synq_fast.ops.fake_quantize_minifloat import (
+    fake_quantize_minifloat as fake_quantize_minifloat,
+)
 from synq_fast.ops.gelu_fake_quantize import gelu_fake_quantize as gelu_fake_quantize
 from synq_fast.ops.grad_cam import grad_cam as grad_cam
 from synq_fast.ops.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus

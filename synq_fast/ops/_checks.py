@@ -12,12 +12,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
-def check_bits(bits: object) -> None:
-    """Raises TypeError or ValueError unless `bits` is an int from 2 to 16."""
+def check_bits(bits: object, least: int = 2, most: int = 16) -> None:
+    """Raises TypeError or ValueError unless `bits` is an int within the bounds."""
     if type(bits) is not int:
-        raise TypeError(f"bits must be an int from 2 to 16, got {bits!r} ({type(bits).__name__})")
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must be from 2 to 16, got {bits}")
+        raise TypeError(
+            f"bits must be an int from {least} to {most}, got {bits!r} ({type(bits).__name__})"
+        )
+    if not least <= bits <= most:
+        raise ValueError(f"bits must be from {least} to {most}, got {bits}")
 
 
 def is_clipped(ste: object) -> bool:

@@ -38,18 +38,26 @@ def along_axis(values: torch.Tensor, x: torch.Tensor, axis: int | None) -> torch
     return values.reshape(shape)
 
 
-def scale_and_zero_point(
-    range_min: torch.Tensor, range_max: torch.Tensor, bits: int
+def affine_over(
+    range_min: torch.Tensor, range_max: torch.Tensor, steps: int, offset: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the scale (steps per unit) and the zero point (an integer held in float32).
 
-    The scale is a reciprocal times `2^bits - 1`: one rounding away from a plain division, and what
-    PyTorch computes for `int / tensor`. Both are of half the width, whose bits are the same,
-    because the whole one overflows where a range spans more than the largest float32.
+    The range spans so many steps, and its minimum has the code `-offset`. The scale is a reciprocal
+    times the steps: one rounding away from a plain division, and what PyTorch computes for
+    `int / tensor`. Both are of half the width, whose bits are the same, because the whole one
+    overflows where a range spans more than the largest float32.
     """
     half = (range_max * 0.5 - range_min * 0.5).clamp(min=MINIMUM_WIDTH / 2)
-    scale = half.reciprocal() * ((2**bits - 1) / 2)
-    return scale, torch.round(scale * range_min) + 2 ** (bits - 1)
+    scale = half.reciprocal() * (steps / 2)
+    return scale, torch.round(scale * range_min) + offset
+
+
+def scale_and_zero_point(
+    range_min: torch.Tensor, range_max: torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns scale and zero point of the grid of `2^bits` codes."""
+    return affine_over(range_min, range_max, 2**bits - 1, 2 ** (bits - 1))
 
 
 def unclamped_codes(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
@@ -141,6 +149,15 @@ class _StraightThroughForward(StraightThrough):
         return tangent.view_as(tangent)
 
 
+def straight_through(
+    x: torch.Tensor, y: torch.Tensor, blocked: torch.Tensor | None
+) -> torch.Tensor:
+    """Returns `y` with the derivative of `x`, in either mode, with zeros where `blocked` is true."""
+    function = _StraightThroughForward if in_forward_mode() else StraightThrough
+    result: torch.Tensor = function.apply(x, y, blocked)
+    return result
+
+
 def fake_quantize_with(
     x: torch.Tensor,
     range_min: torch.Tensor,
@@ -157,6 +174,4 @@ def fake_quantize_with(
         clamped = clamp_codes(codes, bits)
         y = ((clamped + zero_point) / scale).to(x.dtype)
         blocked = outside(codes, clamped) if ste == "clip" else None
-    function = _StraightThroughForward if in_forward_mode() else StraightThrough
-    result: torch.Tensor = function.apply(x, y, blocked)
-    return result
+    return straight_through(x, y, blocked)

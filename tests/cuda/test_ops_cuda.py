@@ -54,7 +54,7 @@ def bounds(shape, axis):
 def samples(name: str):
     """Tensors and options of the sizes that fill a GPU."""
     match name:
-        case "fake_quantize" | "quantize_codes" | "relu_fake_quantize":
+        case "fake_quantize" | "fake_quantize_minifloat" | "quantize_codes" | "relu_fake_quantize":
             for shape, axis in LONG:
                 yield (noise(*shape), *bounds(shape, axis)), {"axis": axis}
         case "fake_quantize_dynamic":

@@ -7,6 +7,7 @@
 #include "../../csrc/cuda/fake_quantize_learned.cu"
 #include "../../csrc/cuda/relu_fake_quantize.cu"
 #include "../../csrc/cuda/fake_quantize_log.cu"
+#include "../../csrc/cuda/fake_quantize_minifloat.cu"
 #include "../../csrc/cuda/gelu_fake_quantize.cu"
 // clang-format on
 
@@ -45,6 +46,11 @@ int gelu_backward(const synq::FakeQuantizeLearnedParams* p) {
 int log_grid(const synq::FakeQuantizeLearnedParams* p) { return synq::fake_quantize_log_cuda(*p, nullptr); }
 int log_grid_backward(const synq::FakeQuantizeLearnedParams* p) {
   return synq::fake_quantize_log_backward_cuda(*p, nullptr);
+}
+
+int minifloat(const synq::FakeQuantizeParams* p) { return synq::fake_quantize_minifloat_cuda(*p, nullptr); }
+int minifloat_backward(const synq::FakeQuantizeParams* p) {
+  return synq::fake_quantize_minifloat_backward_cuda(*p, nullptr);
 }
 
 int relu(const synq::ReluFakeQuantizeParams* p) { return synq::relu_fake_quantize_cuda(*p, nullptr); }

@@ -164,6 +164,16 @@ class Quantization:
         unread = torch.full_like(scale, float("nan"))
         return self._learned("log_grid", x, scale, unread, axis, 1.0, bits=bits)
 
+    def fake_quantize_minifloat(
+        self, x: Any, low: Any, high: Any, bits: int, *, axis=None, ste="identity"
+    ) -> Any:
+        _, call = self._static(x, low, high, axis, None, bits=bits)
+        return differentiable(
+            lambda x: (call("minifloat"), None),
+            lambda _, g: (call("minifloat_backward", gradient=g) if ste == "clip" else g,),
+            x,
+        )
+
     def _learned(
         self, name: str, x: Any, scale: Any, zero_point: Any, axis: int | None, factor: float,
         **values: Any,

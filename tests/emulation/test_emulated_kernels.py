@@ -35,6 +35,10 @@ LONG = {
         "many blocks of Triton and CUDA, odd, axis None",
         "channels in two long odd pieces, axis 1",
     ),
+    "fake_quantize_minifloat": (
+        "many blocks of Triton and CUDA, odd, axis None",
+        "channels in two long odd pieces, axis 1",
+    ),
     "gelu_fake_quantize": ("many blocks of Triton and CUDA, odd, axis None",),
     "layer_norm_fake_quantize": ("more rows than parts", "four dimensions"),
     "softmax_fake_quantize": ("more rows than parts", "heads"),

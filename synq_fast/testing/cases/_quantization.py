@@ -128,11 +128,19 @@ def over_channels(values: torch.Tensor, x: torch.Tensor, axis: int | None) -> to
     return repeated.view([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
 
 
+def grid_over(
+    low: torch.Tensor, high: torch.Tensor, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns scale and zero point of a range over so many steps, each operation in float32."""
+    width = torch.clamp(high.float() - low.float(), min=1e-8)
+    scale = (1 / width) * steps
+    return scale, torch.round(scale * low.float())
+
+
 def grid_of(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns scale and zero point by the definition, each operation rounded to float32."""
-    width = torch.clamp(high.float() - low.float(), min=1e-8)
-    scale = (1 / width) * (2**bits - 1)
-    return scale, torch.round(scale * low.float()) + 2 ** (bits - 1)
+    scale, zero_point = grid_over(low, high, 2**bits - 1)
+    return scale, zero_point + 2 ** (bits - 1)
 
 
 def quantized(

@@ -1,0 +1,52 @@
+// The arithmetic of a grid whose levels are small floats without a sign, for every compiler.
+#pragma once
+
+#include <string.h>
+
+#include "affine.h"
+
+namespace synq {
+namespace {
+
+// Three exponent bits and `bits` - 3 of mantissa; the subnormal levels and the first octave are a step apart.
+struct Minifloat {
+  float rounding;  // times the power of two at or below a value, the magic number that rounds it to the mantissa
+  float largest;   // level
+};
+
+// Rounds to whole numbers, as in round_small; times a power of two, to multiples of that.
+constexpr float kMagic = 12582912.0f;
+
+SYNQ_HOST_DEVICE Minifloat minifloat_of(int bits) {
+  const int mantissa = bits - 3;
+  return {kMagic / static_cast<float>(1 << mantissa), static_cast<float>(((2 << mantissa) - 1) << 6)};
+}
+
+SYNQ_HOST_DEVICE Span minifloat_span(int bits) { return {minifloat_of(bits).largest, 0.0f}; }
+
+// The level next to x in steps, half to even, which may lie below zero or above the largest; NaN stays.
+SYNQ_HOST_DEVICE float minifloat_level(float x, Affine affine, Minifloat grid) {
+  const float steps = clamp(sub(mul(affine.scale, x), affine.zero_point), -1.0f, 2.0f * grid.largest);
+  uint32_t word;
+  memcpy(&word, &steps, sizeof word);
+  // The exponent alone is the power of two; that of what is negative, at most one, is too small to matter.
+  word &= 0x7F800000u;
+  float power;
+  memcpy(&power, &word, sizeof power);
+  const float product = mul(power, grid.rounding);
+  const float magic = product < kMagic ? kMagic : product;
+  return sub(add(steps, magic), magic);
+}
+
+SYNQ_HOST_DEVICE float fake_quantize_minifloat(float x, Affine affine, Minifloat grid) {
+  return dequantize(clamp(minifloat_level(x, affine, grid), 0.0f, grid.largest), affine);
+}
+
+// The clipped straight-through gradient; at NaN it passes.
+SYNQ_HOST_DEVICE float minifloat_gradient(float gradient, float x, Affine affine, Minifloat grid) {
+  const float level = minifloat_level(x, affine, grid);
+  return (level < 0.0f) | (level > grid.largest) ? 0.0f : gradient;
+}
+
+}  // namespace
+}  // namespace synq

@@ -1,0 +1,190 @@
+// The CPU kernels of small floats, on every instruction set that can run here.
+#include "cpu/fake_quantize_minifloat.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "minifloat_grid.h"
+#include "quantizer_cases.h"
+
+namespace {
+
+using namespace synq;
+using namespace synq::test;
+
+constexpr int kLeast = 3;
+constexpr int kMost = 8;
+
+// The level of every code, and the one that would follow the largest.
+std::vector<double> levels_of(int bits) {
+  const int mantissa = bits - 3;
+  std::vector<double> levels;
+  for (int code = 0; code <= 1 << bits; ++code) {
+    const int exponent = code >> mantissa;
+    const int fraction = code & ((1 << mantissa) - 1);
+    levels.push_back(exponent == 0 ? fraction : std::ldexp((1 << mantissa) + fraction, exponent - 1));
+  }
+  return levels;
+}
+
+// The level next to a number of steps, of all and the one above; -1 below them. Ties are even in the mantissa's last
+// bit; without a mantissa they go up, but for that above zero.
+double level_by_search(double steps, int bits) {
+  if (std::isnan(steps)) return steps;
+  if (steps < -0.5) return -1.0;
+  const std::vector<double> levels = levels_of(bits);
+  for (size_t code = 0; code + 1 < levels.size(); ++code) {
+    const double middle = (levels[code] + levels[code + 1]) / 2;
+    const bool keeps_tie = bits == 3 ? code == 0 : code % 2 == 0;
+    if (keeps_tie ? steps <= middle : steps < middle) return levels[code];
+  }
+  return levels.back();
+}
+
+double steps_of(const Model& model, float x) {
+  return rounded(double(rounded(double(model.scale) * x)) - double(model.zero_point));
+}
+
+float value_of_minifloat(const Model& model, float x, int bits) {
+  const double level = level_by_search(steps_of(model, x), bits);
+  const double largest = levels_of(bits)[(1u << bits) - 1];
+  const double inside = std::isnan(level) ? level : std::clamp(level, 0.0, largest);
+  return rounded(double(rounded(inside + double(model.zero_point))) / double(model.scale));
+}
+
+bool is_outside_minifloat(const Model& model, float x, int bits) {
+  const double level = level_by_search(steps_of(model, x), bits);
+  return level < 0 || level > levels_of(bits)[(1u << bits) - 1];
+}
+
+Model minifloat_model(float minimum, float maximum, int bits) {
+  Model model{};
+  float half = rounded(0.5 * double(maximum) - 0.5 * double(minimum));
+  if (half < 0.5e-8f) half = 0.5e-8f;
+  model.scale = rounded(double(rounded(1.0 / double(half))) * 0.5 * levels_of(bits)[(1u << bits) - 1]);
+  model.zero_point = rounded(std::nearbyint(rounded(double(model.scale) * minimum)));
+  return model;
+}
+
+// The same cases with widths and grids of small floats.
+std::vector<Case> minifloat_cases() {
+  constexpr float kRanges[][2] = {{-1.0f, 1.5f},  {0.0f, 6.0f}, {-0.2f, 0.1f},    {3.0f, 3.0f},
+                                  {-1e30f, 1.0f}, {kNan, 1.0f}, {0.0f, kInfinity}};
+  std::vector<Case> cases = make_cases();
+  for (size_t index = 0; index < cases.size(); ++index) {
+    Case& c = cases[index];
+    c.bits = kLeast + static_cast<int>(index % (kMost - kLeast + 1));
+    for (size_t i = 0; i < c.models.size(); ++i) {
+      const auto& range = kRanges[(c.models.size() > 1 ? i : index) % std::size(kRanges)];
+      c.models[i] = minifloat_model(range[0], range[1], c.bits);
+    }
+  }
+  return cases;
+}
+
+template <typename T>
+cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
+  return {in.x.data(),
+          in.gradient.data(),
+          y,
+          in.scale.data(),
+          in.zero_point.data(),
+          c.shape.channels,
+          c.shape.inner,
+          c.bits,
+          dtype};
+}
+
+template <typename Body>
+void for_each_minifloat_case(const Body& body) {
+  for (const DType dtype : kDTypes) {
+    for (const Case& c : minifloat_cases()) {
+      cpu::with_type(dtype, [&](auto tag) {
+        const Inputs<decltype(tag)> in(c);
+        for (const auto& [isa, kernels] : SYNQ_TABLES(cpu::fake_quantize_minifloat_kernels)) {
+          WHERE(isa, name_of(dtype), "channels", c.shape.channels, "inner", c.shape.inner, "bits", c.bits,
+                name_of(c.place));
+          body(kernels, c, in, dtype);
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+
+TEST(levels) {
+  const Affine unit{1.0f, 0.0f};
+  for (int bits = kLeast; bits <= kMost; ++bits) {
+    const Minifloat grid = minifloat_of(bits);
+    const std::vector<double> levels = levels_of(bits);
+    CHECK_EQUAL(double(grid.largest), levels[levels.size() - 2]);
+    for (size_t code = 0; code + 1 < levels.size(); ++code) {
+      const float level = static_cast<float>(levels[code]);
+      const float middle = static_cast<float>((levels[code] + levels[code + 1]) / 2);
+      for (const float steps :
+           {level, std::nextafter(level, kInfinity), std::nextafter(level, -kInfinity), middle,
+            std::nextafter(middle, kInfinity), std::nextafter(middle, -kInfinity)}) {
+        WHERE("bits", bits, "steps", steps);
+        CHECK_EQUAL(double(minifloat_level(steps, unit, grid)) + 0.0, level_by_search(steps, bits));
+      }
+    }
+    CHECK_EQUAL(minifloat_level(kNan, unit, grid), kNan);
+    CHECK_EQUAL(minifloat_level(-kInfinity, unit, grid), -1.0f);
+    CHECK(minifloat_level(kInfinity, unit, grid) > grid.largest);
+    CHECK_EQUAL(fake_quantize_minifloat(kInfinity, unit, grid), grid.largest);
+  }
+}
+
+TEST(scale_and_zero_point_equal_the_formulas) {
+  for (int bits = kLeast; bits <= kMost; ++bits) {
+    for (const auto& range : {Range{-1.0f, 1.5f}, Range{0.0f, 6.0f}, Range{-3e38f, 3e38f}, Range{2.0f, 2.0f}}) {
+      const Affine affine = make_affine(range.low, range.high, minifloat_span(bits));
+      const Model model = minifloat_model(range.low, range.high, bits);
+      CHECK_EQUAL(affine.scale, model.scale);
+      CHECK_EQUAL(affine.zero_point, model.zero_point);
+    }
+  }
+}
+
+TEST(values) {
+  for_each_minifloat_case([](const auto& kernels, const Case& c, const auto& in, DType dtype) {
+    using T = decltype(element_type(in));
+    check_elements<T>(
+        c,
+        [&](const Model& model, int64_t i) {
+          return from_float<T>(value_of_minifloat(model, to_float(in.x[i]), c.bits));
+        },
+        [&](T* y, int64_t begin, int64_t end) { kernels.forward(make_job(c, in, dtype, y), begin, end); });
+  });
+}
+
+TEST(gradients) {
+  for_each_minifloat_case([](const auto& kernels, const Case& c, const auto& in, DType dtype) {
+    using T = decltype(element_type(in));
+    check_elements<T>(
+        c,
+        [&](const Model& model, int64_t i) {
+          return is_outside_minifloat(model, to_float(in.x[i]), c.bits) ? from_float<T>(0.0f) : in.gradient[i];
+        },
+        [&](T* y, int64_t begin, int64_t end) { kernels.backward(make_job(c, in, dtype, y), begin, end); });
+  });
+}
+
+TEST(threads_on_disjoint_parts) {
+  Case c = plain_case(Place::kShifted);
+  for (Model& model : c.models) model = minifloat_model(-1.0f, 1.5f, c.bits);
+  for (const auto& set : SYNQ_TABLES(cpu::fake_quantize_minifloat_kernels)) {
+    for (const DType dtype : kDTypes) {
+      WHERE(set.isa, name_of(dtype));
+      cpu::with_type(dtype, [&](auto tag) {
+        const Inputs<decltype(tag)> in(c);
+        for (const auto kernel : {set.table.forward, set.table.backward}) {
+          check_threads<decltype(tag)>(c.count(), c.place, [&](auto* y, int64_t begin, int64_t end) {
+            kernel(make_job(c, in, dtype, y), begin, end);
+          });
+        }
+      });
+    }
+  }
+}
