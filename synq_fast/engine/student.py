@@ -8,9 +8,18 @@ from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
 from synq_fast.graph.rotation import rotated
-from synq_fast.quant import ActivationQuantizer, BitPolicy, BitWidths, quantized_copy, trace
+from synq_fast.quant import (
+    ActivationQuantizer,
+    BitPolicy,
+    BitWidths,
+    log_quantizer,
+    minifloat_quantizer,
+    quantized_copy,
+    trace,
+)
 from synq_fast.quant.bits import HIGHEST
-from synq_fast.quant.log_quantizer import WIDEST, LogQuantizer
+from synq_fast.quant.log_quantizer import LogQuantizer
+from synq_fast.quant.minifloat_quantizer import LEAST_BITS, MinifloatQuantizer
 from synq_fast.quant.placement import INTEGER
 from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths
@@ -63,12 +72,22 @@ def build_student(
         quantizer.symmetric = recipe.symmetric_activations and activation_bits == HIGHEST
         return quantizer
 
+    def is_taken(choice: str, widest: int, activation_bits: int) -> bool:
+        """Whether levels are taken that are not uniform, given the recipe's choice."""
+        suits = activation_bits <= widest and recipe.placement != INTEGER
+        return choice not in ("auto", "uniform") or (choice == "auto" and suits)
+
     def make_probabilities(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
-        suits = activation_bits <= WIDEST and recipe.placement != INTEGER
-        if recipe.probabilities == "log2" or (recipe.probabilities == "auto" and suits):
+        if is_taken(recipe.probabilities, log_quantizer.WIDEST, activation_bits):
             return LogQuantizer(
                 activation_bits, policy=recipe.range, shrink=recipe.shrink, heads=heads
             )
+        return make_quantizer(activation_bits, heads=heads)
+
+    def make_after_gelu(activation_bits: int, /, *, heads: int | None) -> ActivationQuantizer:
+        widest = minifloat_quantizer.WIDEST
+        if activation_bits >= LEAST_BITS and is_taken(recipe.after_gelu, widest, activation_bits):
+            return MinifloatQuantizer(activation_bits, policy=recipe.range, shrink=recipe.shrink)
         return make_quantizer(activation_bits, heads=heads)
 
     policy = (
@@ -84,6 +103,6 @@ def build_student(
         weight_range=recipe.weight_range,
         weight_scheme=recipe.weight_scheme,
         head_ranges=recipe.head_ranges,
-        make_probabilities=make_probabilities,
+        special={"softmax": make_probabilities, "gelu": make_after_gelu},
         leaves=leaves,
     )

@@ -90,7 +90,7 @@ def _fitted(
         def product(error: Tensor) -> Tensor:
             return factors @ error if before else error @ factors
 
-        return best_range(values, product, quantizer.bits)
+        return best_range(values, product, quantizer)
 
     if quantizer.heads is None:
         return best(values, factors)

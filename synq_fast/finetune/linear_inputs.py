@@ -8,15 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-from synq_fast import ops
 from synq_fast.graph import called_module
 from synq_fast.graph.nodes import is_shape
 from synq_fast.quant.activations import ActivationQuantizer, bypassing
 from synq_fast.quant.layers import QuantizedLinear
 from synq_fast.runtime.out_of_memory import memory_errors
 
-STEPS = 50
-"""How many ends each kind of candidate has."""
 ROWS = 1024
 """So many rows of a value are looked at."""
 
@@ -63,25 +60,18 @@ def fit_linear_inputs(student: fx.GraphModule, images: Tensor) -> int:
 
 
 def best_range(
-    values: Tensor, product: Callable[[Tensor], Tensor], bits: int
+    values: Tensor, product: Callable[[Tensor], Tensor], quantizer: ActivationQuantizer
 ) -> tuple[Tensor, Tensor]:
     """The range with the least squared error of a product: (range_min, range_max), 0-d.
-
-    The candidates are the values' extremes, both times a share or one of them alone.
 
     Args:
         values: of any shape.
         product: what is made of them, a linear function.
-        bits: of the values.
+        quantizer: what they are rounded by, and what knows the candidates.
     """
-    low, high = values.aminmax()
-    shares = torch.linspace(1, 1 / STEPS, STEPS, dtype=torch.float32, device=values.device)
-    whole = torch.ones_like(shares)
-    lows = low * torch.cat([shares, whole, shares])
-    highs = high * torch.cat([shares, shares, whole])
-    lows, highs = torch.minimum(lows, highs), torch.maximum(lows, highs)
+    lows, highs = quantizer.candidates(*values.aminmax())
     errors = [
-        product(ops.fake_quantize(values, *ends, bits) - values).double().square().sum()
+        product(quantizer.on_range(values, *ends) - values).double().square().sum()
         for ends in zip(lows, highs, strict=True)
     ]
     best = torch.stack(errors).argmin()
@@ -109,6 +99,4 @@ class _Fit:
     def __call__(self, quantizer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(quantizer, ActivationQuantizer)
         rows = sampled(args[0].float().flatten(0, -2))
-        quantizer.take(
-            *best_range(rows, partial(torch.matmul, other=self.matrix.T), quantizer.bits)
-        )
+        quantizer.take(*best_range(rows, partial(torch.matmul, other=self.matrix.T), quantizer))

@@ -18,6 +18,8 @@ from synq_fast.quant.quantizer import Grid, grid_of, learned_grid
 from synq_fast.quant.symmetric import symmetric_ends
 
 Ste = Literal["identity", "clip"]
+SHARES = 50
+"""How many shares of each end are candidates for a range."""
 
 
 class ActivationQuantizer(FullPrecision):
@@ -174,10 +176,24 @@ class ActivationQuantizer(FullPrecision):
             return grid_of(*ends, self.bits)
         return learned_grid(*ends, self.gain.detach(), self.bits)
 
+    def on_range(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """``x`` on the levels of a range, whose ends are 0-d or (H,)."""
+        return ops.fake_quantize(x, low, high, self.bits, axis=1 if low.dim() else None)
+
+    def candidates(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranges (N,) to choose from for values between two ends, 0-d.
+
+        Both ends times a share, or one of them alone.
+        """
+        shares = torch.linspace(1, 1 / SHARES, SHARES, dtype=torch.float32, device=low.device)
+        whole = torch.ones_like(shares)
+        lows = low * torch.cat([shares, whole, shares])
+        highs = high * torch.cat([shares, shares, whole])
+        return torch.minimum(lows, highs), torch.maximum(lows, highs)
+
     def rounded(self, x: Tensor, end: Tensor) -> Tensor:
         """``x`` on the levels from zero to an end, 0-d or (H,)."""
-        axis = 1 if end.dim() else None
-        return ops.fake_quantize(x, torch.zeros_like(end), end, self.bits, axis=axis)
+        return self.on_range(x, torch.zeros_like(end), end)
 
     def levels(self) -> Tensor:
         """The numbers that it gives out, (L,) float64, in order: of all heads together."""

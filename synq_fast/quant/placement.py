@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from operator import is_not
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -34,6 +35,12 @@ _RELU_FUNCTIONS: dict[object, float] = {
     functional.relu6: 6.0,
 }
 _RELU_MODULES: dict[type, float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
+_GELU_LIKE = {"gelu", "GELU", "silu", "SiLU", "hardswish", "Hardswish"}
+FUNCTIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
+    "softmax": is_softmax,
+    "gelu": lambda student, node: operation(student, node) in _GELU_LIKE,
+}
+"""Functions whose values may get quantizers of their own, and how a node is known for one."""
 
 
 class QuantizerFactory(Protocol):
@@ -183,7 +190,7 @@ def quantized_copy(
     weight_range: str = "minmax",
     weight_scheme: str = AUTO,
     head_ranges: bool = False,
-    make_probabilities: QuantizerFactory | None = None,
+    special: Mapping[str, QuantizerFactory] = MappingProxyType({}),
     leaves: Collection[str] = (),
 ) -> fx.GraphModule:
     """A copy of a traced model with fake-quantized weights and activations.
@@ -198,7 +205,7 @@ def quantized_copy(
         placement: ``auto`` or a name in ``PLACEMENTS``.
         make_quantizer: builds an activation quantizer.
         head_ranges: under ``vit``, what attention multiplies has a range for each head.
-        make_probabilities: builds that of what a softmax gives; None: ``make_quantizer`` does.
+        special: builds those of what functions give, by a name of ``FUNCTIONS``.
         weight_range: of each output channel, as ``quantize_layers`` takes it.
         weight_scheme: of their grids, as ``symmetric_widths`` takes it.
         leaves: qualified names of submodules whose weights stay in floating point.
@@ -236,11 +243,9 @@ def quantized_copy(
         is_layer_input = placement != INTEGER or read
         if site.op != "placeholder" and is_layer_input:
             width = policy.activation(name, [site_of[layer] for layer in read])
-        # Behind a dropout that does nothing, for example.
-        of_softmax = all(is_softmax(student, made) for made in origins(student, site))
-        make = (of_softmax and make_probabilities) or make_quantizer
-        quantizer = make(width, heads=heads_of.get(site))
-        quantizer.from_zero = of_softmax
+        function = _function(student, site)
+        quantizer = special.get(function, make_quantizer)(width, heads=heads_of.get(site))
+        quantizer.from_zero = function == "softmax"
         quantizer.holds_zero = placement == INTEGER
         student.add_submodule(name, quantizer)
         with student.graph.inserting_after(site):
@@ -252,6 +257,18 @@ def quantized_copy(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return student
+
+
+def _function(student: fx.GraphModule, site: fx.Node) -> str:
+    """The name in ``FUNCTIONS`` of what a value comes from, "" of others.
+
+    Behind a dropout that does nothing, for example.
+    """
+    made = list(origins(student, site))
+    for name, gives in FUNCTIONS.items():
+        if all(gives(student, node) for node in made):
+            return name
+    return ""
 
 
 def _heads(graph_module: fx.GraphModule) -> dict[fx.Node, int]:

@@ -97,6 +97,15 @@ class Quantization:
         "log2",
         "auto",
     )
+    after_gelu: str = choice(
+        "uniform",
+        "levels of what GELU, SiLU and hard-swish give, mostly small numbers and few large ones: "
+        "equal steps, or floats of three exponent bits, which hold both and have no form in "
+        "integers, from 3 bits on; auto: floats from 3 to 5 bits, but not under placement integer",
+        "uniform",
+        "minifloat",
+        "auto",
+    )
     calibration_batches: int = count(8, "what activation ranges are found on", unit="batches")
     calibration_batch_size: int = batch(64, "in each of them")
     leaf_modules: tuple[str, ...] = items(

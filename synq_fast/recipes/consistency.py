@@ -15,6 +15,9 @@ from synq_fast.synthesis.losses import (
 )
 from synq_fast.synthesis.settings import Synthesis
 
+_LEVELS = {"probabilities": "powers of two", "after_gelu": "small floats"}
+"""Keys of quantization that may choose levels other than uniform ones."""
+
 
 def check_consistency(recipe: Recipe, source: str) -> None:
     """Refuse what would waste a run.
@@ -83,11 +86,13 @@ def _problems(recipe: Recipe) -> list[str]:
             'finetune.schedule = "step" lowers the rate at finetune.milestones, and there are '
             "none; give shares of the steps such as [0.5, 0.75]"
         )
-    if recipe.quantization.probabilities == "log2" and recipe.quantization.placement == "integer":
-        problems.append(
-            'quantization.placement = "integer" is for runtimes that compute in integers, which '
-            'have no powers of two; set quantization.probabilities = "uniform"'
-        )
+    for name, levels in _LEVELS.items():
+        choice = getattr(recipe.quantization, name)
+        if choice not in ("uniform", "auto") and recipe.quantization.placement == "integer":
+            problems.append(
+                'quantization.placement = "integer" is for runtimes that compute in integers, '
+                f'which have no {levels}; set quantization.{name} = "uniform"'
+            )
     learned = recipe.quantization.weight_range == "learned" and recipe.quantization.learn_ranges
     if "blocks" in recipe.stages and not learned:
         problems.append(

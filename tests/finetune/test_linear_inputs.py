@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from synq_fast.engine.student import build_student
-from synq_fast.finetune.linear_inputs import ROWS, STEPS, best_range, fit_linear_inputs
+from synq_fast.finetune.linear_inputs import ROWS, best_range, fit_linear_inputs
 from synq_fast.graph.trace import trace
 from synq_fast.quant import ActivationQuantizer, BitWidths, observing
+from synq_fast.quant.activations import SHARES
+from synq_fast.quant.minifloat_quantizer import MinifloatQuantizer
 from synq_fast.quant.settings import Quantization
 from synq_fast.reference import fake_quantize
 from tests.transformers import tiny_vit
@@ -32,8 +34,8 @@ def error(x, w, low, high, bits):
 def test_the_best_range_has_the_least_error_of_the_product(bits):
     x, w = values()
 
-    low, high = best_range(x, lambda e: e @ w.T, bits)
-    ends = torch.linspace(1, 1 / STEPS, STEPS).unbind()
+    low, high = best_range(x, lambda e: e @ w.T, ActivationQuantizer(bits))
+    ends = torch.linspace(1, 1 / SHARES, SHARES).unbind()
     candidates = [(x.min() * a, x.max() * b) for s in ends for a, b in ((s, s), (1, s), (s, 1))]
     least = min(error(x, w, *pair, bits) for pair in candidates)
     assert error(x, w, low, high, bits) <= least * (1 + 1e-4)
@@ -41,10 +43,25 @@ def test_the_best_range_has_the_least_error_of_the_product(bits):
     assert bits == 8 or high - low < 0.5 * (x.max() - x.min())
 
 
+def test_small_floats_of_a_long_tail_err_less_than_a_uniform_grid():
+    g = torch.Generator().manual_seed(2)
+    x = nn.functional.gelu(torch.randn(400, 24, generator=g).exp() - 1)
+    w = torch.randn(8, 24, generator=g)
+    errors = {}
+    for kind in (ActivationQuantizer, MinifloatQuantizer):
+        quantizer = kind(4)
+        quantizer.take(*best_range(x, lambda e: e @ w.T, quantizer))
+        candidates = zip(*quantizer.candidates(*x.aminmax()), strict=True)
+        tried = [float(((quantizer.on_range(x, *c) - x) @ w.T).square().sum()) for c in candidates]
+        errors[kind] = float(((quantizer(x) - x) @ w.T).square().sum())
+        assert errors[kind] <= min(tried) * (1 + 1e-4)
+    assert errors[MinifloatQuantizer] < 0.5 * errors[ActivationQuantizer]
+
+
 def test_values_of_one_sign():
     x, w = values()
     for moved in (x.abs() + 3, -x.abs() - 3):
-        low, high = best_range(moved, lambda e: e @ w.T, 3)
+        low, high = best_range(moved, lambda e: e @ w.T, ActivationQuantizer(3))
         assert low < high
         assert error(moved, w, low, high, 3) <= error(moved, w, *moved.aminmax(), 3)
 
@@ -118,7 +135,7 @@ def test_several_readers_count_together_and_many_rows_are_sampled():
     x = net.stem(images).flatten(2).transpose(1, 2).flatten(0, 1).detach()
     x = x[:: max(1, len(x) // ROWS) | 1]
     both = torch.cat([net.one.weight, net.other.weight]).detach()
-    expected = best_range(x, lambda e: e @ both.T, 3)
+    expected = best_range(x, lambda e: e @ both.T, ActivationQuantizer(3))
     (quantizer,) = (
         m
         for n, m in made.named_modules()

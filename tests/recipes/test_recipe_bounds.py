@@ -109,6 +109,10 @@ def test_unworkable_values_are_refused(key, value):
             {"quantization.probabilities": "log2", "quantization.placement": "integer"},
             ["no powers of two", 'quantization.probabilities = "uniform"'],
         ),
+        (
+            {"quantization.after_gelu": "minifloat", "quantization.placement": "integer"},
+            ["no small floats", 'quantization.after_gelu = "uniform"'],
+        ),
         ({"finetune.schedule": "step"}, ["finetune.milestones"]),
         (
             {"synthesis.sparse.share": 0.3, "synthesis.parametrization": "latent"},

@@ -1,0 +1,89 @@
+"""The quantizer of values with a long tail over small floating-point numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synq_fast import ops
+from synq_fast.errors import ModelError
+from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.quantizer import Grid
+
+LEAST_BITS = 3
+"""An exponent has three bits."""
+WIDEST = 5
+"""Up to so many bits a small float errs less than a uniform grid behind GELU."""
+SHARES = tuple(2 ** (n / 4) for n in range(4, -13, -1))
+"""Of the greatest value: where the largest level is tried."""
+ZEROS = 8
+"""So many whole numbers from 0 are tried for what zero is moved by."""
+
+
+class MinifloatQuantizer(ActivationQuantizer):
+    """Fake-quantizes to unsigned floats of three exponent bits, moved by a whole number of steps.
+
+    What GELU gives is mostly near its least value, with few large ones: a uniform grid of few bits
+    that holds these rounds the rest to nothing. The range is not trained.
+    """
+
+    def __init__(self, bits: int, *, policy: str = "minmax", shrink: float = 1.0) -> None:
+        """Prepare a quantizer; arguments as those of ``ActivationQuantizer``."""
+        super().__init__(bits, policy=policy, shrink=shrink, ste="clip")
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        y = self.on_range(x, self.range_min, self.range_max)
+        if self.keep == 1:
+            return y
+        before, images = self.part
+        assert self.seed is not None
+        return ops.random_mix(y, x, self.keep, self.seed, offset=before * (x.numel() // images))
+
+    def on_range(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """``x`` on the levels of a range."""
+        return ops.fake_quantize_minifloat(x, low, high, self.bits, ste="clip")
+
+    def candidates(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranges (N,) whose least level is a whole number of steps below zero."""
+        largest = float(_whole_levels(self.bits)[-1])
+        shares = torch.tensor(SHARES, dtype=torch.float32, device=high.device)
+        zeros = torch.arange(ZEROS, dtype=torch.float32, device=high.device)
+        steps = (high.clamp_min(0.0) * shares).view(-1, 1) / (largest - zeros)
+        return (-zeros * steps).flatten(), ((largest - zeros) * steps).flatten()
+
+    def is_grid(self, x: Tensor, trained: bool) -> bool:
+        """No op with a uniform grid does what this does."""
+        return False
+
+    def grid(self) -> Grid:
+        """Refuse: no uniform grid holds floating-point numbers."""
+        raise ModelError(
+            "what GELU gives is rounded to small floats, which integer runtimes do not have; "
+            "quantize with quantization.after_gelu = uniform"
+        )
+
+    def levels(self) -> Tensor:
+        """The numbers that it gives out, (L,) float64, in order."""
+        levels = _whole_levels(self.bits)
+        low, high = self.range_min.double().cpu(), self.range_max.double().cpu()
+        scale = levels[-1] / (high - low).clamp_min(1e-8)
+        return (levels + torch.round(scale * low)) / scale
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest value that is rounded to a level less than half a step away; 0-d."""
+        levels = self.levels().to(self.range_min)
+        below, above = (levels[1] - levels[0]) / 2, (levels[-1] - levels[-2]) / 2
+        return levels[0] - below, levels[-1] + above
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{super().extra_repr()}, levels=floats of three exponent bits"
+
+
+def _whole_levels(bits: int) -> Tensor:
+    """The levels in steps, before they are moved, (L,) float64."""
+    codes = torch.arange(2**bits, dtype=torch.int64, device="cpu")
+    ones = 2 ** (bits - LEAST_BITS)
+    exponent, mantissa = codes // ones, codes % ones
+    normal = (ones + mantissa) * 2 ** (exponent - 1).clamp_min(0)
+    return torch.where(exponent == 0, mantissa, normal).double()
