@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.interpreter import remember_builtins
+from tests.interpreter import remember
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +15,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    remember_builtins()
+    remember()
 
 
 def data_root() -> Path:
