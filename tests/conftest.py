@@ -50,6 +50,27 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
+# Networks run on ops whose threads are tested with the ops: more of them than one beside another
+# worker's would be time without finding more.
+ONE_THREAD = frozenset(
+    {
+        *("bank", "cli", "data", "deployment", "engine", "faults", "finetune", "graph", "models"),
+        *("optimize", "quant", "recipes", "reporting", "storage", "studies", "synthesis"),
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs the tests of whole networks in one thread; their processes have the machine's."""
+    folder = request.path.relative_to(ROOT / "tests").parts[0]
+    before = torch.get_num_threads()
+    if folder in ONE_THREAD:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

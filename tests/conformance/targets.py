@@ -103,13 +103,12 @@ def parameters(*, emulated: bool = False) -> list[Any]:
 
 
 @contextmanager
-def using(target: Target, folders: pytest.TempPathFactory | None = None) -> Iterator[Any]:
+def using(target: Target) -> Iterator[Any]:
     """The namespace of the ops on a target; skips by name what this machine lacks."""
     if target.device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if target.setting is not None:
-        assert folders is not None
-        yield Emulated(folders, target.setting)
+        yield Emulated(target.setting)
         return
     reason = ops.available_backends()[target.backend]
     if reason is not None:
