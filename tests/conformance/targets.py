@@ -56,9 +56,9 @@ class Target(NamedTuple):
     def takes(self, case: OpCase, sample: Sample, dtype: torch.dtype, turn: int) -> bool:
         """Says whether the sample in this place of its case runs here, in reasonable time."""
         if not self.slow:
-            # Half types differ in loads and stores alone, whatever the instruction set. One source is
-            # compiled for every set: each takes other samples, and what it does to memory and to the
-            # ends of vectors is tested by csrc/tests on all of them.
+            # Half types differ in loads and stores alone, whatever the instruction set. One source
+            # is compiled for every set: each takes other samples, and csrc/tests run all of them to
+            # the ends of vectors and memory.
             another_isa = self.backend == "cpu" and ONLY is not None
             if another_isa:
                 place = os.environ.get("SYNQ_FAST_CPU_ISA") == "avx2"
