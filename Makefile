@@ -25,6 +25,8 @@ demo: build
 
 # Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
 test demo conformance: export OMP_WAIT_POLICY = passive
+# Hundreds of processes import the same files, which are compiled once, also where that is switched off.
+test conformance compile-check: export PYTHONDONTWRITEBYTECODE =
 test: build
 	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/compile
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.interpreter import remember_builtins
+from tests.interpreter import remember
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +15,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    remember_builtins()
+    remember()
 
 
 def data_root() -> Path:
@@ -48,6 +48,27 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+# Networks run on ops whose threads are tested with the ops: more of them than one beside another
+# worker's would be time without finding more.
+ONE_THREAD = frozenset(
+    {
+        *("bank", "cli", "data", "deployment", "engine", "faults", "finetune", "graph", "models"),
+        *("optimize", "quant", "recipes", "reporting", "storage", "studies", "synthesis"),
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs the tests of whole networks in one thread; their processes have the machine's."""
+    folder = request.path.relative_to(ROOT / "tests").parts[0]
+    before = torch.get_num_threads()
+    if folder in ONE_THREAD:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What takes long is made once for all processes of a test run."""
+"""What takes long is made once for all processes of a test run, or of all runs."""
 
 import os
 from collections.abc import Callable
@@ -13,8 +13,13 @@ def made_once(folders: pytest.TempPathFactory, name: str, make: Callable[[Path],
     base = folders.getbasetemp()
     # Each worker of a parallel run has a folder of its own in the common one.
     common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = common / name, common / f"{name}.done"
-    with FileLock(common / f"{name}.lock"):
+    return filled(common / name, make)
+
+
+def filled(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, filled unless it has been."""
+    done = folder.with_name(f"{folder.name}.done")
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not done.exists():
             folder.mkdir(exist_ok=True)
             make(folder)

@@ -137,7 +137,9 @@ def test_evaluate_a_saved_run(finished, capsys):
 
 def test_export_a_saved_run(finished, capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="the export extra is not installed")
-    monkeypatch.setattr("synq_fast.deployment.latency._ROUNDS", 1)  # no test looks at a time
+    # No test looks at a time.
+    monkeypatch.setattr("synq_fast.deployment.latency._ROUNDS", 1)
+    monkeypatch.setattr("synq_fast.deployment.latency._SECONDS", 0.0)
     folder, _ = finished
     file = tmp_path / "digits.onnx"
     assert main(["export", str(folder / "w4a4"), str(file), "--data", "digits", "--quiet"]) == 0

@@ -224,14 +224,18 @@ def test_a_failing_check_fails_the_command(tmp_path, monkeypatch, capfd):
     assert "not every benchmark passed its check" in captured.err
 
 
+MODEL = "tests.benchmarks.workloads:resnet8"
+SMALL = ["--model", MODEL, "--size", "16", "--batch", "4", "--rounds", "2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["step", "synthesis"])
 def test_a_small_workload_from_end_to_end(tmp_path, capfd, part):
     path = tmp_path / "rows.json"
-    given = ["--model", "digits-resnet20", "--batch", "4", "--rounds", "2", "--device", "cpu"]
-    assert main(["bench", part, *given, "--threads", "1", "--json", str(path)]) == 0
+    given = [*SMALL, "--device", "cpu", "--threads", "1"]
+    assert main(["bench", part, *given, "--json", str(path)]) == 0
     text = capfd.readouterr().out
-    assert "digits-resnet20 16px batch 4" in text
+    assert f"{MODEL} 16px batch 4" in text
     assert "where ours spends its time" in text and "of plain passes" in text
     content = json.loads(path.read_text())
     columns = content["rows"][0]["timings"]
@@ -243,8 +247,8 @@ def test_a_small_workload_from_end_to_end(tmp_path, capfd, part):
 @pytest.mark.slow
 def test_the_switches_are_measured_instead(tmp_path, capfd):
     path = tmp_path / "rows.json"
-    given = ["--model", "digits-resnet20", "--batch", "2", "--rounds", "2", "--device", "cpu"]
-    assert main(["bench", "synthesis", *given, "--switches", "--json", str(path)]) == 0
+    given = [*SMALL, "--device", "cpu", "--switches"]
+    assert main(["bench", "synthesis", *given, "--json", str(path)]) == 0
     content = json.loads(path.read_text())
     assert content["rows"] == [] and len(content["tables"]) == 1
     assert "copy_to_host" in {row[0] for row in content["tables"][0]["rows"]}

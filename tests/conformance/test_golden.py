@@ -19,8 +19,8 @@ def target(request) -> Target:
 
 
 @pytest.fixture
-def namespace(target, tmp_path_factory):
-    with using(target, tmp_path_factory) as namespace:
+def namespace(target):
+    with using(target) as namespace:
         yield namespace
 
 

@@ -30,15 +30,13 @@ def known(name: str, dtype: torch.dtype) -> Known:
 
 @pytest.mark.parametrize("target", parameters(emulated=True))
 @pytest.mark.parametrize(("name", "dtype"), INPUTS)
-def test_values_and_gradients(
-    name: str, dtype: torch.dtype, target: Target, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_values_and_gradients(name: str, dtype: torch.dtype, target: Target) -> None:
     if target.slow and name == "read_range":
         pytest.skip("read_range has no kernel")
     case, turns, count, faults = CASES[name], itertools.count(), 0, []
     if INTERPRETED and dtype == torch.float16 and not case.exact:
         pytest.skip("seconds of inner loops: of the half types bfloat16 alone is interpreted")
-    with using(target, tmp_path_factory) as namespace:
+    with using(target) as namespace:
         for check in checks(
             case,
             dtype,

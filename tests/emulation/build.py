@@ -1,6 +1,8 @@
 """Compiles CUDA sources for the CPU and lays out memory for them."""
 
 import ctypes
+import functools
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,15 +11,20 @@ import pytest
 import torch
 
 from tests.cuda_toolkit import find_cuda_include
-from tests.once import made_once
+from tests.once import filled
 
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+# Compiled and linked apart: faults.h takes the place of the checks' runtime. With the checks -O1
+# takes twice as long to compile and makes the runs little faster.
+FLAGS = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
 CHECKS = "-fsanitize=alignment,bounds,shift,signed-integer-overflow,null"
 LIBRARY = "kernels.so"
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 
 
-def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Compiles `<name>.cpp` of this folder once for all processes of a test run.
+def build(name: str) -> ctypes.CDLL:
+    """Compiles `<name>.cpp` of this folder, once until anything changes that it could be made of.
 
     Skips by name what the machine lacks.
     """
@@ -29,22 +36,31 @@ def build(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
     include = find_cuda_include()
     if include is None:
         pytest.skip("the CUDA toolkit's headers were not found")
-    source = Path(__file__).parent / f"{name}.cpp"
-    folder = made_once(
-        folders,
-        f"emulated_{name}",
-        lambda folder: compile_library(compiler, include, source, folder),
-    )
+    kept = ROOT / "build" / "emulated"
+    kept.mkdir(parents=True, exist_ok=True)
+    folder = kept / f"{name}-{state(compiler, include)}"
+    filled(folder, lambda folder: compile_library(compiler, include, name, folder))
     return LIBRARIES.setdefault(name, ctypes.CDLL(str(folder / LIBRARY)))
 
 
-def compile_library(compiler: str, include: Path, source: Path, folder: Path) -> None:
-    # Compiled and linked apart: faults.h takes the place of the checks' runtime. With the checks
-    # -O1 takes twice as long to compile and makes the runs little faster.
-    flags = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
-    object_file = folder / "object.o"
-    run(compiler, *flags, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)
+@functools.cache
+def state(compiler: str, include: Path) -> str:
+    """Says in one word what the compiler, its headers and all sources are."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    found = hashlib.sha256(version + " ".join([*FLAGS, CHECKS, str(include)]).encode())
+    sources = [p for folder in (ROOT / "csrc", FOLDER) for p in sorted(folder.rglob("*.[ch]*"))]
+    for path in (include / "cuda_runtime_api.h", *sources):
+        found.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def compile_library(compiler: str, include: Path, name: str, folder: Path) -> None:
+    for other in (p for p in folder.parent.glob(f"{name}-*") if not p.name.startswith(folder.name)):
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
+    source, object_file = FOLDER / f"{name}.cpp", folder / "object.o"
+    run(compiler, *FLAGS, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)
     run(compiler, "-shared", object_file, "-o", folder / LIBRARY)
+    object_file.unlink()
 
 
 def run(*command: str | Path) -> None:

@@ -3,8 +3,6 @@
 import itertools
 from typing import Any
 
-import pytest
-
 from tests.emulation.attention import Attention
 from tests.emulation.build import build
 from tests.emulation.filters import Filters
@@ -42,8 +40,7 @@ FAMILIES = {
 class Emulated:
     """Builds a library when one of its ops is called; skips by name what the machine lacks."""
 
-    def __init__(self, folders: pytest.TempPathFactory, setting: Setting) -> None:
-        self._folders = folders
+    def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._seeds = itertools.count()
 
@@ -51,5 +48,5 @@ class Emulated:
         library = next((name for name, kind in FAMILIES.items() if hasattr(kind, op)), None)
         if library is None:
             raise AttributeError(f"no emulated kernels of {op}")
-        launcher = Launcher(build(library, self._folders), self._setting, next(self._seeds))
+        launcher = Launcher(build(library), self._setting, next(self._seeds))
         return getattr(FAMILIES[library](launcher), op)

@@ -22,8 +22,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build("defects", tmp_path_factory)
+def library() -> ctypes.CDLL:
+    return build("defects")
 
 
 def call(library: ctypes.CDLL, name: str, seed: int, right: bool) -> tuple[int, torch.Tensor]:

@@ -64,14 +64,14 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_the_device_changes_no_bit(name: str, tmp_path_factory) -> None:
+def test_the_device_changes_no_bit(name: str) -> None:
     case = CASES[name]
     samples = [sample for sample in case.inputs() if sample.reason in LONG[name]]
     assert {sample.reason for sample in samples} == set(LONG[name])
     for sample in samples:
         found = []
         for multiprocessors in (1, 2, 7):
-            namespace = Emulated(tmp_path_factory, Setting(multiprocessors))
+            namespace = Emulated(Setting(multiprocessors))
             results = run(
                 lambda *x, n=namespace, **o: case.call(n, *x, **o),
                 sample.tensors,
@@ -86,8 +86,8 @@ def test_the_device_changes_no_bit(name: str, tmp_path_factory) -> None:
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((3, 2049), 0), ((2, 3, 700), 1), ((60, 4), 1)])
-def test_a_channel_is_searched_as_if_alone(shape, axis: int, tmp_path_factory) -> None:
-    namespace = Emulated(tmp_path_factory, Setting())
+def test_a_channel_is_searched_as_if_alone(shape, axis: int) -> None:
+    namespace = Emulated(Setting())
     x = torch.randn(shape).pow(3)
     ends = namespace.search_range(x, 3, candidates=9, axis=axis)
     for index, channel in enumerate(x.unbind(axis)):
@@ -95,8 +95,8 @@ def test_a_channel_is_searched_as_if_alone(shape, axis: int, tmp_path_factory) -
         assert [end[index] for end in ends] == list(alone)
 
 
-def test_a_label_out_of_bounds_gives_nan(tmp_path_factory) -> None:
-    namespace = Emulated(tmp_path_factory, Setting())
+def test_a_label_out_of_bounds_gives_nan() -> None:
+    namespace = Emulated(Setting())
     logits = torch.randn(2, 3, 5).unbind()
     for label in (-1, 5):
         labels = torch.tensor([0, label, 1])
@@ -107,11 +107,11 @@ def test_a_label_out_of_bounds_gives_nan(tmp_path_factory) -> None:
         assert difficulty.isnan().tolist() == [False, True, False]
 
 
-def test_a_token_of_zeros(tmp_path_factory) -> None:
+def test_a_token_of_zeros() -> None:
     tokens = torch.randn(1, 7, 4)
     tokens[0, 3], tokens[0, 5] = 0, 1e-10
     tokens.requires_grad_()
-    entropy = Emulated(tmp_path_factory, Setting()).patch_similarity_entropy(tokens, bandwidth=0.2)
+    entropy = Emulated(Setting()).patch_similarity_entropy(tokens, bandwidth=0.2)
     (gradient,) = torch.autograd.grad(entropy.sum(), tokens)
     assert entropy.isfinite().all()
     assert gradient[0, 3].norm() > 1e5
@@ -121,25 +121,25 @@ def test_a_token_of_zeros(tmp_path_factory) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_variance_does_not_cancel(layout, tmp_path_factory) -> None:
+def test_a_variance_does_not_cancel(layout) -> None:
     x = (torch.randn(8, 4, 8, 8) + 1e4).to(memory_format=layout).requires_grad_()
     mean, var = torch.zeros(4), torch.rand(4) + 1
     wide = x.detach().double().requires_grad_()
     expected = loss_terms(wide, mean.double(), var.double())[1]
-    namespace = Emulated(tmp_path_factory, Setting())
+    namespace = Emulated(Setting())
     loss = namespace.bn_statistics_loss(x, mean, var)[1]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
     (gradient,), (slope,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, wide)
     assert (gradient - slope).abs().max() < 2e-3 * slope.abs().max()
 
 
-def test_layers_of_a_network_share_launches(tmp_path_factory) -> None:
+def test_layers_of_a_network_share_launches() -> None:
     shape = (3, 8, 5, 5)
     network = [torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(35)]
     stored = [[torch.rand(8) + 0.5 for _ in network] for _ in range(2)]
-    launched = build("bn_statistics_loss", tmp_path_factory).launch_count
+    launched = build("bn_statistics_loss").launch_count
     launched.restype = ctypes.c_int64
-    namespace = Emulated(tmp_path_factory, Setting())
+    namespace = Emulated(Setting())
     inputs = [x.requires_grad_() for x in network]
     before = launched()
     loss = namespace.bn_statistics_losses(inputs, *stored)
@@ -149,9 +149,9 @@ def test_layers_of_a_network_share_launches(tmp_path_factory) -> None:
     assert (forward, launched() - before - forward) == (2 + 2 + 1, 2)
 
 
-def test_a_network_of_all_kinds_of_layers(tmp_path_factory) -> None:
+def test_a_network_of_all_kinds_of_layers() -> None:
     torch.manual_seed(3)
-    namespace = Emulated(tmp_path_factory, Setting())
+    namespace = Emulated(Setting())
     inputs, stored, weights = [], ([], []), []
     for i in range(37):
         channels, layout = (3, 8, 64, 12)[i % 4], (torch.contiguous_format, torch.channels_last)
@@ -174,8 +174,8 @@ def test_a_network_of_all_kinds_of_layers(tmp_path_factory) -> None:
 
 
 @pytest.fixture
-def library(tmp_path_factory) -> ctypes.CDLL:
-    return build("low_pass", tmp_path_factory)
+def library() -> ctypes.CDLL:
+    return build("low_pass")
 
 
 def test_tf32_is_a_choice(library) -> None:
