@@ -21,6 +21,7 @@ from synq_fast.finetune.reconstruction import (
     reconstruction_loop,
 )
 from synq_fast.graph.blocks import subnetwork
+from synq_fast.graph.norm_folding import folded_like
 from synq_fast.optimize.loop import Loop, Record
 from synq_fast.quant import folded
 from synq_fast.storage.run_folder import HistoryRecord
@@ -50,7 +51,8 @@ def blocks(run: Run, made: Made) -> Made:
             'blocks.memory = "auto"'
         )
     last = cuts[-1].entry
-    teacher = folded(run.graph, {name for block in cuts for name in (block.entry, block.exit)})
+    like = folded_like(run.graph, made.student)
+    teacher = folded(like, {name for block in cuts for name in (block.entry, block.exit)})
     cache = Cache(recipe.memory, run.device, run.values_folder)
     values = NetworkValues(
         teacher,
