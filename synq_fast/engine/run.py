@@ -33,7 +33,7 @@ from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
-from synq_fast.graph.norm_folding import folded_like, foldable_norms, has_foldable_norms
+from synq_fast.graph.norm_folding import foldable_norms, folded_like, has_foldable_norms
 from synq_fast.graph.rotation import is_rotated
 from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Loop

@@ -20,7 +20,7 @@ ROWS = 4096
 
 
 class Products:
-    """Sums over rows x (C,) and what a quantizer makes of them, q (C,): all that a correction needs.
+    """Sums over rows x (C,) and what a quantizer makes of them, q (C,), for a correction.
 
     With a 1 appended to q where the layer has a bias, ``q^T q`` and ``q^T (x - q)`` in float64.
     """
@@ -123,9 +123,9 @@ def corrected_layers(student: fx.GraphModule) -> _Layers:
                 break
             source = behind[0]
             quantizer = called_module(student, source)
-        if not isinstance(quantizer, ActivationQuantizer) or quantizer.heads is not None:
-            several.add(name)
-        elif found.setdefault(name, (layer, quantizer))[1] is not quantizer:
+        if isinstance(quantizer, ActivationQuantizer) and quantizer.heads is None:
+            found.setdefault(name, (layer, quantizer))
+        if name not in found or found[name][1] is not quantizer:
             several.add(name)
     return {name: pair for name, pair in found.items() if name not in several}
 

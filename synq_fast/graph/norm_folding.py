@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph.nodes import (
@@ -100,7 +99,7 @@ def with_foldable_norms(graph_module: fx.GraphModule, *, all_of_them: bool) -> f
         for name in each.readers:
             layer = result.get_submodule(name)
             assert isinstance(layer, nn.Linear)
-            if layer.bias is None:
+            if layer._parameters["bias"] is None:
                 layer.bias = _parameter(layer.weight.new_zeros(layer.out_features), layer.weight)
     for node in reversed(result.graph.nodes):
         if node.op == "get_attr" and not node.users:
@@ -197,6 +196,8 @@ def _name(graph_module: fx.GraphModule, node: fx.Node) -> str:
 def _make_module(graph_module: fx.GraphModule, node: fx.Node, name: str) -> None:
     """Make a norm a module of its own with everything that a fold changes."""
     called = called_module(graph_module, node)
+    weight: Tensor | None
+    bias: Tensor | None
     if isinstance(called, nn.LayerNorm):
         weight, bias, eps = called.weight, called.bias, called.eps
     else:
@@ -240,9 +241,7 @@ def _readers(graph_module: fx.GraphModule, norm: fx.Node) -> tuple[str, ...]:
         raise ModelError(f"{type(called).__name__} has a forward of its own")
     if shape is None or tuple(normalized) != (shape[-1],):
         raise ModelError("it normalises more than the last dimension")
-    if any(
-        n is not norm.all_input_nodes[0] and n.op != "get_attr" for n in norm.all_input_nodes
-    ):
+    if any(n is not norm.all_input_nodes[0] and n.op != "get_attr" for n in norm.all_input_nodes):
         raise ModelError("its parameters are computed")
     found: dict[str, None] = {}
     waiting = [(norm, user, len(shape) - 1) for user in norm.users]

@@ -72,9 +72,7 @@ def test_the_weights_are_the_formulas(batch_size):
     assert found.dtype == torch.float32 and found.shape == (3, 2, 2)
     expected = slopes(held, Rest()).clamp_min(0)
     assert (expected == 0).any() and (expected > 0).any()
-    torch.testing.assert_close(
-        found.double(), expected / expected.mean(), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(found.double(), expected / expected.mean(), rtol=1e-4, atol=1e-5)
 
 
 def test_of_small_differences_it_is_the_diagonal_of_the_curvature():

@@ -22,6 +22,7 @@ from synq_fast.graph.taps import Tapped
 from synq_fast.graph.trace import trace
 from tests.transformers import SHAPE, WIDTH, TinyViT
 
+
 def filled(network: nn.Module) -> nn.Module:
     torch.manual_seed(1)
     for parameter in network.parameters():
@@ -116,9 +117,7 @@ def test_the_function_stays_and_the_network_too(name):
 
 
 def test_a_fold_is_that_of_the_formula():
-    graph = with_foldable_norms(
-        trace(filled(TinyViT()), torch.randn(2, *SHAPE)), all_of_them=True
-    )
+    graph = with_foldable_norms(trace(filled(TinyViT()), torch.randn(2, *SHAPE)), all_of_them=True)
     norm = next(n for n in foldable_norms(graph)[0] if n.norm == "layers.1.norm2")
     assert norm.readers == ("layers.1.fc1",)
     module, layer = graph.get_submodule(norm.norm), graph.get_submodule("layers.1.fc1")

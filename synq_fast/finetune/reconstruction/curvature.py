@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from synq_fast.finetune.reconstruction.activations import BlockValues
-from synq_fast.runtime.memory import send
 from synq_fast.runtime.precision import tensor_float32
 
 
