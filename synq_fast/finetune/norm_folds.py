@@ -96,8 +96,9 @@ def measure_folds(
     """What each fold would be, and the error of what the readers give with and without it.
 
     All values are those of the float network, so that no order matters. The errors are those of a
-    quarter of the batches, one at least, or of a single batch's images; the ranges and weights that they are
-    measured with are found on the rest, as the recipe finds them. The fold itself is that of all.
+    quarter of the batches, one at least, or of a single batch's images; the ranges and weights that
+    they are measured with are found on the rest, as the recipe finds them. The fold itself is that
+    of all.
 
     Args:
         student: quantized network without ranges; its weights are the float network's.
