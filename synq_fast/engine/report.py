@@ -18,6 +18,7 @@ from synq_fast.engine.reported import FloatNetwork, RunFiles
 from synq_fast.engine.student import build_student
 from synq_fast.errors import ArgumentError, RunFolderError
 from synq_fast.finetune.losses import Distillation
+from synq_fast.graph.norm_folding import folded_like
 from synq_fast.models import Teacher
 from synq_fast.ops import _installation
 from synq_fast.quant import held_weights
@@ -218,6 +219,8 @@ def _measure(
         sets[where] = replace(found, records=of_images)
     if student is None:
         return
+    if floats is not None:
+        floats = replace(floats, graph=folded_like(floats.graph, student))
     seen = images[spread(len(images), _count(size, 2**18, 8, 64))]
     few = images[spread(len(images), _count(size, 2**17, 4, 48))]
     shown.layers = _layers(run, recipe, student, floats, seen, few)

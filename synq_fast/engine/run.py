@@ -33,6 +33,7 @@ from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
+from synq_fast.graph.norm_folding import foldable_norms, folded_like, has_foldable_norms
 from synq_fast.graph.rotation import is_rotated
 from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Loop
@@ -126,8 +127,13 @@ class Run:
         self.graph = network_of(self.teacher.module, example, self.leaves, recipe.quantization)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
         rotate = "always" if is_rotated(self.graph) else "never"
-        quantization = replace(recipe.quantization, placement=placement, rotate=rotate)
+        given = recipe.quantization.fold_norms
+        fold_norms = given if has_foldable_norms(self.graph) else "never"
+        quantization = replace(
+            recipe.quantization, placement=placement, rotate=rotate, fold_norms=fold_norms
+        )
         self.recipe = recipe = replace(recipe, quantization=quantization)
+        self._say_without_folds(given)
         self.structure = find_structure(self.graph, example)
         made = "synthesis" in recipe.stages
         self.image_teacher = ImageTeacher(
@@ -147,6 +153,14 @@ class Run:
         self.evaluation: EvaluationSet | None = None
         self.evaluates = False
         ranks.check_same({**self.identity, "recipe": dump_recipe(recipe), "bits": str(bits)})
+
+    def _say_without_folds(self, asked: str) -> None:
+        """Say why no norm is folded, where that was asked for."""
+        if asked == "never" or self.recipe.quantization.fold_norms != "never":
+            return
+        others = foldable_norms(self.graph)[1]
+        named = next((f"{name}: {reason}" for name, reason in others.items()), "there is none")
+        self.reporter.line(f"fold_norms: no LayerNorm can be folded ({named})")
 
     def _with_image_losses(self, recipe: Recipe) -> Recipe:
         """The recipe, without what the model has no BatchNorm statistics for.
@@ -324,7 +338,8 @@ class Run:
 
     def step(self, student: fx.GraphModule) -> Step:
         """The recipe's training step."""
-        return Step(self.graph, student, self.structure, self.recipe.finetune)
+        teacher = folded_like(self.graph, student)
+        return Step(teacher, student, self.structure, self.recipe.finetune)
 
     def training_batches(
         self, images: ImageSource, part: slice, student: nn.Module | None = None

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
+from synq_fast.graph.norm_folding import with_foldable_norms
 from synq_fast.graph.rotation import rotated
 from synq_fast.quant import (
     ActivationQuantizer,
@@ -35,14 +36,15 @@ def network_of(
         ModelError: it does not have the form that is to be rewritten.
     """
     graph = trace(module, example, leaves)
-    if recipe.rotate == "never":
+    if recipe.rotate != "never":
+        try:
+            graph = rotated(graph)
+        except ModelError:
+            if recipe.rotate == "always":
+                raise
+    if recipe.fold_norms == "never":
         return graph
-    try:
-        return rotated(graph)
-    except ModelError:
-        if recipe.rotate == "always":
-            raise
-        return graph
+    return with_foldable_norms(graph, all_of_them=recipe.fold_norms == "always")
 
 
 def build_student(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -17,6 +18,14 @@ def copied(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     return fx.GraphModule(module, graph)
+
+
+def own_modules(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph, with modules of its own around the tensors that it shares."""
+    known: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    for name, child in list(module.named_children()):
+        setattr(module, name, copy.deepcopy(child, known))
+    return module
 
 
 def attribute(module: nn.Module, name: str) -> Any:

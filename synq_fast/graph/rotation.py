@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from synq_fast.errors import ModelError
-from synq_fast.graph.nodes import attribute, called_module, called_name, copied, shape_of
+from synq_fast.graph.nodes import (
+    attribute,
+    called_module,
+    called_name,
+    copied,
+    own_modules,
+    shape_of,
+)
 from synq_fast.graph.patches import is_layer_norm
 from synq_fast.graph.structure import is_addition
 
@@ -39,7 +45,7 @@ def rotated(graph_module: fx.GraphModule) -> fx.GraphModule:
     Raises:
         ModelError: the network has another form; names where it parts.
     """
-    result = _own_modules(copied(graph_module))
+    result = own_modules(copied(graph_module))
     stream = _Stream(result)
     width = stream.width
     turn = rotation(width)
@@ -60,14 +66,6 @@ def rotated(graph_module: fx.GraphModule) -> fx.GraphModule:
 def is_rotated(graph_module: fx.GraphModule) -> bool:
     """Whether a network is a result of ``rotated``."""
     return bool(graph_module.meta.get("rotated"))
-
-
-def _own_modules(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph, with modules of its own around the tensors that it shares."""
-    known: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    for name, child in list(module.named_children()):
-        setattr(module, name, copy.deepcopy(child, known))
-    return module
 
 
 def rotation(width: int) -> Tensor:

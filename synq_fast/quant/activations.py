@@ -98,7 +98,7 @@ class ActivationQuantizer(FullPrecision):
             self._observe(self.observer, x.float() if double else x)
         if self.bypass:
             return x
-        return self._quantized(x.float()).double() if double else self._quantized(x)
+        return self.quantized(x.float()).double() if double else self.quantized(x)
 
     def _observe(self, observer: RangeObserver, x: Tensor) -> None:
         observer.observe(x)
@@ -115,7 +115,8 @@ class ActivationQuantizer(FullPrecision):
         self.range_min.copy_(low)
         self.range_max.copy_(high)
 
-    def _quantized(self, x: Tensor) -> Tensor:
+    def quantized(self, x: Tensor) -> Tensor:
+        """``x`` on the grid, whatever is observed or let through."""
         if self.gain is not None:
             return self._on_learned_grid(x)
         return ops.fake_quantize(

@@ -128,6 +128,13 @@ class WeightQuantized(Held):
         self.ends = torch.stack(self._searched())
         self.gain = nn.Parameter(torch.ones_like(self.ends[0]))
 
+    def renew_ranges(self) -> None:
+        """Find the ranges again, after the weights have changed."""
+        if self.clip is not None:
+            self.clip_ranges()
+        if self.gain is not None:
+            self.learn_ranges()
+
     def _searched(self) -> tuple[Tensor, Tensor]:
         if self.is_symmetric:
             return searched(self.weight.float(), self.weight_bits)

@@ -28,7 +28,8 @@ class LogQuantizer(ActivationQuantizer):
         super().__init__(bits, policy=policy, shrink=shrink, ste="clip", heads=heads)
         self.from_zero = True
 
-    def _quantized(self, x: Tensor) -> Tensor:
+    def quantized(self, x: Tensor) -> Tensor:
+        """``x`` on the levels, whatever is observed or let through."""
         y = self.rounded(x, self.range_max)
         if self.keep == 1:
             return y

@@ -31,7 +31,8 @@ class MinifloatQuantizer(ActivationQuantizer):
         """Prepare a quantizer; arguments as those of ``ActivationQuantizer``."""
         super().__init__(bits, policy=policy, shrink=shrink, ste="clip")
 
-    def _quantized(self, x: Tensor) -> Tensor:
+    def quantized(self, x: Tensor) -> Tensor:
+        """``x`` on the levels, whatever is observed or let through."""
         y = self.on_range(x, self.range_min, self.range_max)
         if self.keep == 1:
             return y

@@ -83,6 +83,23 @@ class Quantization:
         "auto",
         "always",
     )
+    fold_norms: str = choice(
+        "never",
+        "give the channels of LayerNorms that linear layers alone read ranges alike, exactly, by "
+        "factors and summands that norms and layers take up (RepQ-ViT); auto: where that lowers "
+        "the error of the layers on calibration images that are held out",
+        "never",
+        "auto",
+        "always",
+    )
+    ridge: float = number(
+        0.0,
+        "correct the weights of linear layers for the rounding of what they read, by least squares "
+        "with this share of the mean diagonal as ridge (ERQ); 0: not",
+        1e-6,
+        1e3,
+        or_zero=True,
+    )
     head_ranges: bool = flag(
         False,
         "with placement vit, queries, keys, values and probabilities have a range for each head: "

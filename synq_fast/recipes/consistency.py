@@ -93,6 +93,12 @@ def _problems(recipe: Recipe) -> list[str]:
                 'quantization.placement = "integer" is for runtimes that compute in integers, '
                 f'which have no {levels}; set quantization.{name} = "uniform"'
             )
+    if recipe.quantization.rotate == "always" and recipe.quantization.fold_norms == "always":
+        problems.append(
+            "a rotated network has RMSNorms without parameters, which quantization.fold_norms "
+            '= "always" cannot fold; set one of quantization.rotate and quantization.fold_norms to '
+            '"never"'
+        )
     learned = recipe.quantization.weight_range == "learned" and recipe.quantization.learn_ranges
     if "blocks" in recipe.stages and not learned:
         problems.append(

@@ -14,6 +14,7 @@ from synq_fast.bank.images import spread as evenly
 from synq_fast.errors import ModelError, RecipeError
 from synq_fast.fields import count, factor, items
 from synq_fast.finetune.losses import Cam as CamLoss
+from synq_fast.graph.norm_folding import folded_like
 from synq_fast.graph.structure import Structure
 from synq_fast.quant import held_weights
 from synq_fast.reporting.figures.chart import Chart, Series
@@ -208,7 +209,7 @@ def _alike(
     kind: str,
 ) -> Tensor:
     """Cosine (N,) of both networks' maps; NaN where one is flat."""
-    theirs = class_maps(teacher, layer, images, classes, kind)
+    theirs = class_maps(folded_like(teacher, student), layer, images, classes, kind)
     with held_weights(student):
         ours = class_maps(student, layer, images, classes, kind)
     return cosine(theirs, ours)

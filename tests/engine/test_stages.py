@@ -57,6 +57,14 @@ RECIPES["synq-fast-vit"] = {
     "synthesis.augment_roll": 2,
     "blocks.keep": 0.5,
 }
+# Exact rewrites and closed forms on the images of calibration, and weighted distances.
+RECIPES["synq-fast-vit, rewritten"] = {
+    **RECIPES["synq-fast-vit"],
+    "quantization.rotate": "never",
+    "quantization.fold_norms": "auto",
+    "quantization.ridge": 0.1,
+    "blocks.curvature": True,
+}
 TRANSFORMERS = ("synq-fast-vit",)
 
 
@@ -70,13 +78,13 @@ def small(recipe: str, **options):
     with warnings.catch_warnings():
         # The overrides of small runs are for every stage.
         warnings.filterwarnings("ignore", "(synthesis|generator|filter).* has no effect")
-        teacher = tiny_vit() if recipe in TRANSFORMERS else None
+        teacher = tiny_vit() if packaged(recipe) in TRANSFORMERS else None
         return run(teacher, recipe=packaged(recipe), overrides=RECIPES[recipe], **options)
 
 
 def images_of(recipe: str):
     """An evaluation set for the network that ``small`` quantizes."""
-    return labelled(transformers.SHAPE) if recipe in TRANSFORMERS else labelled()
+    return labelled(transformers.SHAPE) if packaged(recipe) in TRANSFORMERS else labelled()
 
 
 def packaged(recipe: str) -> str:

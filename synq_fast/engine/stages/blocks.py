@@ -8,21 +8,24 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from synq_fast.engine.stages.stage import Made
 from synq_fast.errors import ModelError, RecipeError
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.reconstruction import (
+    BlockValues,
     Cache,
     NetworkValues,
     Reconstruction,
     TrainedBlock,
+    curvature_weights,
     reconstruction_loop,
 )
-from synq_fast.graph.blocks import subnetwork
+from synq_fast.graph.blocks import Block, subnetwork
+from synq_fast.graph.norm_folding import folded_like
 from synq_fast.optimize.loop import Loop, Record
-from synq_fast.quant import folded
+from synq_fast.quant import folded, held_weights
 from synq_fast.storage.run_folder import HistoryRecord
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ def blocks(run: Run, made: Made) -> Made:
             'blocks.memory = "auto"'
         )
     last = cuts[-1].entry
-    teacher = folded(run.graph, {name for block in cuts for name in (block.entry, block.exit)})
+    like = folded_like(run.graph, made.student)
+    teacher = folded(like, {name for block in cuts for name in (block.entry, block.exit)})
     cache = Cache(recipe.memory, run.device, run.values_folder)
     values = NetworkValues(
         teacher,
@@ -83,6 +87,9 @@ def blocks(run: Run, made: Made) -> Made:
                 index=index,
                 device=run.device,
                 rest=rest,
+                curvature=partial(_curvature, run, part, teacher, block, cuts[-1].exit)
+                if recipe.curvature
+                else None,
                 precision=run.recipe.finetune.precision,
             )
             loop = _loop(run, work, run.student_fingerprint(made.student))
@@ -108,6 +115,28 @@ def blocks(run: Run, made: Made) -> Made:
         run.measure("reconstructed", made.student)
         run.write_metrics()
     return replace(made, history=history)
+
+
+def _curvature(
+    run: Run,
+    part: fx.GraphModule,
+    teacher: fx.GraphModule,
+    block: Block,
+    logits: str,
+    values: BlockValues,
+) -> Tensor:
+    """The weights of a block's distances, the same on every rank."""
+    rest = nn.Identity() if block.exit == logits else subnetwork(teacher, block.exit, logits)
+    with held_weights(part):
+        weights = curvature_weights(
+            values,
+            part,
+            rest,
+            batch_size=run.recipe.blocks.batch_size,
+            device=run.device,
+            precision=run.recipe.finetune.precision,
+        )
+    return run.ranks.from_first(weights.cpu).to(run.device)
 
 
 def _loop(run: Run, work: Reconstruction, fingerprint: str) -> Loop:

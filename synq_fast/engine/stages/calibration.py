@@ -1,15 +1,21 @@
-"""Activation ranges from images."""
+"""Activation ranges from images, and what else follows from the same images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from synq_fast.engine.stages.stage import Made
 from synq_fast.finetune.attention_operands import fit_attention_operands
 from synq_fast.finetune.calibration import calibrate
 from synq_fast.finetune.linear_inputs import fit_linear_inputs
+from synq_fast.finetune.norm_folds import Fold, apply_folds, measure_folds, take_ranges
 from synq_fast.finetune.probabilities import fit_probabilities
+from synq_fast.finetune.ridge import apply_corrections, ridge_corrections
+from synq_fast.graph.norm_folding import foldable_norms
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 def calibration(run: Run, made: Made) -> Made:
     """Find the ranges, and measure the model as it is then."""
     recipe = run.recipe.quantization
+    folds = _folded(run, made) if recipe.fold_norms != "never" else []
     batches = made.source.batches(recipe.calibration_batch_size)
     with run.phase("calibration", recipe.calibration_batches) as phase:
         calibrate(
@@ -30,6 +37,7 @@ def calibration(run: Run, made: Made) -> Made:
             precision=run.recipe.finetune.precision,
             ranks=run.ranks,
         )
+    take_ranges(made.student, folds)
     if run.structure.attentions or recipe.range == "output":
         with closing(made.source.batches(recipe.calibration_batch_size)) as batches:
             images, _ = batches(0)
@@ -37,7 +45,49 @@ def calibration(run: Run, made: Made) -> Made:
             fit_linear_inputs(made.student, images)
             fit_attention_operands(made.student, run.structure.attentions, images)
         fit_probabilities(made.student, run.structure.attentions, images)
+    if recipe.ridge:
+        _correct(run, made)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
         run.write_metrics()
     return made
+
+
+def _images(run: Run, made: Made) -> Sequence[Tensor]:
+    """Every batch of calibration."""
+    recipe = run.recipe.quantization
+    with closing(made.source.batches(recipe.calibration_batch_size)) as batches:
+        return [batches(index)[0] for index in range(recipe.calibration_batches)]
+
+
+def _folded(run: Run, made: Made) -> list[Fold]:
+    """Fold the norms that the recipe means, and say which."""
+    norms, others = foldable_norms(run.graph)
+    found = measure_folds(made.student, norms, _images(run, made))
+    found = run.ranks.from_first(lambda: found)
+    always = run.recipe.quantization.fold_norms == "always"
+    chosen = [each for each in found if always or each.helps]
+    apply_folds(made.student, chosen)
+    run.reporter.line(f"fold_norms: {len(chosen)} of {len(norms) + len(others)} LayerNorms folded")
+    for each in found:
+        change = each.folded_error / each.error - 1 if each.error else 0.0
+        verb = "folded" if each in chosen else "left as it is"
+        run.reporter.line(
+            f"  {each.norm.norm}: {verb}, error of what reads it {change:+.1%} by the fold"
+        )
+    measured = {each.norm for each in found}
+    for norm in norms:
+        if norm not in measured:
+            others[norm.norm] = "no quantizer of one range lies between it and its readers"
+    for name, reason in others.items():
+        run.reporter.line(f"  {name}: left as it is, {reason}")
+    return chosen
+
+
+def _correct(run: Run, made: Made) -> None:
+    """Correct the weights for the rounding of what they multiply."""
+    share = run.recipe.quantization.ridge
+    found = ridge_corrections(made.student, _images(run, made), share)
+    found = run.ranks.from_first(lambda: {name: v.cpu() for name, v in found.items()})
+    apply_corrections(made.student, found)
+    run.reporter.line(f"ridge: weights of {len(found)} linear layers corrected")

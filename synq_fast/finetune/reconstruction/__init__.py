@@ -2,6 +2,7 @@
 
 from synq_fast.finetune.reconstruction.activations import BlockValues, Cache, NetworkValues
 from synq_fast.finetune.reconstruction.block import TrainedBlock
+from synq_fast.finetune.reconstruction.curvature import curvature_weights
 from synq_fast.finetune.reconstruction.iteration import Reconstruction, reconstruction_loop
 from synq_fast.finetune.reconstruction.settings import Blocks
 
@@ -12,5 +13,6 @@ __all__ = [
     "NetworkValues",
     "Reconstruction",
     "TrainedBlock",
+    "curvature_weights",
     "reconstruction_loop",
 ]

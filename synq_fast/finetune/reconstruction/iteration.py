@@ -50,6 +50,7 @@ class Reconstruction:
         index: int,
         device: torch.device,
         rest: Callable[[Tensor], Tensor] | None = None,
+        curvature: Callable[[BlockValues], Tensor] | None = None,
         precision: str = "float32",
     ) -> None:
         """Prepare.
@@ -62,11 +63,15 @@ class Reconstruction:
             index: the block's number, so that blocks draw differently.
             device: where the work is done.
             rest: the float blocks between this one and the last; None: no global loss.
+            curvature: weights of the local loss (...), asked for when the first step begins; None:
+                all count alike.
             precision: of products and convolutions on a GPU, "tf32" or else float32.
         """
         self.block, self.values, self.recipe = block, values, recipe
         self.seed, self.index, self.device = seed, index, device
-        self.rest, self.precision = rest, precision
+        self.rest, self.curvature, self.precision = rest, curvature, precision
+        self.weights: Tensor | None = None
+        """What ``curvature`` gave, for the block as it was before its first step."""
         self.part = slice(None)
         """Which images of each batch; ranks that work together take one part each.
 
@@ -96,6 +101,8 @@ class Reconstruction:
         self.block.exponent.fill_(first + (last - first) * max(0.0, late))
         self.penalized.fill_(recipe.rounding_weight if late >= 0 else 0.0)
         values = self.values()
+        if self.curvature is not None and self.weights is None:
+            self.weights = self.curvature(values)
         chosen, seeds = self._draw(step, len(values))
         return *values.take(chosen, self.device), send(seeds, self.device)
 
@@ -119,7 +126,7 @@ class Reconstruction:
             x = ops.random_mix(quantized, given, self.recipe.mix, own, offset=offset)
         with tensor_float32(self.precision == "tf32"):
             y, undecided = self.block(x, self.recipe.keep, others, before)
-            local, far = _distance(y, target), torch.zeros_like(undecided)
+            local, far = _distance(y, target, self.weights), torch.zeros_like(undecided)
             if self.rest is not None:
                 far = self.recipe.global_weight * _distance(self.rest(y), ends[0])
             rounding = self.penalized * undecided
@@ -149,6 +156,8 @@ class Reconstruction:
     def state(self) -> dict[str, Tensor]:
         """What is trained, and the optimizer; random states follow from the step's number."""
         kept = {f"trained.{i}": p.detach() for i, p in enumerate(self.parameters)}
+        if self.weights is not None:
+            kept["curvature"] = self.weights
         return {**kept, **optimizer_tensors(self.optimizer)}
 
     @torch.no_grad()
@@ -156,12 +165,16 @@ class Reconstruction:
         """Put back a state."""
         for i, parameter in enumerate(self.parameters):
             parameter.copy_(tensors[f"trained.{i}"])
+        if "curvature" in tensors:
+            self.weights = tensors["curvature"].to(self.device)
         restore_optimizer(self.optimizer, tensors)
 
 
-def _distance(y: Tensor, target: Tensor) -> Tensor:
-    """Squared distance, summed over channels (dimension 1) and meant over the rest."""
-    return functional.mse_loss(y, target) * y.shape[1]
+def _distance(y: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Squared distance, weighted, summed over channels (dimension 1) and meant over the rest."""
+    if weights is None:
+        return functional.mse_loss(y, target) * y.shape[1]
+    return (weights * (y - target).square()).mean() * y.shape[1]
 
 
 def _optimizer(block: TrainedBlock, recipe: Blocks) -> torch.optim.Adam:

@@ -47,6 +47,11 @@ class Blocks:
     global_weight: float = factor(
         0.0, "factor on the distance of the last block's input, through the float blocks between"
     )
+    curvature: bool = flag(
+        False,
+        "weigh each element of a block's value by the curvature of the logits' divergence in it, "
+        "estimated once before the block is trained (LS-ViT's diagonal)",
+    )
     cuda_graph: bool = flag(True, "on a GPU, record a step once for each block and replay it")
     memory: str = choice(
         "auto",
