@@ -8,7 +8,7 @@ MAGIC = tl.constexpr(12582912.0)
 
 
 def largest_level(bits: int) -> int:
-    """Returns the largest level: all ones in the mantissa, at the largest of three-bit exponents."""
+    """Returns the largest level: the mantissa and the three bits of the exponent are ones."""
     return (2 ** (bits - 2) - 1) * 2**6
 
 

@@ -122,9 +122,8 @@ TEST(levels) {
     for (size_t code = 0; code + 1 < levels.size(); ++code) {
       const float level = static_cast<float>(levels[code]);
       const float middle = static_cast<float>((levels[code] + levels[code + 1]) / 2);
-      for (const float steps :
-           {level, std::nextafter(level, kInfinity), std::nextafter(level, -kInfinity), middle,
-            std::nextafter(middle, kInfinity), std::nextafter(middle, -kInfinity)}) {
+      for (const float steps : {level, std::nextafter(level, kInfinity), std::nextafter(level, -kInfinity), middle,
+                                std::nextafter(middle, kInfinity), std::nextafter(middle, -kInfinity)}) {
         WHERE("bits", bits, "steps", steps);
         CHECK_EQUAL(double(minifloat_level(steps, unit, grid)) + 0.0, level_by_search(steps, bits));
       }
