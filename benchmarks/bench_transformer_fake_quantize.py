@@ -1,4 +1,4 @@
-"""GELU, LayerNorm and softmax with fake quantization, a logarithmic grid; float32, both ways."""
+"""GELU, LayerNorm and softmax with fake quantization, uneven grids; float32, both ways."""
 
 from __future__ import annotations
 
@@ -118,38 +118,79 @@ def published_log(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     return x + (y - x).detach()
 
 
+def plain_minifloat(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Returns the rounding to small floats as one would write it, straight through."""
+    mantissa = bits - 3
+    largest = (2 ** (mantissa + 1) - 1) * 2**6
+    scale = largest / (high - low)
+    zero = torch.round(scale * low)
+    steps = scale * x - zero
+    quantum = torch.exp2(torch.floor(torch.log2(steps.clamp(min=1))) - mantissa).clamp(min=1)
+    level = (torch.round(steps / quantum) * quantum).clamp(0, largest)
+    return x + ((level + zero) / scale - x).detach()
+
+
+def compare_roundings(
+    title: str,
+    compare: Callable[..., harness.Comparison],
+    op: str,
+    plain: tuple[str, Callable[..., Tensor]],
+    x: Tensor,
+    *given: Any,
+) -> None:
+    """Ours against the reference, another form, eager and compiled, and a copy, at 4 bits."""
+    bits = 4
+    name, other = plain
+    gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(harness.DEVICE)
+
+    def step(rounded: Callable[..., Tensor]) -> list[Tensor]:
+        y = rounded(x, *given, bits)
+        return [y, *torch.autograd.grad(y, x, gradient)]
+
+    ours, omitted = columns.our_columns(lambda namespace: step(getattr(namespace, op)), ops)
+    expected = step(getattr(reference, op))[0]
+    for column, call in ours.items():
+        assert torch.equal(call()[0], expected), f"{column} differs"
+    wrong = (step(other)[0] - expected).abs() > 1e-6
+    assert wrong.sum() <= 1e-4 * wrong.numel(), f"the {name} form differs"
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows[f"{name}, eager"] = lambda: step(other)
+    compiled, reason = columns.compiled_column(other, x, *given, bits, own=True)
+    if compiled is None:
+        omitted[f"{name}, torch.compile"] = reason
+    else:
+        rows[f"{name}, torch.compile"] = lambda: torch.autograd.grad(compiled(), x, gradient)
+    rows["reference, eager"] = lambda: step(getattr(reference, op))
+    rows["clone"] = x.detach().clone
+    compare(
+        f"{title} {'x'.join(map(str, x.shape))} {bits} bits, forward and backward",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        bytes_moved=5 * 4 * x.numel(),
+        omitted=omitted,
+    )
+
+
 @pytest.mark.parametrize("shape", SIZES["softmax"], ids=str)
 def bench_fake_quantize_log(
     shape: tuple[int, ...], compare: Callable[..., harness.Comparison]
 ) -> None:
-    """Ours against the reference, the published form, eager and compiled, and a copy."""
-    bits = 4
-    drawn = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
-    x, gradient = drawn[0].mul(3).softmax(-1).requires_grad_(), drawn[1]
+    """Probabilities on powers of two, beside the published form."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    x = drawn.mul(3).softmax(-1).requires_grad_()
     scale = torch.tensor([1.0], device=harness.DEVICE)
+    published = "published", published_log
+    compare_roundings("log", compare, "fake_quantize_log", published, x, scale)
 
-    def step(rounded: Callable[..., Tensor]) -> list[Tensor]:
-        y = rounded(x, scale, bits)
-        return [y, *torch.autograd.grad(y, x, gradient)]
 
-    ours, omitted = columns.our_columns(lambda namespace: step(namespace.fake_quantize_log), ops)
-    expected = step(reference.fake_quantize_log)[0]
-    for column, call in ours.items():
-        assert torch.equal(call()[0], expected), f"{column} differs"
-    rows: dict[str, Callable[[], object]] = dict(ours)
-    rows["published, eager"] = lambda: step(published_log)
-    compiled, reason = columns.compiled_column(published_log, x, scale, bits, own=True)
-    if compiled is None:
-        omitted["published, torch.compile"] = reason
-    else:
-        rows["published, torch.compile"] = lambda: torch.autograd.grad(compiled(), x, gradient)
-    rows["reference, eager"] = lambda: step(reference.fake_quantize_log)
-    rows["clone"] = x.detach().clone
-    compare(
-        f"log {'x'.join(map(str, shape))} {bits} bits, forward and backward",
-        rows,
-        ours=next(iter(ours), None),
-        copy="clone",
-        bytes_moved=5 * 4 * math.prod(shape),
-        omitted=omitted,
-    )
+@pytest.mark.parametrize("shape", SIZES["gelu"], ids=str)
+def bench_fake_quantize_minifloat(
+    shape: tuple[int, ...], compare: Callable[..., harness.Comparison]
+) -> None:
+    """A GELU's outputs on small floats, beside plain PyTorch."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    x = functional.gelu(drawn).requires_grad_()
+    ends = (torch.tensor([end], device=harness.DEVICE) for end in (-0.17, 3.91))
+    plain = "plain", plain_minifloat
+    compare_roundings("minifloat", compare, "fake_quantize_minifloat", plain, x, *ends)

@@ -24,28 +24,32 @@ SYNQ_HOST_DEVICE Minifloat minifloat_of(int bits) {
 
 SYNQ_HOST_DEVICE Span minifloat_span(int bits) { return {minifloat_of(bits).largest, 0.0f}; }
 
-// The level next to x in steps, half to even, which may lie below zero or above the largest; NaN stays.
-SYNQ_HOST_DEVICE float minifloat_level(float x, Affine affine, Minifloat grid) {
-  const float steps = clamp(sub(mul(affine.scale, x), affine.zero_point), -1.0f, 2.0f * grid.largest);
+SYNQ_HOST_DEVICE float steps_of(float x, Affine affine) { return sub(mul(affine.scale, x), affine.zero_point); }
+
+// The level nearest to a number of steps, half to even; NaN stays. Clamping to levels before rounding equals clamping
+// after it.
+SYNQ_HOST_DEVICE float minifloat_level(float steps, Minifloat grid) {
+  const float inside = clamp(steps, 0.0f, grid.largest);
   uint32_t word;
-  memcpy(&word, &steps, sizeof word);
-  // The exponent alone is the power of two; that of what is negative, at most one, is too small to matter.
+  memcpy(&word, &inside, sizeof word);
+  // The exponent alone is the power of two at or below the number.
   word &= 0x7F800000u;
   float power;
   memcpy(&power, &word, sizeof power);
   const float product = mul(power, grid.rounding);
   const float magic = product < kMagic ? kMagic : product;
-  return sub(add(steps, magic), magic);
+  return sub(add(inside, magic), magic);
 }
 
 SYNQ_HOST_DEVICE float fake_quantize_minifloat(float x, Affine affine, Minifloat grid) {
-  return dequantize(clamp(minifloat_level(x, affine, grid), 0.0f, grid.largest), affine);
+  return dequantize(minifloat_level(steps_of(x, affine), grid), affine);
 }
 
-// The clipped straight-through gradient; at NaN it passes.
+// The clipped straight-through gradient; at NaN it passes. Half a step below zero rounds to it, half a step of the last
+// octave, 64 wide, above the largest level rounds away from that.
 SYNQ_HOST_DEVICE float minifloat_gradient(float gradient, float x, Affine affine, Minifloat grid) {
-  const float level = minifloat_level(x, affine, grid);
-  return (level < 0.0f) | (level > grid.largest) ? 0.0f : gradient;
+  const float steps = steps_of(x, affine);
+  return (steps < -0.5f) | (steps >= grid.largest + 32.0f) ? 0.0f : gradient;
 }
 
 }  // namespace

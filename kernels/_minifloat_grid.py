@@ -5,26 +5,34 @@ import triton.language as tl
 
 # Rounds to whole numbers; times a power of two, to multiples of that.
 MAGIC = tl.constexpr(12582912.0)
+# Times a float that is no power of two, gives the one before it.
+LAST_BELOW = tl.constexpr(1 - 2.0**-24)
 
 
 def largest_level(bits: int) -> int:
-    """Returns the largest level: all ones in the mantissa, at the largest of three-bit exponents."""
+    """Returns the largest level: the mantissa and the three bits of the exponent are ones."""
     return (2 ** (bits - 2) - 1) * 2**6
 
 
 @triton.jit
 def minifloat_level(x, scale, zero_point, largest, MANTISSA: tl.constexpr):
-    """Returns the level next to x in steps; it may be below zero or above all; NaN stays."""
+    """Returns the level next to x in steps, half to even, clamped to the grid; NaN stays."""
+    # Clamping to levels before rounding equals clamping after it.
     steps = scale * x - zero_point
-    steps = tl.clamp(steps, -1.0, 2.0 * largest, propagate_nan=tl.PropagateNan.ALL)
-    # The exponent alone is the power of two; that of what is negative is too small to matter.
+    steps = tl.clamp(steps, 0.0, largest, propagate_nan=tl.PropagateNan.ALL)
+    # The exponent alone is the power of two at or below the number.
     power = (steps.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     magic = tl.maximum(power * (MAGIC / 2**MANTISSA), MAGIC)
     return (steps + magic) - magic
 
 
 @triton.jit
-def minifloat_gradient(gradient, x, scale, zero_point, largest, MANTISSA: tl.constexpr):
+def minifloat_gradient(gradient, x, scale, zero_point, largest):
     """Returns the gradient where `x` lies within the grid; NaN lies on neither side."""
-    level = minifloat_level(x, scale, zero_point, largest, MANTISSA)
-    return tl.where((level < 0.0) | (level > largest), 0.0, gradient)
+    # Half a step below zero rounds to it; half a step above the largest level, where steps are 64
+    # wide, rounds away from that: the float before is the last that does not.
+    steps = scale * x - zero_point
+    last = (largest + 32.0) * LAST_BELOW
+    inside = tl.clamp(steps, -0.5, last, propagate_nan=tl.PropagateNan.ALL)
+    # One comparison, which NaN does not meet: two would cost registers.
+    return tl.where(tl.abs(steps - inside) > 0.0, 0.0, gradient)

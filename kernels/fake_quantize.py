@@ -90,7 +90,7 @@ def apply(
         result = gradient.to(tl.float32)
         if RESULT == 3:
             if MANTISSA >= 0:
-                result = minifloat_gradient(result, value, scale, zero_point, levels, MANTISSA)
+                result = minifloat_gradient(result, value, scale, zero_point, levels)
             else:
                 result = clipped_gradient(result, value, scale, zero_point, half)
         if BEFORE > 0:
@@ -101,7 +101,6 @@ def apply(
     else:
         if MANTISSA >= 0:
             code = minifloat_level(value, scale, zero_point, levels, MANTISSA)
-            code = tl.clamp(code, 0.0, levels, propagate_nan=tl.PropagateNan.ALL)
         else:
             code = quantize(value, scale, zero_point, -half, half - 1.0)
         if RESULT == 1:

@@ -91,6 +91,11 @@ SECTIONS: dict[str, dict[str, Entry]] = {
             "transformer_fake_quantize",
             "log 8x3x197x197 4 bits, forward and backward",
         ),
+        "fake_quantize_minifloat": Entry(
+            quantizers.fake_quantize_minifloat,
+            "transformer_fake_quantize",
+            "minifloat 8x197x768 4 bits, forward and backward",
+        ),
         "layer_norm_fake_quantize": Entry(
             quantizers.layer_norm_fake_quantize,
             "transformer_fake_quantize",

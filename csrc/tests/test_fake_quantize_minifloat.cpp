@@ -41,19 +41,19 @@ double level_by_search(double steps, int bits) {
   return levels.back();
 }
 
-double steps_of(const Model& model, float x) {
+double model_steps(const Model& model, float x) {
   return rounded(double(rounded(double(model.scale) * x)) - double(model.zero_point));
 }
 
 float value_of_minifloat(const Model& model, float x, int bits) {
-  const double level = level_by_search(steps_of(model, x), bits);
+  const double level = level_by_search(model_steps(model, x), bits);
   const double largest = levels_of(bits)[(1u << bits) - 1];
   const double inside = std::isnan(level) ? level : std::clamp(level, 0.0, largest);
   return rounded(double(rounded(inside + double(model.zero_point))) / double(model.scale));
 }
 
 bool is_outside_minifloat(const Model& model, float x, int bits) {
-  const double level = level_by_search(steps_of(model, x), bits);
+  const double level = level_by_search(model_steps(model, x), bits);
   return level < 0 || level > levels_of(bits)[(1u << bits) - 1];
 }
 
@@ -119,20 +119,22 @@ TEST(levels) {
     const Minifloat grid = minifloat_of(bits);
     const std::vector<double> levels = levels_of(bits);
     CHECK_EQUAL(double(grid.largest), levels[levels.size() - 2]);
+    std::vector<float> values = {-1.0f, -0.6f, -0.5f, -0.4f, kInfinity, -kInfinity, 1e30f, -1e30f};
     for (size_t code = 0; code + 1 < levels.size(); ++code) {
-      const float level = static_cast<float>(levels[code]);
-      const float middle = static_cast<float>((levels[code] + levels[code + 1]) / 2);
-      for (const float steps :
-           {level, std::nextafter(level, kInfinity), std::nextafter(level, -kInfinity), middle,
-            std::nextafter(middle, kInfinity), std::nextafter(middle, -kInfinity)}) {
-        WHERE("bits", bits, "steps", steps);
-        CHECK_EQUAL(double(minifloat_level(steps, unit, grid)) + 0.0, level_by_search(steps, bits));
+      for (const double value : {levels[code], (levels[code] + levels[code + 1]) / 2}) {
+        const float exact = static_cast<float>(value);
+        values.insert(values.end(), {exact, std::nextafter(exact, kInfinity), std::nextafter(exact, -kInfinity)});
       }
     }
-    CHECK_EQUAL(minifloat_level(kNan, unit, grid), kNan);
-    CHECK_EQUAL(minifloat_level(-kInfinity, unit, grid), -1.0f);
-    CHECK(minifloat_level(kInfinity, unit, grid) > grid.largest);
-    CHECK_EQUAL(fake_quantize_minifloat(kInfinity, unit, grid), grid.largest);
+    for (const float steps : values) {
+      WHERE("bits", bits, "steps", steps);
+      const double level = level_by_search(steps, bits);
+      const double inside = std::clamp(level, 0.0, double(grid.largest));
+      CHECK_EQUAL(double(minifloat_level(steps, grid)), inside);
+      CHECK_EQUAL(minifloat_gradient(3.0f, steps, unit, grid), level == inside ? 3.0f : 0.0f);
+    }
+    CHECK_EQUAL(minifloat_level(kNan, grid), kNan);
+    CHECK_EQUAL(minifloat_gradient(3.0f, kNan, unit, grid), 3.0f);
   }
 }
 

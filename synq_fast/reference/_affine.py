@@ -152,7 +152,7 @@ class _StraightThroughForward(StraightThrough):
 def straight_through(
     x: torch.Tensor, y: torch.Tensor, blocked: torch.Tensor | None
 ) -> torch.Tensor:
-    """Returns `y` with the derivative of `x`, in either mode, with zeros where `blocked` is true."""
+    """Returns `y` with the derivative of `x` in either mode, or zeros where `blocked` is true."""
     function = _StraightThroughForward if in_forward_mode() else StraightThrough
     result: torch.Tensor = function.apply(x, y, blocked)
     return result

@@ -127,6 +127,28 @@ def fake_quantize_log() -> Figure:
     return figure
 
 
+def fake_quantize_minifloat() -> Figure:
+    """A staircase of sixteen levels over a GELU, fine near its least value and coarse far above.
+
+    Beside it what the levels miss, with the sixteen equal steps of the same range: less where most
+    values are, more for the few large ones.
+    """
+    figure, (left, right) = panels(2)
+    x = torch.linspace(-4, 4, 3201)
+    y = functional.gelu(x)
+    ends = -0.17, 0.17 * 23
+    found = ops.fake_quantize_minifloat(y, *ends, 4)
+    float_curve(left, x, y, "gelu(x)")
+    curve(left, x, found, "fake_quantize_minifloat(gelu(x))")
+    label(left, "4 bits, range -0.17 to 3.91", "x")
+    left.legend(loc="upper left")
+    float_curve(right, x, (ops.fake_quantize(y, *ends, 4) - y).abs(), "equal steps")
+    curve(right, x, (found - y).abs(), "small floats")
+    label(right, "distance from gelu(x)", "x")
+    right.legend(loc="upper left")
+    return figure
+
+
 def quantize_codes() -> Figure:
     """A digit of 8 by 8 pixels, and the same with its integer code on each pixel.
 
