@@ -16,7 +16,8 @@ from synq_fast.kernels._layout import on_device_of, power_of_two
 
 C1, C2, LEAST_RANGE = 1e-4, 9e-4, 1e-8
 LEAST_HEADS = 16  # that a product of tiles takes
-TILE = 4096
+KEYS = 32  # operands of products are in registers, with all keys of a tile
+MOST_FACTORS = 32  # heads whose factors are the operand of a product
 
 
 @triton.jit
@@ -92,6 +93,12 @@ def pair_similarities(covariance, mean, same, c1, c2):
 
 
 @triton.jit
+def value_of(values, it):
+    """Returns the one of the values that a mask chooses."""
+    return tl.sum(tl.where(it, values, 0.0), 0)
+
+
+@triton.jit
 def head_pairs_kernel(
     logits_ptr, partial_ptr, heads, queries, keys, batch_step, head_step, row_step,
     c1, c2, least_range, HEADS: tl.constexpr, KEYS: tl.constexpr,
@@ -117,6 +124,7 @@ def head_pairs_kernel(
 def head_gradient_kernel(
     grad_ptr, logits_ptr, result_ptr, heads, queries, keys, batch_step, head_step, row_step,
     y_batch, y_head, y_row, share, c1, c2, least_range, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    FACTORS_AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of a query's logits; `share` is that of a pair in the loss."""
     program = tl.program_id(0).to(tl.int64)
@@ -159,8 +167,20 @@ def head_gradient_kernel(
     start = zero
     while start < keys:
         key = start + tl.arange(0, KEYS)
-        x = centred_rows(rows_ptr, head, head_step, key, heads, keys, low, inverse, mean)
-        y = tl.dot(factors, x, input_precision="ieee")
+        if FACTORS_AT_ONCE:
+            x = centred_rows(rows_ptr, head, head_step, key, heads, keys, low, inverse, mean)
+            y = tl.dot(factors, x, input_precision="ieee")
+        else:
+            y = tl.zeros((HEADS, KEYS), tl.float32)
+            other = zero
+            while other < heads:
+                # What is known of one head.
+                it = head == other
+                x = tl.load(rows_ptr + other * head_step + key, mask=key < keys, other=0.0)
+                x = (x.to(tl.float32) - value_of(low, it)) * value_of(inverse, it)
+                x -= value_of(mean, it)
+                y += tl.sum(tl.where(it[None, :], factors, 0.0), 1)[:, None] * x[None, :]
+                other += 1
         y = (y + offset[:, None]) / keys
         y -= tl.where(key[None, :] == high_place[:, None], of_high[:, None], 0.0)
         y -= tl.where(key[None, :] == low_place[:, None], (offset - of_high)[:, None], 0.0)
@@ -174,10 +194,10 @@ def head_gradient_kernel(
         start += KEYS
 
 
-def _sides(heads: int, keys: int) -> dict[str, int]:
-    """Returns how many heads and keys a tile has."""
+def _tile(heads: int) -> dict[str, int]:
+    """Returns the sides of a tile, and the warps that hold it."""
     rows = max(power_of_two(heads), LEAST_HEADS)
-    return {"HEADS": rows, "KEYS": max(min(power_of_two(keys), TILE // rows), LEAST_HEADS)}
+    return {"HEADS": rows, "KEYS": KEYS, "num_warps": rows // 8}
 
 
 def inter_head_similarity_loss(logits: torch.Tensor) -> torch.Tensor:
@@ -190,7 +210,7 @@ def inter_head_similarity_loss(logits: torch.Tensor) -> torch.Tensor:
     with on_device_of(logits):
         head_pairs_kernel[(batch * queries,)](
             logits, partial, heads, queries, keys, *logits.stride()[:3],
-            C1, C2, LEAST_RANGE, **_sides(heads, keys), num_warps=4,
+            C1, C2, LEAST_RANGE, **_tile(heads),
         )  # fmt: skip
     return (partial.sum(dtype=torch.float64) / (batch * queries * heads * heads)).float()
 
@@ -206,6 +226,6 @@ def inter_head_similarity_loss_backward(grad: torch.Tensor, logits: torch.Tensor
         head_gradient_kernel[(batch * queries,)](
             grad.float(), x, y, heads, queries, keys, *x.stride()[:3], *y.stride()[:3],
             1 / (batch * queries * heads * heads), C1, C2, LEAST_RANGE,
-            **_sides(heads, keys), num_warps=4,
+            FACTORS_AT_ONCE=heads <= MOST_FACTORS, **_tile(heads),
         )  # fmt: skip
     return finished_heads(y, logits)
