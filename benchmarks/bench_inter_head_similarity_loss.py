@@ -63,9 +63,7 @@ def bench_inter_head_similarity_loss(
     for name, call in rows.items():
         distance = (call().double() - expected).norm() / expected.norm()
         assert distance < 2e-5, f"{name} is {distance:.1e} from the reference in float64"
-    compiled, reason = columns.compiled_column(
-        reference.inter_head_similarity_loss, leaf, own=True
-    )
+    compiled, reason = columns.compiled_column(reference.inter_head_similarity_loss, leaf, own=True)
     if compiled is None:
         omitted["reference, torch.compile"] = reason
     else:

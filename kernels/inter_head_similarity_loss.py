@@ -30,7 +30,8 @@ def load_rows(rows_ptr, head, head_step, key, heads, keys):
 
 @triton.jit
 def query_statistics(
-    rows_ptr, head, head_step, heads, keys, zero, least_range, HEADS: tl.constexpr, KEYS: tl.constexpr
+    rows_ptr, head, head_step, heads, keys, zero, least_range,
+    HEADS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Returns least values, inverse ranges and means of the scaled rows, and greatest values."""
     low = tl.full((HEADS, KEYS), float("inf"), tl.float32)

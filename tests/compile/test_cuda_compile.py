@@ -20,7 +20,9 @@ FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
 # 256 threads of 64 registers: half of what a multiprocessor can hold, enough to fill memory's pipe.
 MAXIMUM_REGISTERS = 64
 # Products of tiles hold their sums in registers, and compute more than they read.
-OF_TILES = re.compile(r"attention_(query_gradient_|key_gradient_)?kernel|head_(pairs|gradient)_kernel")
+OF_TILES = re.compile(
+    r"attention_(query_gradient_|key_gradient_)?kernel|head_(pairs|gradient)_kernel"
+)
 MAXIMUM_OF_TILES = 128
 # Mangled names of kernels that read four columns of a half-precision type at once.
 COLUMNS_OF_HALF = r"column_(moments|sums)_kernelI\w*?(6__half|13__nv_bfloat16)\w*?Li4E"

@@ -97,7 +97,7 @@ def oracle(
 
 def units(sample: Sample) -> tuple[Any, ...]:
     """The rounding of what the means are taken off, and the greatest slope for it."""
-    student, teacher, *weight = sample.tensors
+    student, teacher = sample.tensors[:2]
     values = torch.cat([student.flatten(), teacher.flatten()]).double().nan_to_num(0, 0, 0)
     size = max(float(values.abs().max()), 1.0) if values.numel() else 1.0
     channels = max(student.numel() // max(student.shape[2], 1), 1)
