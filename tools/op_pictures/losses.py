@@ -189,10 +189,9 @@ def patch_similarity_entropy() -> Figure:
 def structural_similarity_loss() -> Figure:
     """A channel of a teacher over the positions, and of three students with their losses.
 
-    One that lies higher by a constant has loss 0, one of half the height a small one, and one with
-    noise a larger one. Beside them the loss over the student's height: least where it is the
-    teacher's, 1 where the student is flat, 2 where it is the teacher turned around; with noise all
-    is less steep.
+    One that lies higher by a constant has loss 0, one of half the height and one with noise have
+    0.2. Beside them the loss over the student's height: least where it is the teacher's, 1 where
+    the student is flat, 2 where it is the teacher turned around; with noise all is less steep.
     """
     figure, (left, right) = panels(2)
     places = torch.arange(49.0)
@@ -211,7 +210,7 @@ def structural_similarity_loss() -> Figure:
         "with noise": (teacher_of + noise, FOURTH),
     }
     for name, (student, colour) in students.items():
-        text = f"{name}: {loss(student).item():.2f}"
+        text = f"{name}: {abs(loss(student).item()):.2f}"
         curve(left, places, student, text, color=colour, linewidth=1.1)
     label(left, "one channel; loss in the legend", "position")
     left.set_ylim(-2.2, 5.2)
@@ -235,7 +234,7 @@ def _looking_at(row: float, column: float) -> Tensor:
 def inter_head_similarity_loss() -> Figure:
     """What two heads look at from one query, and the same two turned around.
 
-    Each is brightest around one place. Beside them the loss over the distance of these places: zero
+    Each is greatest around one place. Beside them the loss over the distance of these places: zero
     at the same place, it grows until they have nothing in common. Turning one head around gives
     another curve, since the means of its logits differ from those of the first.
     """

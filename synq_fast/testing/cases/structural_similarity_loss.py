@@ -51,10 +51,11 @@ def inputs() -> Iterator[Sample]:
             every_layout = not large and 0 not in shape
             yield Sample(reason, heads(*shape), large=large, every_layout=every_layout)
     batch, of_heads, positions = 2, 3, 9
-    for shape in ((positions,), (batch, 1, positions), (batch, of_heads, positions), (1,)):
-        weight = uniform(*shape, seed=4, low=0.1)
+    weights = (positions,), (batch, 1, positions), (batch, of_heads, positions), (1,)
+    for sizes in weights:
+        weight = uniform(*sizes, seed=4, low=0.1)
         tensors = (*heads(batch, of_heads, positions, 20), weight)
-        yield Sample(f"weights {shape}", tensors, every_layout=len(shape) == 3)
+        yield Sample(f"weights {sizes}", tensors, every_layout=len(sizes) == 3)
     only = torch.zeros(positions, dtype=torch.float32, device="cpu")
     only[4] = 2.0
     yield Sample("the weight of one position alone", (*heads(1, 2, positions, 5), only))
@@ -70,9 +71,9 @@ def inputs() -> Iterator[Sample]:
     yield Sample("turned around", (-teacher, teacher))
     for value in (math.nan, math.inf, -math.inf):
         for which in (0, 1):
-            tensors = [x.clone() for x in heads(2, 2, 6, 20)]
-            tensors[which][1, 0, 3, 17] = value
-            yield Sample(f"{value} in tensor {which}", tuple(tensors), special=True)
+            pair = heads(2, 2, 6, 20)
+            pair[which][1, 0, 3, 17] = value
+            yield Sample(f"{value} in tensor {which}", pair, special=True)
     nothing = torch.zeros(6, dtype=torch.float32, device="cpu")
     yield Sample("weights of sum zero", (*heads(1, 1, 6, 3), nothing), special=True)
 
