@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) statistics_kernel(co
 
     // Of the weights, the teacher, the student.
     float sums[3] = {};
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t position = warp; position < params.positions; position += kWarps) {
       const float weight = weights.at(position);
       sums[0] += weight;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) statistics_kernel(co
 
     // The squares of both together, the products.
     float products[2] = {};
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t position = warp; position < params.positions; position += kWarps) {
       const float weight = weights.at(position);
       const float t = teacher.at(position) - mean_t;

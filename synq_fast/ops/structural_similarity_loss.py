@@ -145,7 +145,9 @@ def structural_similarity_loss(
         _check(teacher, student, weight)
         return _plain(teacher, student, weight)
     try:
-        if teacher.dtype != student.dtype:
+        if teacher.dtype != student.dtype and all(
+            x.is_floating_point() for x in (teacher, student)
+        ):
             teacher, student = teacher.float(), student.float()
         result: Tensor = op(teacher, student, weight)[0]
     except Exception as error:

@@ -37,7 +37,7 @@ def test_the_gradient_by_differences(device):  # noqa: F811
     logits = make_logits(1, 3, 2, 5)
     leaf = logits.to(device).requires_grad_()
     (gradient,) = torch.autograd.grad(ops.inter_head_similarity_loss(leaf), leaf)
-    flat, step = logits.double().flatten(), 1e-5
+    flat, step = logits.detach().double().flatten(), 1e-5
     for i in range(flat.numel()):
         ends = []
         for sign in (1, -1):

@@ -27,7 +27,7 @@ def test_the_gradient_by_numpy(device):  # noqa: F811
     leaf = student.to(device).requires_grad_()
     loss = ops.structural_similarity_loss(teacher.to(device), leaf)
     (gradient,) = torch.autograd.grad(3 * loss, leaf)
-    t, q = (x.double().numpy() for x in (teacher, student))
+    t, q = (x.detach().double().numpy() for x in (teacher, student))
     t, q = (x - x.mean(2, keepdims=True) for x in (t, q))
     d = (t**2).mean(2, keepdims=True) + (q**2).mean(2, keepdims=True) + 9e-4
     s = (2 * (t * q).mean(2, keepdims=True) + 9e-4) / d
