@@ -23,7 +23,12 @@ LARGE_BYTES = 64 * MEBIBYTE
 OF_COPY, OF_COPY_LOW_PASS = 0.85, 0.60
 LOW_PASS_CASE = ("256", "3", "224", "224")
 # These do more arithmetic for a byte than a copy hides.
-NOT_STREAMING = ("low_pass", "search_range", "patch_similarity_entropy")
+NOT_STREAMING = (
+    "low_pass",
+    "search_range",
+    "patch_similarity_entropy",
+    "inter_head_similarity_loss",
+)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,19 @@ struct PlaneLayout {
   int64_t step;
 };
 
+// Where the matrices of heads lie, (batch, heads, rows, columns), whose columns are neighbours. In elements.
+struct HeadStrides {
+  int64_t batch;
+  int64_t head;
+  int64_t row;
+
+  // The place of the first column; `matrix` counts all heads of all batches, `heads` those of one.
+  SYNQ_INLINE_EVERYWHERE int64_t offset(int64_t matrix, int64_t heads, int64_t index) const {
+    const int64_t outer = matrix / heads;
+    return outer * batch + (matrix - outer * heads) * head + index * row;
+  }
+};
+
 // Of `elements` in dense memory, around an axis of this size and stride, in so many equal runs of its channels.
 inline Layout layout_around(int64_t elements, int64_t size, int64_t stride, int64_t channels) {
   if (elements == 0) return {0, channels, 1};

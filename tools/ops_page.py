@@ -156,6 +156,16 @@ SECTIONS: dict[str, dict[str, Entry]] = {
             "patch_similarity_entropy",
             "with backward 32x196x192",
         ),
+        "inter_head_similarity_loss": Entry(
+            losses.inter_head_similarity_loss,
+            "inter_head_similarity_loss",
+            "with backward 8x12x196x196",
+        ),
+        "structural_similarity_loss": Entry(
+            losses.structural_similarity_loss,
+            "structural_similarity_loss",
+            "with backward 16x12x196x64",
+        ),
     },
 }
 ENTRIES = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

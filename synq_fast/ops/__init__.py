@@ -28,6 +28,9 @@ from synq_fast.ops.gelu_fake_quantize import gelu_fake_quantize as gelu_fake_qua
 from synq_fast.ops.grad_cam import grad_cam as grad_cam
 from synq_fast.ops.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
 from synq_fast.ops.hires_cam import hires_cam as hires_cam
+from synq_fast.ops.inter_head_similarity_loss import (
+    inter_head_similarity_loss as inter_head_similarity_loss,
+)
 from synq_fast.ops.layer_cam import layer_cam as layer_cam
 from synq_fast.ops.layer_norm_fake_quantize import (
     layer_norm_fake_quantize as layer_norm_fake_quantize,
@@ -44,6 +47,9 @@ from synq_fast.ops.relu_fake_quantize import relu_fake_quantize as relu_fake_qua
 from synq_fast.ops.search_range import search_range as search_range
 from synq_fast.ops.soft_round import soft_round as soft_round
 from synq_fast.ops.softmax_fake_quantize import softmax_fake_quantize as softmax_fake_quantize
+from synq_fast.ops.structural_similarity_loss import (
+    structural_similarity_loss as structural_similarity_loss,
+)
 from synq_fast.ops.total_variation import total_variation as total_variation
 from synq_fast.ops.unpack_codes import unpack_codes as unpack_codes
 from synq_fast.ops.update_range import read_range as read_range

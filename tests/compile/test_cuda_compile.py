@@ -20,7 +20,9 @@ FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
 # 256 threads of 64 registers: half of what a multiprocessor can hold, enough to fill memory's pipe.
 MAXIMUM_REGISTERS = 64
 # Products of tiles hold their sums in registers, and compute more than they read.
-OF_TILES = re.compile(r"attention_(query_gradient_|key_gradient_)?kernel")
+OF_TILES = re.compile(
+    r"attention_(query_gradient_|key_gradient_)?kernel|head_(pairs|gradient)_kernel"
+)
 MAXIMUM_OF_TILES = 128
 # Mangled names of kernels that read four columns of a half-precision type at once.
 COLUMNS_OF_HALF = r"column_(moments|sums)_kernelI\w*?(6__half|13__nv_bfloat16)\w*?Li4E"
@@ -31,6 +33,8 @@ TOLERANT = {
     "channel_moments.cu": {"moments": {"fma.rn.f32"}, "column_gradient": {"fma.rn.f32"}},
     # The exponential is one factor of a whole map of Grad-CAM++, right to two units.
     "grad_cam.cu": {"coarse_kernel": {"ex2.approx.ftz.f32", "fma.rn.f32", "fma.rm.f32"}},
+    # Products of rows, and sums of them.
+    "inter_head_similarity_loss.cu": {"head_": {"fma.rn.f32"}},
     # Where a double's quotient and logarithm begin; what follows makes them exact.
     "patch_similarity_entropy.cu": {"": {"rcp.approx.ftz.f64"}},
     # A quotient corrected by its exact remainder, and powers that are right to 1e-6.

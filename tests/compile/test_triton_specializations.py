@@ -21,6 +21,7 @@ from tests.compile.test_triton_compile import (
 from tests.compile.test_triton_distillation_loss import launch_all as launch_distillation
 from tests.compile.test_triton_fused_quantizers import launch_all as launch_fused
 from tests.compile.test_triton_grad_cam import launch_all as launch_cams
+from tests.compile.test_triton_heads import launch_all as launch_heads
 from tests.compile.test_triton_pack_codes import launch_all as launch_packing
 from tests.compile.test_triton_ranges import launch_all as launch_ranges
 
@@ -104,7 +105,7 @@ def launch_losses(x: torch.Tensor) -> None:
 @pytest.mark.parametrize("compiler", [90], ids="sm_{}".format, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_specialisation(compiler: Compiler, dtype: torch.dtype) -> None:
-    for launch in (launch_moments, launch_distillation, launch_cams, launch_ranges):
+    for launch in (launch_moments, launch_distillation, launch_cams, launch_heads, launch_ranges):
         launch(dtype)
     launch_packing(range(2, 9), [(64, 4608), (33, 27), (16, 16 * 16 + 1), (1, 4101), (1, 1)])
     for shape in SHAPES:

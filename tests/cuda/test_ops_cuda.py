@@ -14,12 +14,14 @@ from synq_fast.testing.cases._statistics import stored
 from synq_fast.testing.cases._streams import WIDTHS, integers
 from synq_fast.testing.cases.affine_relu_fake_quantize import factors
 from synq_fast.testing.cases.distillation_loss import logits
+from synq_fast.testing.cases.inter_head_similarity_loss import make_logits
 from synq_fast.testing.cases.layer_norm_fake_quantize import parameters as norm_parameters
 from synq_fast.testing.cases.patch_similarity_entropy import make_tokens
 from synq_fast.testing.cases.quantized_attention import grids as attention_grids
 from synq_fast.testing.cases.quantized_attention import operands as attention_operands
 from synq_fast.testing.cases.search_range import DISTRIBUTIONS, distribution
 from synq_fast.testing.cases.soft_round import codes_like, decided
+from synq_fast.testing.cases.structural_similarity_loss import heads as similar_heads
 from synq_fast.testing.cases.update_range import state
 from synq_fast.testing.conformance import HALF_TYPES
 
@@ -117,6 +119,12 @@ def samples(name: str):
         case "patch_similarity_entropy":
             for shape in ((32, 196, 192), (8, 196, 768), (1, 1100, 64)):
                 yield (make_tokens(*shape),), {"bandwidth": 0.03}
+        case "inter_head_similarity_loss":
+            for shape in ((16, 12, 196, 196), (8, 64, 33, 577), (2, 3, 500, 5003)):
+                yield (make_logits(*shape),), {}
+        case "structural_similarity_loss":
+            for shape in ((16, 12, 196, 64), (256, 6, 49, 32), (1, 2, 100_003, 40)):
+                yield similar_heads(*shape), {}
         case "update_range":
             yield (noise(8_000_003), *state()), {}
         case "search_range":

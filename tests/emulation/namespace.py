@@ -6,6 +6,7 @@ from typing import Any
 from tests.emulation.attention import Attention
 from tests.emulation.build import build
 from tests.emulation.filters import Filters
+from tests.emulation.heads import InterHeadSimilarity, StructuralSimilarity
 from tests.emulation.launching import Launcher, Setting
 from tests.emulation.losses import Distillation, Moments, Statistics
 from tests.emulation.maps import Maps
@@ -25,6 +26,7 @@ FAMILIES = {
     "channel_moments": Moments,
     "distillation_loss": Distillation,
     "grad_cam": Maps,
+    "inter_head_similarity_loss": InterHeadSimilarity,
     "layer_norm_fake_quantize": Norms,
     "low_pass": Filters,
     "pack_codes": Packing,
@@ -33,6 +35,7 @@ FAMILIES = {
     "random_mix": Mixing,
     "soft_round": Rounding,
     "softmax_fake_quantize": Softmaxes,
+    "structural_similarity_loss": StructuralSimilarity,
     "total_variation": Variation,
 }
 

@@ -54,7 +54,9 @@ LONG = {
         "parts of columns",
         "parts of packs of columns",
     ),
+    "inter_head_similarity_loss": ("more heads than a vector",),
     "patch_similarity_entropy": ("two blocks and a part of one",),
+    "structural_similarity_loss": ("channels of a head", "weights (2, 3, 9)"),
     "cam_alignment_loss": (
         "odd everywhere",
         "several shares of many positions, channels in packs",

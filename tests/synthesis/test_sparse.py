@@ -14,7 +14,6 @@ from synq_fast.graph.trace import trace
 from synq_fast.optimize.plateau import Plateau
 from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.losses import Attended, Classes, Heads, Patches, Roughness
-from synq_fast.synthesis.losses.attention import head_difference
 from synq_fast.synthesis.settings import Sparse, Synthesis
 from synq_fast.synthesis.sparse import Dropping
 from synq_fast.synthesis.synthesizer import Synthesizer
@@ -224,7 +223,9 @@ def test_losses_of_few_patches_know_what_comes_before_them():
     seen = dataclasses.replace(teacher()(images(), LABELS), attentions=few)
     expected = -reference.patch_similarity_entropy(values.mean(1)[:, 1:]).mean()
     torch.testing.assert_close(Patches()(seen), expected)
-    torch.testing.assert_close(Heads()(seen), head_difference(logits[..., 1:, 1:]))
+    torch.testing.assert_close(
+        Heads()(seen), reference.inter_head_similarity_loss(logits[..., 1:, 1:])
+    )
 
 
 def test_networks_without_patches_are_refused_by_name():

@@ -184,3 +184,75 @@ def patch_similarity_entropy() -> Figure:
     label(axes[2], "density; entropy in the legend", "similarity")
     axes[2].legend()
     return figure
+
+
+def structural_similarity_loss() -> Figure:
+    """A channel of a teacher over the positions, and of three students with their losses.
+
+    One that lies higher by a constant has loss 0, one of half the height and one with noise have
+    0.2. Beside them the loss over the student's height: least where it is the teacher's, 1 where
+    the student is flat, 2 where it is the teacher turned around; with noise all is less steep.
+    """
+    figure, (left, right) = panels(2)
+    places = torch.arange(49.0)
+    teacher_of = torch.sin(places / 5) + 0.5 * torch.sin(places / 2.1)
+    noise = 0.5 * torch.randn(49, generator=torch.Generator().manual_seed(0))
+
+    def loss(student: Tensor) -> Tensor:
+        return ops.structural_similarity_loss(
+            teacher_of.view(1, 1, -1, 1), student.view(1, 1, -1, 1)
+        )
+
+    curve(left, places, teacher_of, "teacher", color=FLOAT, linewidth=2)
+    students = {
+        "higher": (teacher_of + 1.5, QUANTIZED),
+        "half": (teacher_of / 2, THIRD),
+        "with noise": (teacher_of + noise, FOURTH),
+    }
+    for name, (student, colour) in students.items():
+        text = f"{name}: {abs(loss(student).item()):.2f}"
+        curve(left, places, student, text, color=colour, linewidth=1.1)
+    label(left, "one channel; loss in the legend", "position")
+    left.set_ylim(-2.2, 5.2)
+    left.legend(loc="upper right", ncols=2)
+    heights = torch.linspace(-2, 4, 121)
+    for name, added, colour in (("alone", 0.0, QUANTIZED), ("with noise", 1.0, FOURTH)):
+        found = torch.stack([loss(height * teacher_of + added * noise) for height in heights])
+        curve(right, heights, found, name, color=colour)
+    label(right, "loss", "student's height, in that of the teacher")
+    right.legend()
+    return figure
+
+
+def _looking_at(row: float, column: float) -> Tensor:
+    """Logits of a query over 14 x 14 patches that are greatest at one place, (196,)."""
+    ticks = torch.arange(14.0)
+    distance = (ticks[:, None] - row).square() + (ticks[None] - column).square()
+    return torch.exp(-distance / 18).flatten()
+
+
+def inter_head_similarity_loss() -> Figure:
+    """What two heads look at from one query, and the same two turned around.
+
+    Each is greatest around one place. Beside them the loss over the distance of these places: zero
+    at the same place, it grows until they have nothing in common. Turning one head around gives
+    another curve, since the means of its logits differ from those of the first.
+    """
+    figure, axes = panels(4, 1.9, [1, 1, 1, 1.9])
+    one, other = _looking_at(4, 4), _looking_at(8, 9)
+    for panel, logits, name in zip(
+        axes, (one, other, -other), ("a head", "another", "turned around"), strict=False
+    ):
+        image(panel, logits.view(14, 14), name, cmap="Blues", vmin=logits.min(), vmax=logits.max())
+    distances = torch.linspace(0, 9, 46)
+    for name, sign, colour in (("as they are", 1, QUANTIZED), ("one turned around", -1, FLOAT)):
+        pairs = [
+            torch.stack([one, sign * _looking_at(4, 4 + distance)]).view(1, 2, 1, -1)
+            for distance in distances.tolist()
+        ]
+        found = torch.stack([ops.inter_head_similarity_loss(pair) for pair in pairs])
+        curve(axes[3], distances, found, name, color=colour)
+    label(axes[3], "loss of two heads", "patches between their places")
+    axes[3].set_ylim(-0.03, 0.75)
+    axes[3].legend(fontsize=7)
+    return figure

@@ -8,14 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from synq_fast import ops
 from synq_fast.errors import ModelError
 from synq_fast.fields import factor
 from synq_fast.finetune.losses.loss import Batch, View
 from synq_fast.graph.patches import before_patches
 from synq_fast.graph.structure import Structure
 from synq_fast.graph.taps import Tap
-
-_C2 = 9e-4
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,12 @@ class HeadSimilarity:
     def __call__(self, student: View, teacher: View, batch: Batch) -> tuple[Tensor, ...]:
         """The mean over the layers of (..., H, N, D)."""
         losses = [
-            1 - structural_similarity(q, t)
+            ops.structural_similarity_loss(_patches(t), _patches(q))
             for q, t in zip(student.values, teacher.values, strict=True)
         ]
         return (self.weight * torch.stack(losses).mean(),)
 
 
-def structural_similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean similarity of the patches (..., H, N, D) in each channel of each head, 0-d."""
-    before = before_patches(teacher.shape[-2])
-    q, t = (x[..., before:, :].float() for x in (student, teacher))
-    q, t = (x - x.mean(-2, keepdim=True) for x in (q, t))
-    covariance = (q * t).mean(-2)
-    variances = q.square().mean(-2) + t.square().mean(-2)
-    return ((2 * covariance + _C2) / (variances + _C2)).mean()
+def _patches(heads: Tensor) -> Tensor:
+    """Without class token and registers, (B, H, N, D)."""
+    return heads[..., before_patches(heads.shape[-2]) :, :].flatten(0, -4)

@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from synq_fast import ops
 from synq_fast.fields import factor
 from synq_fast.graph.nodes import TRACED_IMAGES
 from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
@@ -16,7 +17,6 @@ from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen, Start
 _Layer = TypeVar("_Layer")
 _COMPONENTS = 3
 _WIDTHS = (1 / 14, 3 / 14)
-_C1, _C2 = 1e-4, 9e-4
 
 
 @dataclass(frozen=True)
@@ -103,20 +103,5 @@ class Heads(ImageLoss):
         for attended in seen.attentions:
             before = attended.before_patches(attended.logits.shape[-1])
             logits = attended.logits[..., before:, before:]
-            layers.append(head_difference(logits.flatten(0, -4).float()))
+            layers.append(ops.inter_head_similarity_loss(logits.flatten(0, -4)))
         return torch.stack(layers).mean()
-
-
-def head_difference(logits: Tensor) -> Tensor:
-    """The mean of ``1 - S^2`` of (B, H, N, M) logits over images, queries and pairs of heads."""
-    low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
-    a = (logits - low) / (high - low + 1e-8)
-    mean = a.mean(-1)
-    centred = a - mean[..., None]
-    covariance = torch.einsum("bhnm,bgnm->bnhg", centred, centred) / a.shape[-1]
-    variance = covariance.diagonal(dim1=-2, dim2=-1)
-    mean = mean.transpose(1, 2)
-    one, other = mean[..., :, None], mean[..., None, :]
-    luminance = (2 * one * other + _C1) / (one.square() + other.square() + _C1)
-    structure = (2 * covariance + _C2) / (variance[..., :, None] + variance[..., None, :] + _C2)
-    return (1 - (luminance * structure).square()).mean()
