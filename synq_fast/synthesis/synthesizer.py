@@ -143,8 +143,8 @@ class Synthesizer:
         shapes = self.teacher.attention_shapes
         begins = Start(labels, generator, *self._earlier(), shapes, places)
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}
-        student = None if self.round is None else self.round.student
-        weighted = WeightedLosses(self.teacher, self.losses, held, student and student.look)
+        look = None if self.round is None else self.round.student.look
+        weighted = WeightedLosses(self.teacher, self.losses, held, look)
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
         if before is not None:
             generator = generator_for(self.seed, "synthesis", index, *again)
@@ -171,8 +171,6 @@ class Synthesizer:
             drawn: Sequence[Tensor] = (),
         ) -> dict[str, Tensor]:
             seen = self.teacher(images, labels, dropping.seen if dropping else None)
-            if student is not None and weighted.read_student:
-                seen = student.look(seen)
             regions, asked = draws.split(drawn)
             if regions is not None and len(regions[0]) and held_places is not None:
                 assert whole is not None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -161,7 +159,7 @@ class WeightedLosses:
         teacher: ImageTeacher,
         losses: Mapping[str, ImageLoss],
         held: Mapping[str, Sequence[Tensor]] | None = None,
-        student: Callable[[Tensor], Any] | None = None,
+        student: Callable[[Seen], Seen] | None = None,
     ) -> None:
         """Prepare.
 
@@ -169,7 +167,8 @@ class WeightedLosses:
             teacher: what the losses read.
             losses: by name; those of weight 0 are left out.
             held: what each loss began the batch with.
-            student: the quantized network; without it, losses that read it are left out.
+            student: adds what the quantized network shows of what was seen; without it, losses
+                that read that are left out.
         """
         self.teacher, self.held, self.student = teacher, held or {}, student
         self.losses = {
@@ -180,20 +179,14 @@ class WeightedLosses:
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Each loss of images (B, C, H, W) and labels (B,) times its weight, 0-d."""
-        seen = self.teacher(images, labels)
-        if self.student is not None and self.read_student:
-            seen = replace(seen, student=self.student(images))
-        return self.of(seen)
-
-    @property
-    def read_student(self) -> bool:
-        """Whether there is one that reads the quantized network."""
-        return any("student" in loss.reads for loss in self.losses.values())
+        return self.of(self.teacher(images, labels))
 
     def of(
         self, seen: Seen, drawn: Mapping[str, tuple[Tensor, ...]] | None = None
     ) -> dict[str, Tensor]:
         """The same of what was seen, with what each loss drew for the step."""
+        if self.student is not None and any("student" in x.reads for x in self.losses.values()):
+            seen = self.student(seen)
         drawn = drawn or {}
         return {
             name: loss.weight * loss(seen, *self.held.get(name, ()), *drawn.get(name, ()))

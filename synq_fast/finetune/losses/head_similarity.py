@@ -95,6 +95,6 @@ def _weights(teacher: Tensor, emphasis: float, emphasized: float) -> Tensor:
     """Of each patch (..., 1, N, 1), of sum 1; the same for all heads."""
     size = teacher.abs().mean((-3, -1))
     count = max(1, round(emphasized * size.shape[-1]))
-    first = size.argsort(-1, descending=True, stable=True)[..., :count]
+    first = size.argsort(dim=-1, descending=True, stable=True)[..., :count]
     weights = torch.ones_like(size).scatter(-1, first, emphasis)
     return (weights / weights.sum(-1, keepdim=True))[..., None, :, None]

@@ -109,9 +109,10 @@ def _looked(attended: Attended, logits: Tensor) -> Tensor:
     """The class token's row over the patches (B, N), scaled, the mean over the heads."""
     scale = attended.output.shape[-1] ** -0.5
     before = attended.before_patches(logits.shape[-1])
-    return scale * logits[..., 0, before:].float().mean(1)
+    row: Tensor = scale * logits[..., 0, before:].float().mean(1)
+    return row
 
 
 def _places(x: Tensor) -> Tensor:
     """The place (B, N) of each value among its row's, 0 for the least."""
-    return x.argsort(1, stable=True).argsort(1, stable=True)
+    return x.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
