@@ -178,7 +178,10 @@ _IDLE = (
     ),
     _Idle(
         ("synthesis.refresh.every",),
-        lambda r: "finetune" not in r.stages or r.finetune.steps <= r.synthesis.refresh.every,
+        lambda r: (
+            r.synthesis.refresh.every > 0
+            and ("finetune" not in r.stages or r.finetune.steps <= r.synthesis.refresh.every)
+        ),
         "no step of fine-tuning comes after so many (finetune.steps)",
     ),
     _Idle(
