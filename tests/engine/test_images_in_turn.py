@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import synq_fast
+from synq_fast.engine import run as engine_run
+from synq_fast.engine.run import Run
 from synq_fast.errors import RecipeError, RunFolderError
 from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Loop
-from synq_fast.quant import ActivationQuantizer, find_structure, trace
+from synq_fast.quant import ActivationQuantizer, BitWidths, find_structure, trace
 from synq_fast.recipes import list_recipes, load_recipe
 from synq_fast.synthesis.student import ImageStudent
 from synq_fast.synthesis.synthesizer import Synthesizer
@@ -175,6 +176,21 @@ def test_widths_on_average_come_before_the_turns():
     assert "average bits" in result.metrics and result.metrics["seconds"]["refresh"] > 0
 
 
+def test_seconds_of_a_phase_within_another_count_once(monkeypatch):
+    work = Run(tiny_vit(), load_recipe("psaq-v2"), BitWidths(4, 4), torch.device("cpu"))
+    now = [0.0]
+    monkeypatch.setattr(engine_run.time, "perf_counter", lambda: now[0])
+    with work.phase("fine-tuning", 1):
+        now[0] += 5
+        for _ in range(2):
+            with work.phase("refresh", 1):
+                now[0] += 3
+        now[0] += 1
+    with work.phase("fine-tuning", 1):
+        now[0] += 10
+    assert work.metrics["seconds"] == {"fine-tuning": 16.0, "refresh": 6.0}
+
+
 # What networks cannot do
 
 
@@ -267,7 +283,5 @@ def test_the_model_shows_what_losses_read(tmp_path):
     with student.held():
         again = student.look(unseen)
         assert torch.equal(again.student, shown.student)
-        slopes = [
-            torch.autograd.grad(x.student.square().sum(), images)[0] for x in (shown, again)
-        ]
+        slopes = [torch.autograd.grad(x.student.square().sum(), images)[0] for x in (shown, again)]
     assert torch.equal(*slopes) and slopes[0].abs().sum() > 0
