@@ -15,10 +15,11 @@ from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Loop
 from synq_fast.quant import ActivationQuantizer, BitWidths, find_structure, trace
 from synq_fast.recipes import list_recipes, load_recipe
+from synq_fast.studies.workbench import Workbench
 from synq_fast.synthesis.student import ImageStudent
 from synq_fast.synthesis.synthesizer import Synthesizer
 from synq_fast.synthesis.teacher import ImageTeacher
-from tests.tiny import equal_states, run, tiny_net
+from tests.tiny import TINY_OVERRIDES, equal_states, run, tiny_net
 from tests.transformers import SHAPE, TinyViT, tiny_vit
 
 FEW = {
@@ -189,6 +190,15 @@ def test_seconds_of_a_phase_within_another_count_once(monkeypatch):
     with work.phase("fine-tuning", 1):
         now[0] += 10
     assert work.metrics["seconds"] == {"fine-tuning": 16.0, "refresh": 6.0}
+
+
+def test_a_study_takes_its_turns_too():
+    recipe = load_recipe("psaq-v2", {**TINY_OVERRIDES, **FEW, "finetune.steps": 3})
+    bench = Workbench(tiny_vit(), recipe, BitWidths(4, 4), (0,), torch.device("cpu"))
+    work = bench.run(0)
+    students = dict(bench.stages(work, bench.source(0)))
+    assert list(students) == ["calibration", "finetune"]
+    assert work.metrics["seconds"]["refresh"] > 0
 
 
 # What networks cannot do

@@ -14,7 +14,7 @@ from synq_fast.bank.batches import Batches
 from synq_fast.bank.images import Bank, BankFolder, ImageBank
 from synq_fast.bank.refreshed import RefreshedBatches
 from synq_fast.bank.shards import Shards
-from synq_fast.bank.source import WHOLE, BankSource
+from synq_fast.bank.source import WHOLE, BankSource, ImageSource
 from synq_fast.engine.shown import image_report
 from synq_fast.engine.stages.calibration import find_ranges
 from synq_fast.engine.stages.stage import Made
@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 def synthesis(run: Run, made: Made) -> Made:
     """Make the bank in the run's bank folder, or in memory."""
     bank = image_bank(run, run.bank_folder)
-    if run.recipe.synthesis.refresh.every:
-        return replace(made, images=RefreshedSource(run, bank))
-    return replace(made, images=BankSource(bank, run.recipe.filter, run.seed))
+    source = BankSource(bank, run.recipe.filter, run.seed)
+    return replace(made, images=in_turns(run, source))
+
+
+def in_turns(run: Run, source: BankSource) -> ImageSource:
+    """A source whose bank is made again in turn with training, where the recipe says so."""
+    return RefreshedSource(run, source) if run.recipe.synthesis.refresh.every else source
 
 
 def image_bank(run: Run, folder: Path | None, again: Again | None = None) -> Bank:
@@ -128,7 +132,7 @@ class RefreshedSource:
     """A bank that is made again in turn with training, against the network as it is then."""
 
     run: Run
-    bank: Bank
+    source: BankSource
     """Of the last round."""
 
     def batches(
@@ -139,31 +143,27 @@ class RefreshedSource:
         student: nn.Module | None = None,
     ) -> Batches:
         """Crops of the bank's images, filtered; with a student, in rounds."""
-        batches = self._source.batches(size, crop_scale, part)
+        batches = self.source.batches(size, crop_scale, part)
         if student is None:
             return batches
         assert isinstance(student, fx.GraphModule)
 
         def renew(number: int, found: bool) -> Batches:
             self._renew(student, number, found)
-            return self._source.batches(size, crop_scale, part)
+            return self.source.batches(size, crop_scale, part)
 
         return RefreshedBatches(batches, self.run.recipe.synthesis.refresh.every, renew)
-
-    @property
-    def _source(self) -> BankSource:
-        return BankSource(self.bank, self.run.recipe.filter, self.run.seed)
 
     def _renew(self, student: fx.GraphModule, number: int, found: bool) -> None:
         run, refresh = self.run, self.run.recipe.synthesis.refresh
         folder = None if run.output is None else run.output / f"bank-{number:03d}"
-        before = None if refresh.restart or found else self.bank
+        before = None if refresh.restart or found else self.source.bank
         round_ = Round(number, ImageStudent(student, run.structure), before)
         again = Again(round_, run.student_fingerprint(student), found)
-        self.bank = image_bank(run, folder, again)
+        self.source = replace(self.source, bank=image_bank(run, folder, again))
         if refresh.ranges and not found:
-            find_ranges(run, student, self._source)
+            find_ranges(run, student, self.source)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Images from all over the bank."""
-        return self._source.sample(count)
+        return self.source.sample(count)
