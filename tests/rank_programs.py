@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tests.tiny import (
     tiny_pair,
     tiny_recipe,
 )
+from tests.transformers import tiny_vit
 
 WORLDS = (1, 2, 3)
 # Five shards, two batches of centre images, and parts of 1, 1 and 2 images on three ranks.
@@ -84,6 +86,23 @@ def online(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Ten
         str(steps): _state(run(recipe="gdfq-digits", overrides={**few, "finetune.steps": steps}))
         for steps in (0, 3)
     }
+
+
+def in_turns(folder: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Two shards made again against the model, which all ranks train, in one more turn."""
+    overrides = {
+        "synthesis.images": 4,
+        "synthesis.batch_size": 2,
+        "synthesis.augment_roll": 0,
+        "synthesis.refresh.every": 2,
+        "synthesis.refresh.steps": 2,
+        "finetune.steps": 3,
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no effect")
+        output = folder / f"turns-{world}"
+        result = run(tiny_vit(), recipe="psaq-v2", overrides=overrides, output=output)
+    return _state(result)
 
 
 def of_methods(folder: Path, rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -228,6 +247,7 @@ def in_every_world(rank: int, folder: Path) -> None:
         own_file_systems,
         ranges,
         online,
+        in_turns,
         of_methods,
         following,
         found_widths,

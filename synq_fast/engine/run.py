@@ -61,7 +61,7 @@ from synq_fast.storage.checkpoint_file import CheckpointFile
 from synq_fast.storage.history import HistoryRecord
 from synq_fast.storage.run_folder import RunFolder
 from synq_fast.synthesis.kept import Kept
-from synq_fast.synthesis.synthesizer import Synthesizer
+from synq_fast.synthesis.synthesizer import Round, Synthesizer
 from synq_fast.synthesis.teacher import ImageTeacher
 
 if TYPE_CHECKING:
@@ -120,8 +120,10 @@ class Run:
         self.ranks, self.evaluate_every, self.bank_folder = ranks, evaluate_every, bank
         self.board = board if ranks.is_first else None
         self.folder: RunFolder | None = None
+        self.output: Path | None = None
         self.values_folder: Path | None = None
         self.reporter = Reporter(progress and ranks.is_first)
+        self._within = 0.0
         example = self.teacher.example()
         self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
         self.graph = network_of(self.teacher.module, example, self.leaves, recipe.quantization)
@@ -178,6 +180,21 @@ class Run:
                 f"{self.teacher.name} has none that could be found; use a recipe for "
                 f"convolutional networks, such as synq-fast-imagenet"
             )
+        if not teacher.has_class_token and any(
+            loss.weight and "class token" in loss.reads for loss in losses
+        ):
+            raise RecipeError(
+                f"synthesis.alignment compares what the class token of every layer looks at, and "
+                f"{self.teacher.name} has no class token beside all patches of an image in every "
+                f"attention (it has windows, merges patches or takes their mean); set "
+                f"synthesis.alignment.weight = 0"
+            )
+        if recipe.synthesis.regions.most and not teacher.patches_along(self.teacher.input_shape):
+            raise RecipeError(
+                f"synthesis.regions enlarges whole patches of an image, and {self.teacher.name} "
+                f"has no attention over a square grid of patches that fill one; set "
+                f"synthesis.regions.most = 0"
+            )
         if teacher.has_statistics:
             return recipe
         adapted = without_statistics(recipe, attends=teacher.has_attentions)
@@ -219,6 +236,7 @@ class Run:
         """
         # Counted per machine, so the first rank's own count does not say it.
         again = any(self.ranks.collect(restarted()))
+        self.output = output
         if output is not None and self.bank_folder is None:
             self.bank_folder = output / "bank"
         if output is not None:
@@ -298,13 +316,15 @@ class Run:
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[Phase]:
-        """Show progress, and keep the seconds that the block takes."""
-        started = time.perf_counter()
+        """Show progress, and keep the seconds that the block takes beside phases within it."""
+        started, before, self._within = time.perf_counter(), self._within, 0.0
         with self.reporter.phase(title, total) as phase:
             yield phase
+        whole = time.perf_counter() - started
         # Of a resumed run, with what earlier processes took for it.
-        took = self.metrics["seconds"].get(title, 0.0) + time.perf_counter() - started
+        took = self.metrics["seconds"].get(title, 0.0) + whole - self._within
         self.metrics["seconds"][title] = round(took, 2)
+        self._within = before + whole
 
     def measure(self, name: str, model: nn.Module) -> EvaluationResult | None:
         """The model's accuracy, kept under ``name``; None where there is no evaluation set."""
@@ -322,7 +342,7 @@ class Run:
         self.reporter.line(f"{name}: top-1 {result.top1:.2f} % of {result.count} images")
         return result
 
-    def synthesizer(self, folder: Path | None = None) -> Synthesizer:
+    def synthesizer(self, folder: Path | None = None, round_: Round | None = None) -> Synthesizer:
         """Makes images from the teacher; in a folder, goes on where it was."""
         seconds = self.recipe.finetune.checkpoint_seconds
         return Synthesizer(
@@ -334,6 +354,7 @@ class Run:
             device=self.device,
             valid=self.teacher.valid_range(),
             kept=Kept(folder, seconds) if folder else None,
+            round_=round_,
         )
 
     def step(self, student: fx.GraphModule) -> Step:

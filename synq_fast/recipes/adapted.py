@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from synq_fast.recipes.schema import Recipe
@@ -13,7 +13,7 @@ def without_statistics(recipe: Recipe, *, attends: bool) -> Recipe:
     """The recipe without the losses that read BatchNorms; others take their place.
 
     These are classes, and the patches of a transformer (PSAQ-ViT) or else smoothness. A recipe
-    that has one of them keeps its own.
+    that has one of them keeps its own, and one that reads no BatchNorm stays as it is.
 
     Args:
         recipe: for a network with BatchNorm statistics.
@@ -29,16 +29,18 @@ def without_statistics(recipe: Recipe, *, attends: bool) -> Recipe:
         synthesis=replace(
             synthesis,
             centers=replace(synthesis.centers, weight=0.0),
-            losses=_without_norms(synthesis.losses, kinds),
+            losses=_without_norms(synthesis.losses, kinds, centers=synthesis.centers.weight > 0),
         ),
         generator=generator,
     )
 
 
 def _without_norms(
-    losses: Iterable[ImageLoss], kinds: Iterable[type[ImageLoss]]
+    losses: Sequence[ImageLoss], kinds: Iterable[type[ImageLoss]], *, centers: bool = False
 ) -> tuple[ImageLoss, ...]:
     kept = [loss for loss in losses if "norms" not in loss.reads]
+    if not centers and not any(loss.weight and "norms" in loss.reads for loss in losses):
+        return tuple(kept)
     for kind in kinds:
         if not any(type(loss) is kind and loss.weight for loss in kept):
             kept.append(kind())

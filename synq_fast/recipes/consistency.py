@@ -9,9 +9,12 @@ from synq_fast.recipes.schema import STAGES, Recipe
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,
+    AttentionEntropy,
     AttentionPrior,
+    Classes,
     Disagreement,
     Margin,
+    SoftClasses,
 )
 from synq_fast.synthesis.settings import Synthesis
 
@@ -47,11 +50,20 @@ def _problems(recipe: Recipe) -> list[str]:
                 f"{name}.min_learning_rate is the least that the rate falls to, but "
                 f"{part.min_learning_rate} is above {name}.learning_rate = {part.learning_rate}"
             )
-    if made and not centers.weight and not any(loss.weight for loss in synthesis.losses):
+    alone = [name for name, kind in IMAGE_LOSSES.items() if "student" not in kind.reads]
+    if (
+        made
+        and not centers.weight
+        and not any(loss.weight and "student" not in loss.reads for loss in synthesis.losses)
+    ):
         problems.append(
-            f"no loss of synthesis has a weight above 0, so the images stay noise; give one "
-            f"({', '.join(f'synthesis.{name}' for name in IMAGE_LOSSES)})"
+            f"no loss of synthesis that the float network alone decides has a weight above 0, so "
+            f"the images stay noise; give one ({', '.join(f'synthesis.{n}' for n in alone)})"
         )
+    if made:
+        problems += _refresh_problems(recipe)
+    if made and synthesis.regions.most:
+        problems += _region_problems(synthesis)
     if made and synthesis.sparse.share:
         problems += _sparse_problems(synthesis)
     if "generator" in recipe.stages and not any(loss.weight for loss in recipe.generator.losses):
@@ -59,9 +71,14 @@ def _problems(recipe: Recipe) -> list[str]:
             f"no loss of generator has a weight above 0, so it learns nothing; give one "
             f"({', '.join(f'generator.{name}' for name in GENERATOR_LOSSES)})"
         )
+    sections = {
+        Margin: "synthesis.margin",
+        SoftClasses: "synthesis.soft_classes",
+        Disagreement: "generator.disagreement",
+    }
     for loss in (*synthesis.losses, *recipe.generator.losses):
-        if isinstance(loss, Margin | Disagreement) and loss.low > loss.high:
-            section = "synthesis.margin" if isinstance(loss, Margin) else "generator.disagreement"
+        if isinstance(loss, Margin | SoftClasses | Disagreement) and loss.low > loss.high:
+            section = sections[type(loss)]
             problems.append(
                 f"{section}.low = {loss.low} is above {section}.high = {loss.high}; nothing lies "
                 f"between"
@@ -108,8 +125,64 @@ def _problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _refresh_problems(recipe: Recipe) -> list[str]:
+    synthesis, refresh = recipe.synthesis, recipe.synthesis.refresh
+    problems = []
+    against = [
+        f"synthesis.{name}"
+        for name, kind in IMAGE_LOSSES.items()
+        if "student" in kind.reads and any(type(x) is kind and x.weight for x in synthesis.losses)
+    ]
+    if against and not refresh.every:
+        problems.append(
+            f"{' and '.join(against)} read the quantized network, which images meet only when they "
+            f"are made again in turn with its training; set synthesis.refresh.every"
+        )
+    if not refresh.every:
+        return problems
+    if not refresh.restart and synthesis.parametrization != "pixels":
+        problems.append(
+            f"synthesis.refresh.restart = false goes on with the pixels, and "
+            f'synthesis.parametrization = "{synthesis.parametrization}" has none of its own; set '
+            f'it to "pixels", or synthesis.refresh.restart = true'
+        )
+    if refresh.ranges and recipe.quantization.learn_ranges:
+        problems.append(
+            "synthesis.refresh.ranges finds the activation ranges again, which would undo the "
+            "training of quantization.learn_ranges = true; set one of the two to false"
+        )
+    return problems
+
+
+def _region_problems(synthesis: Synthesis) -> list[str]:
+    classes = (Classes, SoftClasses)
+    if any(isinstance(loss, classes) and loss.weight for loss in synthesis.losses):
+        return []
+    return [
+        "synthesis.regions gives regions of an image classes of their own, and no loss looks at "
+        "them; give synthesis.classes or synthesis.soft_classes a weight above 0, or set "
+        "synthesis.regions.most = 0"
+    ]
+
+
 def _sparse_problems(synthesis: Synthesis) -> list[str]:
     problems = []
+    if synthesis.regions.most:
+        problems.append(
+            "synthesis.regions looks at regions of whole images, and synthesis.sparse drops "
+            "patches of them; set synthesis.sparse.share = 0, or synthesis.regions.most = 0"
+        )
+    whole = [
+        f"synthesis.{name}"
+        for name, kind in IMAGE_LOSSES.items()
+        if (kind is AttentionEntropy or "student" in kind.reads)
+        and any(type(loss) is kind and loss.weight for loss in synthesis.losses)
+    ]
+    if whole:
+        problems.append(
+            f"{' and '.join(whole)} read every patch of an image, of which synthesis.sparse drops "
+            f"some; set synthesis.sparse.share = 0, or their weight = 0"
+        )
     if synthesis.parametrization != "pixels":
         problems.append(
             f"synthesis.sparse leaves the pixels of dropped patches as they are, and "

@@ -6,11 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from synq_fast.finetune.losses import Cam, Disagreement, Distillation, Features, PseudoLabels
+from synq_fast.finetune.losses import (
+    Cam,
+    Disagreement,
+    Distillation,
+    Features,
+    HeadSimilarity,
+    PseudoLabels,
+)
 from synq_fast.finetune.settings import AnyLoss
 from synq_fast.recipes.schema import OPTIONAL_STAGES, Recipe
 from synq_fast.synthesis.losses import GENERATOR_LOSSES, IMAGE_LOSSES, ImageLoss
-from synq_fast.synthesis.settings import Centers, Latent, Sparse
+from synq_fast.synthesis.settings import Centers, Latent, Refresh, Sparse
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,34 @@ _IDLE = (
         ("synthesis.sparse.share",),
         lambda r: not r.synthesis.sparse.milestones,
         "synthesis.sparse.milestones names no step at which patches are dropped",
+    ),
+    _Idle(
+        ("synthesis.regions.share",),
+        lambda r: r.synthesis.regions.most == 0,
+        "synthesis.regions.most is 0",
+    ),
+    _Idle(
+        tuple(f"synthesis.refresh.{f.name}" for f in fields(Refresh) if f.name != "every"),
+        lambda r: r.synthesis.refresh.every == 0,
+        "synthesis.refresh.every is 0",
+    ),
+    _Idle(
+        ("synthesis.refresh.every",),
+        lambda r: (
+            r.synthesis.refresh.every > 0
+            and ("finetune" not in r.stages or r.finetune.steps <= r.synthesis.refresh.every)
+        ),
+        "no step of fine-tuning comes after so many (finetune.steps)",
+    ),
+    _Idle(
+        ("finetune.head_similarity.emphasized",),
+        lambda r: _of(r, HeadSimilarity).emphasis == 1,
+        "finetune.head_similarity.emphasis is 1",
+    ),
+    _Idle(
+        ("finetune.head_similarity.emphasis",),
+        lambda r: _of(r, HeadSimilarity).weight == 0,
+        "finetune.head_similarity.weight is 0",
     ),
     _Idle(
         _CENTERS,

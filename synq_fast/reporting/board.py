@@ -12,7 +12,7 @@ from torch import Tensor
 from synq_fast.runtime.extras import needs
 from synq_fast.storage.files import storage_errors
 
-_SOURCE = ("stage", "block", "batch")
+_SOURCE = ("stage", "round", "batch", "block")
 _STEP = "step"
 
 

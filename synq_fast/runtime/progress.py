@@ -112,6 +112,7 @@ class Reporter:
         """Bars where standard error is a terminal, plain lines elsewhere, nothing if not show."""
         self.show = show
         self.console = Console(stderr=True)
+        self._bars: Progress | None = None
 
     def line(self, text: str) -> None:
         """Print a line."""
@@ -120,9 +121,16 @@ class Reporter:
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[Phase]:
-        """A phase of ``total`` steps."""
+        """A phase of ``total`` steps, or one within another."""
         if not self.show or not self.console.is_terminal:
             yield Phase(title, total, None, self.show)
+            return
+        if self._bars is not None:
+            task = self._bars.add_task(title, total=total, values="")
+            try:
+                yield Phase(title, total, (self._bars, task), False)
+            finally:
+                self._bars.remove_task(task)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -133,8 +141,12 @@ class Reporter:
             TextColumn("{task.fields[values]}"),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(title, total=total, values="")
-            yield Phase(title, total, (progress, task), False)
+            self._bars = progress
+            try:
+                task = progress.add_task(title, total=total, values="")
+                yield Phase(title, total, (progress, task), False)
+            finally:
+                self._bars = None
 
 
 @contextmanager

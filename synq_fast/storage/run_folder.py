@@ -23,6 +23,7 @@ class RunFolder:
 
     ``run.json`` identity, ``about.json`` network, versions and machine, ``recipe.toml`` resolved
     recipe, ``log.jsonl`` history, ``metrics.json`` results, ``bank/`` synthetic images,
+    ``bank-001/`` and so on those made again in turn with training,
     ``samples.safetensors`` and ``images.jsonl`` some of a generator's and its history,
     ``model.safetensors``; of stages that train or calibrate ``checkpoint.safetensors``,
     ``calibration.safetensors`` and so on, and the ones before them,

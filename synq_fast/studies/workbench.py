@@ -18,7 +18,7 @@ from synq_fast.data import EvaluationSet
 from synq_fast.engine.evaluation import evaluate
 from synq_fast.engine.identity import bank_name
 from synq_fast.engine.run import Run
-from synq_fast.engine.stages import STAGES, Made, image_bank
+from synq_fast.engine.stages import STAGES, Made, image_bank, in_turns
 from synq_fast.errors import RecipeError, SynqFastWarning
 from synq_fast.models import Teacher
 from synq_fast.quant import BitWidths, held_weights
@@ -92,7 +92,7 @@ class Workbench:
 
     def stages(self, run: Run, source: BankSource) -> Iterator[tuple[str, fx.GraphModule]]:
         """What a run's recipe does after its images are there: the student after each stage."""
-        made = Made(run.build_student(), source)
+        made = Made(run.build_student(), in_turns(run, source))
         for name in run.recipe.stages:
             if name not in IMAGE_STAGES:
                 made = STAGES[name](run, made)

@@ -18,12 +18,14 @@ from synq_fast.optimize.plateau import Plateau
 from synq_fast.runtime.memory import send
 from synq_fast.runtime.precision import tensor_float32
 from synq_fast.storage.checkpoint_file import CheckpointFile
+from synq_fast.synthesis.draws import Draws
 from synq_fast.synthesis.parametrization import Parametrization
 from synq_fast.synthesis.sparse import Dropping
 
 LOOK_EVERY = 10
-Terms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-"""Named scalar losses of images (B, C, H, W) and labels (B,)."""
+Terms = Callable[..., Mapping[str, Tensor]]
+"""Named scalar losses of images (B, C, H, W) and labels (B,); where something is drawn for each
+step, also of the images as they are, neither moved nor cropped, and of what was drawn."""
 SYNTHESIS = Advice(
     "synthesis",
     memory="free memory or lower synthesis.batch_size",
@@ -73,6 +75,7 @@ class ImageOptimization(Plain):
         augmentation: Augmentation | None = None,
         swings: Sequence[Swing] = (),
         dropping: Dropping | None = None,
+        draws: Draws | None = None,
         precision: str = "float32",
     ) -> None:
         """Prepare.
@@ -86,11 +89,13 @@ class ImageOptimization(Plain):
             augmentation: what the terms see instead of the images; by default nothing else.
             swings: what shifts the inputs of the teacher's convolutions, anew in each step.
             dropping: what drops patches of the images, whose pixels are the parameters.
+            draws: what the terms are given anew in each step.
             precision: of products and convolutions on a GPU, "float32" or "tf32".
         """
         self.parametrization, self.terms, self.schedule = parametrization, terms, schedule
         self.generator, self.augmentation, self.device = generator, augmentation, device
         self.swings, self.precision, self.dropping = swings, precision, dropping
+        self.draws = draws
         rate = torch.tensor(schedule.learning_rate, dtype=torch.float32, device=device)
         self.plateau = Plateau(rate, schedule.patience, schedule.min_learning_rate)
         groups = [
@@ -109,7 +114,7 @@ class ImageOptimization(Plain):
         """The images (B, C, H, W) of the last call, before its update and its crops."""
 
     def prepare(self, step: int) -> tuple[Tensor, ...]:
-        """What the parametrization draws, patches that are left, a move, and crops (B, 2, 3)."""
+        """What the parametrization and the terms draw, patches that are left, a move, crops."""
         dropping = self.dropping
         if dropping is not None and dropping.due(step):
             self._drop(dropping, step)
@@ -121,6 +126,8 @@ class ImageOptimization(Plain):
         drawn = self.parametrization.draw(step)
         if dropping is not None:
             drawn = *drawn, *dropping.inputs()
+        if self.draws is not None:
+            drawn = *drawn, *self.draws(step)
         chance, generator = self.augmentation, self.generator
         # Without an augmentation the generator is left to the caller.
         if chance is None:
@@ -141,15 +148,17 @@ class ImageOptimization(Plain):
         self.optimizer.zero_grad()
         drawn, rest = inputs[: self.parametrization.drawn], inputs[self.parametrization.drawn :]
         left = len(self.dropping.inputs()) if self.dropping is not None else 0
-        kept, moves = rest[:left], rest[left:]
+        kept, rest = rest[:left], rest[left:]
+        asked = self.draws.count if self.draws is not None else 0
+        own, moves = rest[:asked], rest[asked:]
         with tensor_float32(self.precision == "tf32"):
             images, labels = self.parametrization.images(*drawn)
             self.seen = images.detach()
             if self.dropping is not None and kept:
                 images, attention = self.dropping.held(images, *kept)
                 self.dropping.look(self._moved(attention, moves), kept[0].shape[1])
-            images = self._moved(images, moves)
-            losses = self.terms(images, labels)
+            moved = self._moved(images, moves)
+            losses = self.terms(moved, labels, *((images, own) if own else ()))
             values = torch.stack(list(losses.values()))
             total = values.sum()
             total.backward(inputs=list(self.trained()))

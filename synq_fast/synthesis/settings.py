@@ -74,6 +74,41 @@ class Sparse:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """Regions of a vision transformer's images that have classes of their own (SARDFQ, MSR)."""
+
+    most: int = number(
+        0,
+        "in each step, enlarge from one to so many regions of each image, whole patches that do "
+        "not overlap, to images of another class each, which the losses classes and soft_classes "
+        "look at too; 0: none",
+        0,
+        4,
+        "regions",
+    )
+    share: float = number(1.0, "part of the steps that look at regions", 0, 1)
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Images that are made again against the quantized network, in turn with its training."""
+
+    every: int = number(
+        0,
+        "how often: before the first step of fine-tuning after so many, and so on; only then do "
+        "losses count that read the quantized network; 0: never",
+        0,
+        10**8,
+        "steps",
+    )
+    steps: int = count(100, "iterations of each batch of images then")
+    restart: bool = flag(
+        True, "begin with noise, other classes and places; else with the images as they are"
+    )
+    ranges: bool = flag(False, "find the activation ranges again on the new images")
+
+
+@dataclass(frozen=True)
 class Synthesis:
     """Images by optimizing them against the teacher."""
 
@@ -113,6 +148,8 @@ class Synthesis:
     centers: Centers = section(Centers, "one image per class, whose statistics are matched too")
     latent: Latent = section(Latent, "latents and their network")
     sparse: Sparse = section(Sparse, "patches that are dropped, so that steps cost less")
+    regions: Regions = section(Regions, "regions of an image that are images of another class")
+    refresh: Refresh = section(Refresh, "images made again while the model is trained")
     losses: tuple[ImageLoss, ...] = parts(
         IMAGE_LOSSES,
         "what the images minimize; a recipe that names none takes statistics and classes",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
+from synq_fast.bank.images import Bank
 from synq_fast.distributed import ALONE, Ranks
 from synq_fast.optimize.loop import Loop, Report
 from synq_fast.runtime.precision import tensor_float32
 from synq_fast.runtime.seeding import generator_for, normal_images
+from synq_fast.synthesis.draws import Draws
 from synq_fast.synthesis.kept import Kept
 from synq_fast.synthesis.latent import LatentImages
 from synq_fast.synthesis.losses import (
     IMAGE_LOSSES,
+    Enlarged,
     Start,
     Targets,
     focal_class_loss,
@@ -28,9 +35,22 @@ from synq_fast.synthesis.optimization import (
     image_loop,
 )
 from synq_fast.synthesis.parametrization import Parametrization, Pixels
+from synq_fast.synthesis.regions import enlarged, place_classes
 from synq_fast.synthesis.settings import Synthesis
 from synq_fast.synthesis.sparse import Dropping
+from synq_fast.synthesis.student import ImageStudent
 from synq_fast.synthesis.teacher import ClassMeans, ImageTeacher, WeightedLosses
+
+
+@dataclass(frozen=True)
+class Round:
+    """Images that are made again while the quantized network is trained."""
+
+    number: int
+    """From 1; the first images are those of round 0."""
+    student: ImageStudent
+    before: Bank | None = None
+    """The images of the round before, to go on from; None: from noise."""
 
 
 class Synthesizer:
@@ -51,13 +71,17 @@ class Synthesizer:
         device: torch.device,
         valid: tuple[Tensor, Tensor] | None = None,
         kept: Kept | None = None,
+        round_: Round | None = None,
     ) -> None:
         """Prepare for images (C, H, W) of ``input_shape`` in ``classes`` classes.
 
         With ``valid``, the least and the largest value of each channel (C, 1, 1), the recipe may
         keep pixels there. With ``kept`` a killed process loses little of a batch, and nothing of
-        the centres.
+        the centres. Without a ``round_``, losses that read the quantized network are left out.
         """
+        self.round = round_
+        self.steps = recipe.refresh.steps if round_ else recipe.steps
+        self.grid = teacher.patches_along(input_shape) if recipe.regions.most else 0
         self.kept, self.valid = kept, valid if recipe.clip else None
         self.teacher, self.recipe, self.seed = teacher, recipe, seed
         self.input_shape, self.classes, self.device = input_shape, classes, device
@@ -87,7 +111,8 @@ class Synthesizer:
     def batch(self, index: int, count: int, report: Report | None = None) -> tuple[Tensor, Tensor]:
         """Images (count, C, H, W) and labels (count,) of one batch; depends only on its index."""
         loop, parametrization = self.optimization(index, count)
-        images, labels = _finished(loop, parametrization, report)
+        with self.round.student.held() if self.round else nullcontext():
+            images, labels = _finished(loop, parametrization, report)
         if not any("labels" in loss.reads for loss in self.losses.values()):
             # No image was made for its label: it is of the class that the teacher sees.
             with tensor_float32(self.recipe.precision == "tf32"):
@@ -96,37 +121,68 @@ class Synthesizer:
 
     def optimization(self, index: int, count: int) -> tuple[Loop, Parametrization]:
         """The optimization of a batch before its first iteration, and what it optimizes."""
-        generator = generator_for(self.seed, "synthesis", index)
+        again = () if self.round is None else ("round", self.round.number)
+        before = None if self.round is None else self.round.before
+        # Images that go on are for the labels and places that they began with.
+        purpose = ("synthesis", index, *(again if before is None else ()))
+        generator = generator_for(self.seed, *purpose)
         # Every class as often as any other, in random order, starting where the last batch ended.
         order = torch.arange(count, device="cpu") + index * self.recipe.batch_size
         mixed = torch.randperm(count, generator=generator, device="cpu")
         labels = (order % self.classes)[mixed].to(self.device)
         recipe = self.recipe
+        places = place_classes(labels, self.classes, generator) if recipe.regions.most else None
         images: Parametrization
         if recipe.parametrization == "latent":
             images = LatentImages(recipe.latent, labels, self.input_shape, generator)
         else:
-            start = normal_images(count, self.input_shape, generator).to(self.device)
-            images = Pixels(start, labels, self.valid)
+            start = normal_images(count, self.input_shape, generator)
+            if before is not None:
+                start, _ = before.take(order)
+            images = Pixels(start.to(self.device), labels, self.valid)
         shapes = self.teacher.attention_shapes
-        begins = Start(labels, generator, *self._earlier(), shapes)
+        begins = Start(labels, generator, *self._earlier(), shapes, places)
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}
-        weighted = WeightedLosses(self.teacher, self.losses, held)
+        look = None if self.round is None else self.round.student.look
+        weighted = WeightedLosses(self.teacher, self.losses, held, look)
         deep_only = layered_weights(len(self.teacher.running), 0.0, 1.0)
+        if before is not None:
+            generator = generator_for(self.seed, "synthesis", index, *again)
 
         sparse = recipe.sparse
-        dropping = Dropping(sparse, self.teacher, recipe.steps) if sparse.share else None
+        dropping = Dropping(sparse, self.teacher, self.steps) if sparse.share else None
+        draws = Draws(
+            weighted.losses,
+            recipe.regions,
+            self.grid,
+            generator,
+            size=(self.input_shape[1], self.input_shape[2]),
+            images=count,
+            steps=self.steps,
+            attentions=shapes,
+            device=self.device,
+        )
+        held_places = None if places is None else places.to(self.device)
 
-        def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        def terms(
+            images: Tensor,
+            labels: Tensor,
+            whole: Tensor | None = None,
+            drawn: Sequence[Tensor] = (),
+        ) -> dict[str, Tensor]:
             seen = self.teacher(images, labels, dropping.seen if dropping else None)
-            losses = weighted.of(seen)
+            regions, asked = draws.split(drawn)
+            if regions is not None and len(regions[0]) and held_places is not None:
+                assert whole is not None
+                seen = replace(seen, enlarged=self._enlarged(whole, held_places, *regions))
+            losses = weighted.of(seen, asked)
             if self.center_targets is not None:
                 distance = statistics_distance(seen.norms, self.center_targets, deep_only)
                 losses["centers"] = recipe.centers.weight * distance
             return losses
 
         schedule = Schedule(
-            recipe.steps,
+            self.steps,
             recipe.learning_rate,
             recipe.min_learning_rate,
             recipe.patience,
@@ -135,8 +191,18 @@ class Synthesizer:
         augmentation = Augmentation(
             recipe.augment_probability, recipe.augment_scale, recipe.augment_roll
         )
-        loop = self._loop(images, terms, schedule, generator, _shard(index), augmentation, dropping)
+        loop = self._loop(
+            images, terms, schedule, generator, _shard(index), augmentation, dropping, draws
+        )
         return loop, images
+
+    def _enlarged(
+        self, images: Tensor, classes: Tensor, regions: Tensor, places: Tensor
+    ) -> Enlarged:
+        """What the teacher shows of regions (R, B, 4) of images, whose places have classes."""
+        found = enlarged(images, regions)
+        labels = classes.T.gather(0, places).flatten()
+        return Enlarged(self.teacher(found, labels).logits, labels, places)
 
     def _earlier(self) -> tuple[Tensor, Tensor]:
         """Mean features (classes, D) of earlier batches, and counts (classes,)."""
@@ -152,6 +218,7 @@ class Synthesizer:
         name: str,
         augmentation: Augmentation | None = None,
         dropping: Dropping | None = None,
+        draws: Draws | None = None,
     ) -> Loop:
         optimization = ImageOptimization(
             images,
@@ -161,6 +228,7 @@ class Synthesizer:
             self.device,
             augmentation=augmentation,
             dropping=dropping,
+            draws=draws,
             swings=self.teacher.swings,
             precision=self.recipe.precision,
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from synq_fast.errors import ModelError, RecipeError
 from synq_fast.graph.dropping import ChosenPatches, with_chosen_patches
-from synq_fast.graph.nodes import called_module, shape_of
+from synq_fast.graph.nodes import TRACED_IMAGES, called_module, shape_of
+from synq_fast.graph.patches import before_patches
 from synq_fast.graph.swing import Swing, swung
 from synq_fast.quant import Structure, Tapped, simplified
 from synq_fast.synthesis.losses import Attended, ImageLoss, Seen, Targets
@@ -87,6 +88,26 @@ class ImageTeacher:
         return bool(self.attention_shapes)
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the same patches are in every attention of an image, behind a class token."""
+        tokens = {shape[-2:] for shape in self.attention_shapes}
+        whole = all(
+            len(shape) == 4 and shape[0] == TRACED_IMAGES for shape in self.attention_shapes
+        )
+        return whole and len(tokens) == 1 and all(n == m > n - before_patches(n) for n, m in tokens)
+
+    def patches_along(self, shape: tuple[int, int, int]) -> int:
+        """Patches along a side of images (C, H, W) in the last attention.
+
+        0 where they make no grid of at least two that fills an image.
+        """
+        if not self.attention_shapes:
+            return 0
+        keys = self.attention_shapes[-1][-1]
+        side = math.isqrt(keys - before_patches(keys))
+        return side if side > 1 and not any(size % side for size in shape[1:]) else 0
+
+    @property
     def grid(self) -> int:
         """The side of the grid of patches of a ``sparse`` teacher."""
         assert self._patches is not None
@@ -138,7 +159,7 @@ class WeightedLosses:
         teacher: ImageTeacher,
         losses: Mapping[str, ImageLoss],
         held: Mapping[str, Sequence[Tensor]] | None = None,
-        student: nn.Module | None = None,
+        student: Callable[[Seen], Seen] | None = None,
     ) -> None:
         """Prepare.
 
@@ -146,7 +167,8 @@ class WeightedLosses:
             teacher: what the losses read.
             losses: by name; those of weight 0 are left out.
             held: what each loss began the batch with.
-            student: the quantized network; without it, losses that read it are left out.
+            student: adds what the quantized network shows of what was seen; without it, losses
+                that read that are left out.
         """
         self.teacher, self.held, self.student = teacher, held or {}, student
         self.losses = {
@@ -157,15 +179,17 @@ class WeightedLosses:
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Each loss of images (B, C, H, W) and labels (B,) times its weight, 0-d."""
-        seen = self.teacher(images, labels)
-        if self.student is not None and any("student" in x.reads for x in self.losses.values()):
-            seen = replace(seen, student=self.student(images))
-        return self.of(seen)
+        return self.of(self.teacher(images, labels))
 
-    def of(self, seen: Seen) -> dict[str, Tensor]:
-        """The same of what was seen."""
+    def of(
+        self, seen: Seen, drawn: Mapping[str, tuple[Tensor, ...]] | None = None
+    ) -> dict[str, Tensor]:
+        """The same of what was seen, with what each loss drew for the step."""
+        if self.student is not None and any("student" in x.reads for x in self.losses.values()):
+            seen = self.student(seen)
+        drawn = drawn or {}
         return {
-            name: loss.weight * loss(seen, *self.held.get(name, ()))
+            name: loss.weight * loss(seen, *self.held.get(name, ()), *drawn.get(name, ()))
             for name, loss in self.losses.items()
         }
 

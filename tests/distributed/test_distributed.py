@@ -90,6 +90,21 @@ def test_ranks_work_on_the_same_images_and_train_one_model(outcomes, world, name
         torch.testing.assert_close(first["3"][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_make_images_in_turn_against_one_model(outcomes, world):
+    done, folder = outcomes
+    first = done[world, 0]["in_turns"]
+    assert all(equal(done[world, rank]["in_turns"], first) for rank in range(world))
+    for name, tolerance in (("bank", 0.0), ("bank-001", 0.02)):
+        for shard in range(2):
+            path = f"{name}/shard-{shard:05d}.safetensors"
+            alone, found = (
+                load_file(folder / f"turns-{n}" / path)["images"] for n in (WORLDS[0], world)
+            )
+            # Adam's first steps are of signs, which roundings of the model may turn.
+            assert (alone - found).abs().mean() <= tolerance
+
+
 def test_any_number_of_ranks_finds_the_same_widths(outcomes):
     done, _ = outcomes
     alone = done[1, 0]["found_widths"]

@@ -65,7 +65,22 @@ RECIPES["synq-fast-vit, rewritten"] = {
     "quantization.ridge": 0.1,
     "blocks.curvature": True,
 }
-TRANSFORMERS = ("synq-fast-vit",)
+# Images and model in turns, on and on or from noise.
+IN_TURNS = {
+    "synthesis.images": 6,
+    "synthesis.augment_roll": 2,
+    "synthesis.refresh.every": 2,
+    "synthesis.refresh.steps": 2,
+    "finetune.steps": 5,
+}
+RECIPES["psaq-v2"] = RECIPES["maskaq"] = IN_TURNS
+RECIPES["sardfq"] = {
+    **RECIPES["synq-fast-vit"],
+    "synthesis.images": 6,
+    "blocks.images": 6,
+    "blocks.steps": 1,
+}
+TRANSFORMERS = ("synq-fast-vit", "psaq-v2", "maskaq", "sardfq")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from synq_fast.finetune.losses import (
     Distillation,
     FeatureDistance,
     HeadSimilarity,
+    LogitDistance,
     PseudoLabels,
     View,
 )
@@ -190,6 +191,7 @@ ALL_THREE = {
     "finetune__disagreement__temperature": 5.0,
     "finetune__pseudo_labels__entropy_thresholds": [0.9964, 0.9962],
     "finetune__feature_distance__weight": 10.0,
+    "finetune__logit_distance__weight": 1.0,
 }
 
 
@@ -206,7 +208,7 @@ def test_a_split_batch_gives_the_same_values_and_gradients(perturbation):
         assert all(terms[name] > 0 for name in ("reliable_ce", "unreliable_ce"))
         found.append((terms, [p.grad for p in step.parameters]))
     (whole, gradients), (parts, others) = found
-    assert len(whole) == (8 if perturbation else 4)
+    assert len(whole) == (9 if perturbation else 5)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5)
     for one, other in zip(gradients, others, strict=True):
@@ -231,6 +233,57 @@ def test_head_similarity_is_the_structure_of_the_patches_in_each_channel():
     assert value.item() == pytest.approx(2 * sum(layers) / 2, rel=1e-5)
     same = HeadSimilarity()(View(logits(0), ours), View(logits(1), ours), Batch(LABELS, (8, 8)))
     assert same[0].item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("emphasized", "counts"), [(0.1, (1, 1)), (0.5, (4, 2))])
+def test_head_similarity_can_count_some_patches_more(emphasized, counts):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(BATCH, 2, 10, 3), (2 * BATCH, 3, 4, 5)]
+    ours, theirs = (
+        tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+        for _ in range(2)
+    )
+    loss = HeadSimilarity(weight=2.0, emphasis=3.0, emphasized=emphasized)
+    (value,) = loss(View(logits(0), ours), View(logits(1), theirs), Batch(LABELS, (8, 8)))
+    exact = tuple(x.detach().double().requires_grad_() for x in ours)
+    layers = []
+    for q, t, first, count in zip(exact, theirs, (1, 0), counts, strict=True):
+        similarities = []
+        for student, teacher in zip(q, t.detach().double(), strict=True):
+            student, teacher = student[:, first:], teacher[:, first:]
+            size = [float(teacher[:, n].abs().mean()) for n in range(teacher.shape[1])]
+            largest = sorted(range(len(size)), key=size.__getitem__)[-count:]
+            w = torch.tensor([3.0 if n in largest else 1.0 for n in range(len(size))]).double()
+            w = w / w.sum()
+            for a, b in zip(student.unbind(0), teacher.unbind(0), strict=True):
+                a, b = a - w @ a, b - w @ b
+                c, v = w @ (a * b), w @ (a * a) + w @ (b * b)
+                similarities.append((2 * c + 9e-4) / (v + 9e-4))
+        layers.append(1 - torch.stack(similarities).mean())
+    expected = 2 * sum(layers) / 2
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    slopes = torch.autograd.grad(value, ours), torch.autograd.grad(expected, exact)
+    for found, wanted in zip(*slopes, strict=True):
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-7)
+
+
+def test_head_similarity_without_emphasis_is_mimiqs_bit_for_bit():
+    x, y = torch.randn(BATCH, 2, 10, 3), torch.randn(BATCH, 2, 10, 3)
+    views = View(logits(0), (x,)), View(logits(1), (y,))
+    found = [
+        HeadSimilarity(emphasis=1.0, emphasized=part)(*views, Batch(LABELS, (8, 8)))[0]
+        for part in (0.0, 0.1, 1.0)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_logit_distance_is_the_mean_absolute_difference():
+    def formula(q, t):
+        return [0.7 * sum((a - b).abs().sum() for a, b in zip(q, t, strict=True)) / q.numel()]
+
+    compare(LogitDistance(weight=0.7), formula, logits(0), logits(1))
+    half = logits(0).bfloat16(), logits(1).bfloat16()
+    assert values_and_gradient(LogitDistance(), *half)[0].dtype == torch.float32
 
 
 def test_head_similarity_needs_attention():

@@ -119,6 +119,51 @@ def test_unworkable_values_are_refused(key, value):
             ['synthesis.parametrization = "latent"', 'set it to "pixels"'],
         ),
         (
+            {"synthesis.sparse.share": 0.3, "synthesis.regions.most": 2},
+            ["synthesis.regions looks at regions of whole images", "synthesis.regions.most = 0"],
+        ),
+        (
+            {"synthesis.sparse.share": 0.3, "synthesis.attention_entropy.weight": 1.0},
+            ["synthesis.attention_entropy read every patch", "synthesis.sparse.share = 0"],
+        ),
+        (
+            {"synthesis.regions.most": 2, "synthesis.classes.weight": 0},
+            ["no loss looks at them", "synthesis.soft_classes"],
+        ),
+        (
+            {"synthesis.soft_classes.low": 6.0, "synthesis.soft_classes.high": 5.0},
+            ["synthesis.soft_classes.low = 6.0 is above synthesis.soft_classes.high = 5.0"],
+        ),
+        (
+            {"synthesis.discrepancy.weight": 1.0, "synthesis.alignment.weight": 1.0},
+            ["synthesis.alignment and synthesis.discrepancy read", "set synthesis.refresh.every"],
+        ),
+        (
+            {
+                "synthesis.statistics.weight": 0,
+                "synthesis.classes.weight": 0,
+                "synthesis.discrepancy.weight": 1.0,
+                "synthesis.refresh.every": 2,
+            },
+            ["that the float network alone decides", "images stay noise"],
+        ),
+        (
+            {
+                "synthesis.refresh.every": 2,
+                "synthesis.refresh.restart": False,
+                "synthesis.parametrization": "latent",
+            },
+            ["synthesis.refresh.restart = false", 'set it to "pixels"'],
+        ),
+        (
+            {
+                "synthesis.refresh.every": 2,
+                "synthesis.refresh.ranges": True,
+                "quantization.learn_ranges": True,
+            },
+            ["synthesis.refresh.ranges", "set one of the two to false"],
+        ),
+        (
             {"synthesis.sparse.share": 0.3, "synthesis.attention_prior.weight": 1.0},
             ["synthesis.attention_prior draws attention", "synthesis.sparse.share = 0"],
         ),

@@ -21,6 +21,7 @@ IMAGE_LOSS_VALUES = {
         ("soft_labels", "lowest"),
         ("margin", "low"),
         ("roughness", "low"),
+        ("soft_classes", "low"),
     ],
     "generator": [("classes", "gamma"), ("disagreement", "low")],
 }
@@ -98,6 +99,32 @@ IDLE = [
         {"synthesis.sparse.milestones": [0.2]},
     ),
     ({"synthesis.latent.size": 16}, {"synthesis.parametrization": "latent"}),
+    ({"synthesis.regions.share": 0.5}, {"synthesis.regions.most": 2}),
+    ({"synthesis.refresh.steps": 5}, {"synthesis.refresh.every": 10}),
+    (
+        {"synthesis.attention_entropy.weight": 0, "synthesis.attention_entropy.rows": 8},
+        {"synthesis.attention_entropy.weight": 1.0},
+    ),
+    (
+        {
+            "synthesis.refresh.every": 10,
+            "synthesis.alignment.weight": 0,
+            "synthesis.alignment.first": 0.4,
+        },
+        {"synthesis.alignment.weight": 1.0},
+    ),
+    (
+        {"finetune.steps": 10, "synthesis.refresh.every": 10},
+        {"finetune.steps": 11},
+    ),
+    (
+        {"finetune.head_similarity.weight": 1.0, "finetune.head_similarity.emphasized": 0.2},
+        {"finetune.head_similarity.emphasis": 2.0},
+    ),
+    (
+        {"finetune.head_similarity.weight": 0, "finetune.head_similarity.emphasis": 2.0},
+        {"finetune.head_similarity.weight": 1.0},
+    ),
     (
         {"synthesis.parametrization": "latent", "synthesis.clip": True},
         {"synthesis.parametrization": "pixels"},

@@ -1,5 +1,7 @@
 """What a plain log says of time."""
 
+import io
+
 import pytest
 
 from synq_fast.runtime import progress
@@ -65,3 +67,18 @@ def test_parts_in_turn_count_their_images(clock, capsys):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_phase_within_another_shares_its_bars(monkeypatch):
+    reporter = progress.Reporter()
+    reporter.console = progress.Console(file=io.StringIO(), force_terminal=True)
+    with reporter.phase("fine-tuning", 4) as outer:
+        outer.update(1, {})
+        with reporter.phase("refresh", 2) as inner:
+            inner.update(2, {})
+            bars = reporter._bars
+            assert [task.description for task in bars.tasks] == ["fine-tuning", "refresh"]
+        assert [task.description for task in bars.tasks] == ["fine-tuning"]
+        outer.update(4, {})
+    with reporter.phase("next", 1):
+        assert reporter._bars is not bars

@@ -13,6 +13,7 @@ import torch
 from synq_fast.bank.batches import Batches, BatchSource
 from synq_fast.bank.images import ImageBank
 from synq_fast.bank.mixing import MixedBatches
+from synq_fast.engine.saved_model import build_student
 from synq_fast.finetune.reconstruction import (
     Blocks,
     Cache,
@@ -26,10 +27,21 @@ from synq_fast.finetune.training import Reduction, Training, training_loop
 from synq_fast.graph.blocks import subnetwork
 from synq_fast.graph.structure import find_structure
 from synq_fast.graph.trace import trace
+from synq_fast.quant import BitWidths, observing
+from synq_fast.recipes import load_recipe
 from synq_fast.runtime.replay import Replayed
-from synq_fast.synthesis.losses import Classes, Patches, Roughness
-from synq_fast.synthesis.settings import Centers, Sparse, Synthesis
-from synq_fast.synthesis.synthesizer import Synthesizer
+from synq_fast.synthesis.losses import (
+    Alignment,
+    AttentionEntropy,
+    Classes,
+    Discrepancy,
+    Patches,
+    Roughness,
+    SoftClasses,
+)
+from synq_fast.synthesis.settings import Centers, Refresh, Regions, Sparse, Synthesis
+from synq_fast.synthesis.student import ImageStudent
+from synq_fast.synthesis.synthesizer import Round, Synthesizer
 from synq_fast.synthesis.teacher import ImageTeacher
 from tests.tiny import (
     tiny_images,
@@ -110,9 +122,39 @@ def sparse_iteration() -> Callable[[], object]:
     return maker.optimization(0, 6)[0].advance
 
 
+def iteration_in_turn() -> Callable[[], object]:
+    """Against a quantized network, with whatever losses draw in each step."""
+    teacher = tiny_vit()
+    graph = trace(teacher.module.requires_grad_(False), teacher.example())
+    structure = find_structure(graph, teacher.example())
+    quantization = load_recipe("maskaq").quantization
+    student = build_student(graph, BitWidths(4, 4), quantization).eval()
+    with torch.no_grad(), observing(student):
+        student(torch.randn(4, *teacher.input_shape))
+    recipe = Synthesis(
+        batch_size=6,
+        steps=CALLS,
+        augment_probability=1.0,
+        regions=Regions(most=2),
+        refresh=Refresh(every=1, steps=CALLS),
+        losses=(SoftClasses(), AttentionEntropy(), Alignment(), Discrepancy()),
+    )
+    maker = Synthesizer(
+        ImageTeacher(graph, structure),
+        recipe,
+        input_shape=teacher.input_shape,
+        classes=teacher.num_classes,
+        seed=0,
+        device=torch.device("cpu"),
+        round_=Round(1, ImageStudent(student, structure)),
+    )
+    return maker.optimization(0, 6)[0].advance
+
+
 WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "synthesis": iteration,
     "synthesis of some patches": sparse_iteration,
+    "synthesis in turn with the model": iteration_in_turn,
     "centers": lambda: synthesizer().make_centers,
     "step": step,
     "step with learned ranges": lambda: step(

@@ -11,16 +11,23 @@ from synq_fast.errors import ModelError
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,
+    Alignment,
     Attended,
+    AttentionEntropy,
     AttentionPrior,
+    Classes,
     Deviations,
     Disagreement,
+    Discrepancy,
+    Enlarged,
     Heads,
     Margin,
+    Moment,
     Patches,
     Prior,
     Roughness,
     Seen,
+    SoftClasses,
     SoftLabels,
     Start,
     Variation,
@@ -243,3 +250,178 @@ def test_heads():
     flat = torch.zeros(1, 2, 10, 10, requires_grad=True)
     Heads()(seen(attentions=(Attended(flat, flat, flat),))).backward()
     assert flat.grad.isfinite().all()
+
+
+PLACES = torch.tensor([[4, 3, 2, 0], [0, 2, 3, 4], [1, 0, 2, 4]] * 2)
+
+
+def regions(seed: int = 7) -> Enlarged:
+    """Of two regions of each image."""
+    g = torch.Generator().manual_seed(seed)
+    places = torch.stack([torch.randperm(4, generator=g)[:2] for _ in range(B)], 1)
+    labels = torch.stack([PLACES[torch.arange(B), p] for p in places]).flatten()
+    return Enlarged(torch.randn(2 * B, C, generator=g) * 3, labels, places)
+
+
+@pytest.mark.parametrize("kind", [Classes, SoftClasses])
+def test_regions_add_their_own_mean(kind):
+    one, loss = seen(), kind()
+    held = soft_start(loss) if kind is SoftClasses else ()
+    both = seen(enlarged=regions())
+    # The same of the regions alone, as if they were the images.
+    alone = seen(logits=both.enlarged.logits, labels=both.enlarged.labels)
+    if held:
+        chosen = [held[1][n % B, p] for n, p in enumerate(both.enlarged.places.flatten().tolist())]
+        own = loss(alone, torch.stack(chosen), held[1])
+    else:
+        own = loss(alone)
+    assert loss(both, *held).item() == pytest.approx((loss(one, *held) + own).item(), rel=1e-6)
+    assert own > 0
+
+
+def soft_start(loss: SoftClasses, places: torch.Tensor | None = PLACES, seed: int = 0):
+    labels, g = seen().labels, torch.Generator().manual_seed(seed)
+    return loss.begin(Start(labels, g, torch.zeros(C, 1), torch.zeros(C), (), places))
+
+
+def test_soft_classes_name_every_class_of_an_image():
+    loss = SoftClasses(low=5.0, high=10.0)
+    image, places = soft_start(loss)
+    assert image.shape == (B, C) and places.shape == (B, 4, C)
+    for n, label in enumerate(seen().labels.tolist()):
+        inside = {label, *PLACES[n].tolist()}
+        for target, classes in (
+            (image[n], inside),
+            *zip(places[n], ({c} for c in PLACES[n].tolist()), strict=True),
+        ):
+            assert float(target.sum()) == pytest.approx(1, abs=1e-6)
+            z = target.double().log()
+            others = [c for c in range(C) if c not in classes]
+            if others:
+                # Background within 0 and 1, and 5 to 10 more at each class.
+                assert z[others].max() - z[others].min() <= 1
+                gaps = z[list(classes)] - z[others].min()
+                assert gaps.min() >= 4 and gaps.max() <= 11
+    alone, none = soft_start(loss, None)
+    assert none.shape == (B, 0, C) and (alone.argmax(1) == seen().labels).all()
+
+
+def test_soft_classes_against_their_formula():
+    loss = SoftClasses()
+    image, places = soft_start(loss)
+    x = seen(enlarged=regions())
+    logits, theirs = (v.clone().requires_grad_() for v in (x.logits, x.enlarged.logits))
+    found = loss(seen(logits=logits, enlarged=x.enlarged._replace(logits=theirs)), image, places)
+    exact = [v.detach().double().requires_grad_() for v in (logits, theirs)]
+    total = 0
+    for n in range(B):
+        total = total - (image[n].double() * exact[0][n].log_softmax(0)).sum() / B
+    for n, place in enumerate(x.enlarged.places.flatten().tolist()):
+        target = places[n % B, place].double()
+        total = total - (target * exact[1][n].log_softmax(0)).sum() / (2 * B)
+    assert found.item() == pytest.approx(total.item(), rel=1e-6)
+    for slope, wanted in zip(
+        torch.autograd.grad(found, (logits, theirs)), torch.autograd.grad(total, exact), strict=True
+    ):
+        torch.testing.assert_close(slope, wanted.float(), rtol=1e-4, atol=1e-7)
+    with pytest.raises(ModelError, match="1 logit per image"):
+        loss(seen(logits=torch.zeros(B, 1)), image, places)
+
+
+def test_discrepancy():
+    one = seen()
+    t, q = numpy(one.logits), numpy(one.student)
+    assert Discrepancy()(one).item() == pytest.approx(-np.abs(t - q).mean(), rel=1e-6)
+
+
+def moment(done: float = 0.0, seed: int = 0, tokens: tuple[int, ...] = (10, 10)) -> Moment:
+    shapes = tuple(torch.Size([2, 2, n, n]) for n in tokens)
+    return Moment(done, B, torch.Generator().manual_seed(seed), shapes)
+
+
+def test_attention_entropy():
+    g = torch.Generator().manual_seed(4)
+    # A class token before nine patches, and windows of four tokens, two for each image.
+    logits = [torch.randn(B, 2, 10, 10, generator=g), torch.randn(B, 2, 3, 4, 4, generator=g)]
+    logits = [x.requires_grad_() for x in logits]
+    layers = tuple(Attended(x, x, x) for x in logits)
+    loss = AttentionEntropy(rows=5)
+    rows = loss.draw(moment(tokens=(10, 4)))
+    assert [len(r) for r in rows] == [5, 4] and rows[1].tolist() == [0, 1, 2, 3]
+    assert rows[0].max() < 9 and len(rows[0].unique()) == 5
+    found = loss(seen(attentions=layers), *rows)
+    exact = [x.detach().double().requires_grad_() for x in logits]
+    entropies = []
+    for x, own, first in zip(exact, rows, (1, 0), strict=True):
+        values = []
+        for image in x.flatten(0, -4):
+            mean = image.mean(0)[first:, first:]
+            vectors = [mean[n] / mean[n].norm() for n in own.tolist()]
+            cosines = torch.stack([a @ b for a in vectors for b in vectors])
+            spread = (cosines - cosines.mean()).square().mean() + 1e-8
+            values.append(0.5 * torch.log(2 * math.pi * math.e * spread))
+        entropies.append(torch.stack(values).mean())
+    expected = -(entropies[0] + entropies[1]) / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for slope, wanted in zip(
+        torch.autograd.grad(found, logits), torch.autograd.grad(expected, exact), strict=True
+    ):
+        torch.testing.assert_close(slope, wanted.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_attention_entropy_of_equal_rows_stays_finite():
+    flat = torch.zeros(1, 2, 10, 10, requires_grad=True)
+    loss = AttentionEntropy()
+    rows = loss.draw(moment(tokens=(10,)))
+    loss(seen(attentions=(Attended(flat, flat, flat),)), *rows).backward()
+    assert flat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("done", [0.0, 0.5, 1.0])
+def test_alignment(done):
+    loss = Alignment(first=0.8, last=0.2, dropped=0.3)
+    one = seen()
+    students = [
+        torch.randn(B, 2, 10, 10, generator=torch.Generator().manual_seed(n)).requires_grad_()
+        for n in (8, 9)
+    ]
+    counts, lots = loss.draw(moment(done))
+    chosen = int((0.8 - 0.6 * done) * 9)
+    stay = max(1, round(0.7 * chosen))
+    assert counts.tolist() == [chosen, stay] and lots.shape == (B, 9)
+    teachers = [x.logits.clone().requires_grad_() for x in one.attentions]
+    layers = tuple(
+        Attended(x, own.probabilities, own.output)
+        for x, own in zip(teachers, one.attentions, strict=True)
+    )
+    x = seen(attentions=layers, student_attentions=tuple(students))
+    found = loss(x, counts, lots)
+    exact = [v.detach().double().requires_grad_() for v in (*teachers, *students)]
+    scales = [own.output.shape[-1] ** -0.5 for own in one.attentions]
+    rows = [s * v[:, :, 0, 1:].mean(1) for s, v in zip(2 * scales, exact, strict=True)]
+    importance = ((rows[0] + rows[1]) / 2).detach()
+    total, kept = 0, 0
+    for n in range(B):
+        best = sorted(range(9), key=importance[n].tolist().__getitem__)[-chosen:]
+        some = sorted(best, key=lots[n].tolist().__getitem__)[:stay]
+        kept += len(some)
+        for t, q in ((rows[0], rows[2]), (rows[1], rows[3])):
+            total = total + (t[n, some] - q[n, some]).abs().sum()
+    expected = total / kept / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    slopes = torch.autograd.grad(found, (*teachers, *students))
+    for slope, wanted in zip(slopes, torch.autograd.grad(expected, exact), strict=True):
+        torch.testing.assert_close(slope, wanted.float(), rtol=1e-4, atol=1e-7)
+
+
+def test_one_patch_stays_whatever_is_left_out():
+    loss = Alignment(first=0.0, last=0.0, dropped=0.99)
+    counts, _ = loss.draw(moment())
+    assert counts.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [AttentionEntropy, Alignment])
+def test_draws_follow_from_the_generator(kind):
+    found = [kind().draw(moment(seed=seed, tokens=(200, 200))) for seed in (0, 0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))

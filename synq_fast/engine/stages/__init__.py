@@ -6,7 +6,7 @@ from synq_fast.engine.stages.finetune import finetune
 from synq_fast.engine.stages.generator import generator
 from synq_fast.engine.stages.norms import norms
 from synq_fast.engine.stages.stage import Made, Stage
-from synq_fast.engine.stages.synthesis import image_bank, synthesis
+from synq_fast.engine.stages.synthesis import image_bank, in_turns, synthesis
 from synq_fast.engine.stages.widths import sensitivity_of, widths
 
 STAGES: dict[str, Stage] = {
@@ -19,4 +19,4 @@ STAGES: dict[str, Stage] = {
 }
 """By the name that recipes use, each of ``recipes.schema.STAGES``."""
 
-__all__ = ["STAGES", "Made", "Stage", "image_bank", "sensitivity_of", "widths"]
+__all__ = ["STAGES", "Made", "Stage", "image_bank", "in_turns", "sensitivity_of", "widths"]

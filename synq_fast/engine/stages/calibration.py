@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, fx
 
+from synq_fast.bank.source import ImageSource
 from synq_fast.engine.stages.stage import Made
 from synq_fast.finetune.attention_operands import fit_attention_operands
 from synq_fast.finetune.calibration import calibrate
@@ -16,6 +17,8 @@ from synq_fast.finetune.norm_folds import Fold, apply_folds, measure_folds, take
 from synq_fast.finetune.probabilities import fit_probabilities
 from synq_fast.finetune.ridge import apply_corrections, ridge_corrections
 from synq_fast.graph.norm_folding import foldable_norms
+from synq_fast.optimize.loop import Report
+from synq_fast.storage.checkpoint_file import CheckpointFile
 
 if TYPE_CHECKING:
     from synq_fast.engine.run import Run
@@ -25,32 +28,45 @@ def calibration(run: Run, made: Made) -> Made:
     """Find the ranges, and measure the model as it is then."""
     recipe = run.recipe.quantization
     folds = _folded(run, made) if recipe.fold_norms != "never" else []
-    batches = made.source.batches(recipe.calibration_batch_size)
     with run.phase("calibration", recipe.calibration_batches) as phase:
-        calibrate(
-            made.student,
-            batches,
-            recipe.calibration_batches,
-            report=phase.show,
-            checkpoint=run.checkpoint("calibration"),
-            fingerprint=run.student_fingerprint(made.student),
-            precision=run.recipe.finetune.precision,
-            ranks=run.ranks,
-        )
-    take_ranges(made.student, folds)
-    if run.structure.attentions or recipe.range == "output":
-        with closing(made.source.batches(recipe.calibration_batch_size)) as batches:
-            images, _ = batches(0)
-        if recipe.range == "output":
-            fit_linear_inputs(made.student, images)
-            fit_attention_operands(made.student, run.structure.attentions, images)
-        fit_probabilities(made.student, run.structure.attentions, images)
+        checkpoint = run.checkpoint("calibration")
+        find_ranges(run, made.student, made.source, phase.show, checkpoint, folds)
     if recipe.ridge:
         _correct(run, made)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
         run.write_metrics()
     return made
+
+
+def find_ranges(
+    run: Run,
+    student: fx.GraphModule,
+    source: ImageSource,
+    report: Report | None = None,
+    checkpoint: CheckpointFile | None = None,
+    folds: Sequence[Fold] = (),
+) -> None:
+    """Find every activation range of a student, whose norms were folded, on images of a source."""
+    recipe, attentions = run.recipe.quantization, run.structure.attentions
+    calibrate(
+        student,
+        source.batches(recipe.calibration_batch_size),
+        recipe.calibration_batches,
+        report=report,
+        checkpoint=checkpoint,
+        fingerprint=run.student_fingerprint(student),
+        precision=run.recipe.finetune.precision,
+        ranks=run.ranks,
+    )
+    take_ranges(student, folds)
+    if attentions or recipe.range == "output":
+        with closing(source.batches(recipe.calibration_batch_size)) as batches:
+            images, _ = batches(0)
+        if recipe.range == "output":
+            fit_linear_inputs(student, images)
+            fit_attention_operands(student, attentions, images)
+        fit_probabilities(student, attentions, images)
 
 
 def _images(run: Run, made: Made) -> Sequence[Tensor]:

@@ -18,7 +18,7 @@ from synq_fast.optimize.loop import Advice
 from synq_fast.runtime.defaults import plain_defaults
 from synq_fast.runtime.seeding import generator_for
 from synq_fast.synthesis.generator import ConditionalGenerator, Generated, OnlineBatches
-from synq_fast.synthesis.losses import GENERATOR_LOSSES, ImageLoss, named_losses
+from synq_fast.synthesis.losses import GENERATOR_LOSSES, ImageLoss, Seen, named_losses
 from synq_fast.synthesis.optimization import ImageOptimization, Schedule, image_loop
 from synq_fast.synthesis.teacher import ImageTeacher, WeightedLosses
 
@@ -97,7 +97,11 @@ class _Online:
         part: slice = WHOLE,
         student: nn.Module | None = None,
     ) -> Batches:
-        terms = WeightedLosses(self.teacher, self.losses, student=student)
+        def look(seen: Seen) -> Seen:
+            assert student is not None
+            return replace(seen, student=student(seen.images))
+
+        terms = WeightedLosses(self.teacher, self.losses, student=None if student is None else look)
         # Numbers far apart, so that no batch is drawn twice.
         self.asked += 1
         first = self.asked << 40

@@ -6,12 +6,14 @@ from synq_fast.finetune.losses.distillation import Distillation
 from synq_fast.finetune.losses.feature_distance import FeatureDistance
 from synq_fast.finetune.losses.features import Features
 from synq_fast.finetune.losses.head_similarity import HeadSimilarity
+from synq_fast.finetune.losses.logit_distance import LogitDistance
 from synq_fast.finetune.losses.loss import Batch, Loss, View
 from synq_fast.finetune.losses.pseudo_labels import PseudoLabels
 
 LOSSES: dict[str, type[Loss]] = {
     "distillation": Distillation,
     "disagreement": Disagreement,
+    "logit_distance": LogitDistance,
     "pseudo_labels": PseudoLabels,
     "features": Features,
     "feature_distance": FeatureDistance,
@@ -29,6 +31,7 @@ __all__ = [
     "FeatureDistance",
     "Features",
     "HeadSimilarity",
+    "LogitDistance",
     "Loss",
     "PseudoLabels",
     "View",

@@ -5,10 +5,21 @@ from collections.abc import Iterable, Mapping
 from synq_fast.synthesis.losses.attention import AttentionPrior, Heads
 from synq_fast.synthesis.losses.classes import Classes, focal_class_loss
 from synq_fast.synthesis.losses.disagreement import Disagreement
-from synq_fast.synthesis.losses.loss import Attended, ImageLoss, Seen, Start, Targets
+from synq_fast.synthesis.losses.discrepancy import Discrepancy
+from synq_fast.synthesis.losses.informative import Alignment, AttentionEntropy
+from synq_fast.synthesis.losses.loss import (
+    Attended,
+    Enlarged,
+    ImageLoss,
+    Moment,
+    Seen,
+    Start,
+    Targets,
+)
 from synq_fast.synthesis.losses.margin import Margin
 from synq_fast.synthesis.losses.patches import Patches, Roughness
 from synq_fast.synthesis.losses.prior import Prior
+from synq_fast.synthesis.losses.soft_classes import SoftClasses
 from synq_fast.synthesis.losses.soft_labels import SoftLabels
 from synq_fast.synthesis.losses.statistics import (
     Deviations,
@@ -24,12 +35,16 @@ IMAGE_LOSSES: dict[str, type[ImageLoss]] = {
     "deviations": Deviations,
     "classes": Classes,
     "soft_labels": SoftLabels,
+    "soft_classes": SoftClasses,
     "margin": Margin,
     "prior": Prior,
     "patches": Patches,
     "roughness": Roughness,
     "attention_prior": AttentionPrior,
     "heads": Heads,
+    "attention_entropy": AttentionEntropy,
+    "alignment": Alignment,
+    "discrepancy": Discrepancy,
     "variation": Variation,
 }
 """Of images that are optimized, by the name of their section in a recipe, in the order in which
@@ -54,18 +69,24 @@ def named_losses(
 __all__ = [
     "GENERATOR_LOSSES",
     "IMAGE_LOSSES",
+    "Alignment",
     "Attended",
+    "AttentionEntropy",
     "AttentionPrior",
     "Classes",
     "Deviations",
     "Disagreement",
+    "Discrepancy",
+    "Enlarged",
     "Heads",
     "ImageLoss",
     "Margin",
+    "Moment",
     "Patches",
     "Prior",
     "Roughness",
     "Seen",
+    "SoftClasses",
     "SoftLabels",
     "Start",
     "Statistics",

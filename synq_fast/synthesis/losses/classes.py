@@ -15,7 +15,10 @@ from synq_fast.synthesis.losses.loss import ImageLoss, Reads, Seen
 
 @dataclass(frozen=True)
 class Classes(ImageLoss):
-    """Focal cross entropy of the teacher's logits (HAST's hard-sample loss)."""
+    """Focal cross entropy of the teacher's logits (HAST's hard-sample loss).
+
+    Where regions of the images are looked at too (``synthesis.regions``), theirs is added.
+    """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"labels"})
 
@@ -25,8 +28,11 @@ class Classes(ImageLoss):
     )
 
     def __call__(self, seen: Seen, *held: Tensor) -> Tensor:
-        """The mean over the images."""
-        return focal_class_loss(seen.logits, seen.labels, self.gamma)
+        """The mean over the images, and that over their regions."""
+        loss = focal_class_loss(seen.logits, seen.labels, self.gamma)
+        if seen.enlarged is None:
+            return loss
+        return loss + focal_class_loss(seen.enlarged.logits, seen.enlarged.labels, self.gamma)
 
 
 def focal_class_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:

@@ -13,9 +13,10 @@ from synq_fast.graph import patches
 
 Targets = list[tuple[Tensor, Tensor]]
 """Mean and variance (C,) per BatchNorm layer."""
-Reads = Literal["labels", "norms", "attentions", "earlier", "student"]
+Reads = Literal["labels", "norms", "attentions", "class token", "earlier", "student"]
 """What a loss needs beside images and logits: labels, the inputs of BatchNorms, what attention
-gives, the images of earlier batches, or the quantized network."""
+gives, what the class token of every layer looks at, the images of earlier batches, or the quantized
+network."""
 
 
 class Attended(NamedTuple):
@@ -33,6 +34,17 @@ class Attended(NamedTuple):
     def before_patches(self, tokens: int) -> int:
         """How many of some tokens, queries or keys, come before the patches."""
         return patches.before_patches(tokens) if self.before is None else self.before
+
+
+class Enlarged(NamedTuple):
+    """What regions of the images showed, each an image of its own (SARDFQ, MSR)."""
+
+    logits: Tensor
+    """(R * B, classes): of the first region of each image, then of the second."""
+    labels: Tensor
+    """(R * B,) int64"""
+    places: Tensor
+    """(R, B) int64: which of an image's places each region is in."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class Seen:
     """The statistics that each BatchNorm has stored."""
     student: Tensor | None = None
     """(B, classes) logits of the quantized network, where a loss reads them."""
+    student_attentions: tuple[Tensor, ...] = ()
+    """(..., H, N, M): its logits in each attention, as those of ``Attended``; with ``student``."""
+    enlarged: Enlarged | None = None
+    """What regions of the images showed, in steps that look at some."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,21 @@ class Start:
     """(classes,) how many images they are the means of"""
     attentions: tuple[torch.Size, ...] = ()
     """The shape (..., H, N, M) of each attention's probabilities, of two images."""
+    places: Tensor | None = None
+    """(B, P) int64: the classes of the places within each image that regions are taken from."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a batch of images."""
+
+    done: float
+    """Share of the batch's steps before it, 0 to 1."""
+    images: int
+    generator: torch.Generator
+    """Of the batch, on the CPU."""
+    attentions: tuple[torch.Size, ...] = ()
+    """As in ``Start``."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,13 @@ class ImageLoss(ABC):
 
     def begin(self, start: Start) -> tuple[Tensor, ...]:
         """What the call gets while a batch is optimized; follows from the batch's start alone."""
+        return ()
+
+    def draw(self, moment: Moment) -> tuple[Tensor, ...]:
+        """What the call gets behind that, anew at every step: always as many tensors, on the CPU.
+
+        A recorded step can neither draw nor see which step it is.
+        """
         return ()
 
     @abstractmethod
