@@ -81,10 +81,10 @@ def powers() -> Iterator[Sample]:
             "alpha": (0.7, 1.0, -0.3)[turn % 3],
             "gradient_scale": (1.0, 0.5)[turn % 2],
         }
-        tensors = noise(*shape, seed=turn, scale=3.0), constant((1.0, 0.1, 0.3)[turn % 3])
+        tensors = noise(*shape, seed=turn, scale=3.0), constant(3 / shape[-1])
         yield Sample(f"{reason}, powers of two", tensors, options, every_layout=shape in shapes)
     options = {"grid": "log2", "bits": 8, "alpha": 20.0}
-    yield Sample("all levels that there are", (noise(5, 40), constant(1.0)), options)
+    yield Sample("all levels that there are", (noise(5, 40), constant(0.9)), options)
     logits = noise(6, 20, mean=80.0)
     logits[:, 3::4] = -math.inf
     tensors = logits, constant(0.5)
