@@ -1,4 +1,4 @@
-"""Attention on learned grids, forward and backward, float32."""
+"""Attention on quantized operands, forward and backward, float32."""
 
 from __future__ import annotations
 
@@ -18,27 +18,33 @@ from . import columns, harness
 SIZES = harness.sizes(
     cpu=[(8, 3, 197, 64), (512, 3, 49, 32)], cuda=[(8, 3, 197, 64), (64, 12, 197, 64)]
 )
-BITS = (4, 8)
+# Widths, and the levels of probabilities.
+GRIDS = [(4, "uniform"), (8, "uniform"), (4, "log2")]
 SEPARATE, FLOAT = "our ops in a row", "float scaled_dot_product_attention"
 
 
-def leaves_of(shape: tuple[int, ...], bits: int) -> list[Tensor]:
+def leaves_of(shape: tuple[int, ...], bits: int, p_grid: str) -> list[Tensor]:
     """Returns queries, keys and values, scales and zero points, and the scale of probabilities."""
     generator = torch.Generator().manual_seed(0)
     operands = [torch.randn(*shape, generator=generator) for _ in range(3)]
     pairs = [torch.tensor((2**bits - 1) / 6.0), torch.tensor(0.25)] * 3
-    values = [*operands, *pairs, torch.tensor((2**bits - 1) * 8.0)]
+    p_scale = (2**bits - 1) * 8.0 if p_grid == "uniform" else 1.0
+    values = [*operands, *pairs, torch.tensor(p_scale)]
     return [value.clone().to(harness.DEVICE).requires_grad_() for value in values]
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("bits", "p_grid"), GRIDS)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def bench_quantized_attention(
-    shape: tuple[int, ...], bits: int, backward: bool, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, ...],
+    bits: int,
+    p_grid: str,
+    backward: bool,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against our ops in a row, and PyTorch's attention in floating point."""
-    leaves = leaves_of(shape, bits)
+    leaves = leaves_of(shape, bits, p_grid)
     alpha = shape[-1] ** -0.5
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(harness.DEVICE)
 
@@ -46,7 +52,8 @@ def bench_quantized_attention(
         return [y, *torch.autograd.grad(y, trained, gradient)] if backward else [y]
 
     def fused(namespace: Any) -> list[Tensor]:
-        return step(namespace.quantized_attention(*leaves, bits, alpha=alpha), leaves)
+        y = namespace.quantized_attention(*leaves, bits, alpha=alpha, p_grid=p_grid)
+        return step(y, leaves)
 
     def separate() -> list[Tensor]:
         *pairs, p_scale = leaves[3:]
@@ -54,7 +61,8 @@ def bench_quantized_attention(
             ops.fake_quantize_learned(x, *pairs[2 * i : 2 * i + 2], bits)
             for i, x in enumerate(leaves[:3])
         )
-        p = ops.softmax_fake_quantize(q @ k.transpose(-2, -1), p_scale, bits, alpha=alpha)
+        logits = q @ k.transpose(-2, -1)
+        p = ops.softmax_fake_quantize(logits, p_scale, bits, alpha=alpha, grid=p_grid)
         return step(p @ v, leaves)
 
     def floating() -> list[Tensor]:
@@ -74,8 +82,9 @@ def bench_quantized_attention(
     rows["clone"] = leaves[0].detach().clone
     elements = leaves[0].numel()
     directions = "forward and backward" if backward else "forward"
+    of_powers = ", powers of two" if p_grid == "log2" else ""
     compare(
-        f"{'x'.join(map(str, shape))} {bits} bits, {directions}",
+        f"{'x'.join(map(str, shape))} {bits} bits{of_powers}, {directions}",
         rows,
         ours=next(iter(ours), None),
         copy="clone",

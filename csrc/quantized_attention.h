@@ -1,4 +1,4 @@
-// Interfaces of the kernels of attention on learned grids.
+// Interfaces of the kernels of attention on quantized operands.
 #pragma once
 
 #include <stdint.h>
@@ -26,7 +26,7 @@ struct QuantizedAttentionParams {
   HeadRows gradient;           // backward: of the result
   HeadRows of_x[3];            // backward: the gradients of queries, keys and values
   const float* scale[4];       // one element, or one for each head
-  const float* zero_point[3];  // not rounded; the lowest code of probabilities stands for zero
+  const float* zero_point[3];  // not rounded; probabilities have none
   float* grad_scale[4];        // backward only, like scale
   float* grad_zero_point[3];   // like zero_point
   const float* bias;           // (heads, rows, columns) or null
@@ -43,6 +43,7 @@ struct QuantizedAttentionParams {
   float alpha;
   int32_t bits[4];      // 2..16
   int32_t per_head[4];  // whether each head has a grid of its own
+  int32_t log2;         // whether levels of probabilities are powers of two
   DType dtype;
 };
 
@@ -64,7 +65,7 @@ inline ImageParts image_parts(const QuantizedAttentionParams& params) {
   return {(params.batch + size - 1) / size, size};
 }
 
-// Sums of LearnedTerms: of each operand's scale, then of the zero points of queries, keys and values.
+// Sums of terms: of each operand's scale, then of the zero points of queries, keys and values.
 constexpr int kAttentionSums = 7;
 
 namespace cpu {

@@ -1,4 +1,4 @@
-// Interfaces of the kernels of softmax before fake quantization over one learned scale.
+// Interfaces of the kernels of softmax before fake quantization over one scale.
 #pragma once
 
 #include <stdint.h>
@@ -20,6 +20,7 @@ struct SoftmaxFakeQuantizeParams {
   double gradient_scale;
   float alpha;
   int32_t bits;  // 2..16
+  int32_t log2;  // whether levels are powers of two
   DType dtype;
 };
 
@@ -34,7 +35,7 @@ namespace cpu {
 struct SoftmaxFakeQuantizeKernels {
   // Two rows of floats.
   void (*forward)(const SoftmaxFakeQuantizeParams& params, int64_t begin, int64_t end, float* workspace);
-  // Writes the gradient of x and adds the LearnedTerms of the scale. Three rows of floats.
+  // Writes the gradient of x and adds the terms of the scale. Three rows of floats.
   void (*backward)(const SoftmaxFakeQuantizeParams& params, int64_t begin, int64_t end, float* workspace,
                    double* of_scale);
 };

@@ -1,10 +1,11 @@
-"""What the kernels of attention on learned grids share: tiles of codes, logits and slopes."""
+"""What the kernels of attention on quantized operands share: tiles of codes, logits, slopes."""
 
 import triton
 import triton.language as tl
 
 from synq_fast.kernels._affine import dequantize, learned_grid, quantize
 from synq_fast.kernels._channel_sums import learned_terms
+from synq_fast.kernels._probabilities import probability_terms
 
 
 @triton.jit
@@ -107,10 +108,11 @@ def finish_rows(
 
 @triton.jit
 def slopes_of(
-    logits, most, inverse, gradient, v, v_scale, p_scale, p_zero, p_half, inside,
+    logits, most, inverse, gradient, v, v_scale, p_scale, p_half, p_least, inside,
+    LOG: tl.constexpr,
 ):  # fmt: skip
     """Returns probabilities, the gradients of them before rounding, and the scale's terms."""
     p = tl.where(inside, tl.exp(logits - most[:, None]) * inverse[:, None], 0.0)
     slope = dequantize(multiply(gradient, tl.trans(v)), v_scale, 0.0)
-    slope, term, _ = learned_terms(slope, p, p_scale, p_zero, p_half)
+    slope, term = probability_terms(slope, p, p_scale, p_half, p_least, LOG)
     return p, tl.where(inside, slope, 0.0), tl.where(inside, term, 0.0)

@@ -159,10 +159,10 @@ def finish_sums_kernel(
     other = tl.sum(second, 0)
     if LEARNED:
         scale = tl.load(scale_ptr + channel).to(tl.float64)
-        one = one / (scale * scale) * gradient_scale
-        other = other / scale * gradient_scale
-    tl.store(one_ptr + channel, one.to(tl.float32))
-    tl.store(other_ptr + channel, other.to(tl.float32))
+        one = one / (scale * scale)
+        other = other / scale
+    tl.store(one_ptr + channel, (one * gradient_scale).to(tl.float32))
+    tl.store(other_ptr + channel, (other * gradient_scale).to(tl.float32))
 
 
 class Division(NamedTuple):

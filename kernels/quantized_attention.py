@@ -1,4 +1,4 @@
-"""Attention on learned grids, and its gradients.
+"""Attention on quantized operands, and its gradients.
 
 A program handles a tile of queries, or of keys where sums go over the queries; products are of
 codes, which are quantized whenever they are read. Rows are gone through in two passes, for the
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from synq_fast.kernels._affine import dequantize, quantize
+from synq_fast.kernels._affine import dequantize
 from synq_fast.kernels._attention import (
     finish_rows,
     grid_of,
@@ -26,6 +26,11 @@ from synq_fast.kernels._attention import (
     slopes_of,
 )
 from synq_fast.kernels._layout import on_device_of, output_like, power_of_two
+from synq_fast.kernels._probabilities import (
+    probability_code,
+    probability_grid,
+    probability_value,
+)
 from synq_fast.kernels._rows import restored
 
 TILE = 16
@@ -37,10 +42,11 @@ WARPS = 4
 @triton.jit
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, grids_ptr, bias_ptr, mask_ptr, heads, masks, rows, columns, width,
-    alpha, q_half, k_half, v_half, p_half,
-    BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    alpha, q_half, k_half, v_half, p_half, p_least,
+    LOG: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Program: (image, head, tile of queries)."""
+    """Program: (image, head, tile of queries); probabilities are powers of two if LOG."""
     tiles = tl.cdiv(rows, TILE)
     program = tl.program_id(0).to(tl.int64)
     index = program // tiles
@@ -49,7 +55,7 @@ def attention_kernel(
     q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
     k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
     v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    p_scale = tl.load(grids_ptr + 6 * heads + head)
     factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
     keys = k_ptr + index * columns * width
     values = v_ptr + index * columns * width
@@ -72,11 +78,11 @@ def attention_kernel(
             rows, columns, BIAS, MASK,
         )  # fmt: skip
         p = tl.exp(logits - most[:, None]) * inverse[:, None]
-        code = quantize(p, p_scale, p_zero, -p_half, p_half - 1.0) + p_zero
+        code = probability_code(p, p_scale, p_half, p_least, LOG)
         v = read_codes(values, first, columns, width, v_scale, v_zero, v_half, TILE, WIDTH)
         result += multiply(tl.where((column < columns)[None, :], code, 0.0), v)
         first += TILE
-    result = dequantize(dequantize(result, p_scale, 0.0), v_scale, 0.0)
+    result = dequantize(probability_value(result, p_scale, LOG), v_scale, 0.0)
     place = tl.arange(0, WIDTH)
     inside = (row < rows)[:, None] & (place < width)[None, :]
     target = y_ptr + start + row[:, None] * width + place[None, :]
@@ -86,8 +92,9 @@ def attention_kernel(
 @triton.jit
 def attention_moments_kernel(
     q_ptr, k_ptr, v_ptr, gradient_ptr, grids_ptr, bias_ptr, mask_ptr, moments_ptr, sums_ptr, heads,
-    masks, rows, columns, width, alpha, q_half, k_half, v_half, p_half,
-    BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    masks, rows, columns, width, alpha, q_half, k_half, v_half, p_half, p_least,
+    LOG: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Program: (image, head, tile of queries).
 
@@ -102,7 +109,7 @@ def attention_moments_kernel(
     q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
     k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
     v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    p_scale = tl.load(grids_ptr + 6 * heads + head)
     factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
     bias = bias_ptr + head * rows * columns
     mask = mask_ptr + (index // heads) % masks * rows * columns
@@ -129,7 +136,7 @@ def attention_moments_kernel(
         )  # fmt: skip
         v = read_codes(values, first, columns, width, v_scale, v_zero, v_half, TILE, WIDTH)
         p, slope, term = slopes_of(
-            logits, most, inverse, gradient, v, v_scale, p_scale, p_zero, p_half, inside
+            logits, most, inverse, gradient, v, v_scale, p_scale, p_half, p_least, inside, LOG
         )
         along += tl.sum(slope * p, 1)
         terms += tl.sum(term, 1)
@@ -145,9 +152,9 @@ def attention_moments_kernel(
 def attention_query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, gradient_ptr, of_q_ptr, grids_ptr, bias_ptr, mask_ptr, moments_ptr,
     sums_ptr, of_bias_ptr, images, size, heads, masks, rows, columns, width, alpha, q_half, k_half,
-    v_half, p_half,
-    BIAS: tl.constexpr, MASK: tl.constexpr, OF_BIAS: tl.constexpr, TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    v_half, p_half, p_least,
+    LOG: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, OF_BIAS: tl.constexpr,
+    TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Program: (part of `size` images, head, tile of queries); the sums of q's grid."""
     tiles = tl.cdiv(rows, TILE)
@@ -158,7 +165,7 @@ def attention_query_gradient_kernel(
     q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
     k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
     v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    p_scale = tl.load(grids_ptr + 6 * heads + head)
     factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
     bias = bias_ptr + head * rows * columns
     row = first_row + tl.arange(0, TILE)
@@ -190,7 +197,7 @@ def attention_query_gradient_kernel(
             )  # fmt: skip
             v = read_codes(values, first, columns, width, v_scale, v_zero, v_half, TILE, WIDTH)
             p, slope, _term = slopes_of(
-                logits, most, inverse, gradient, v, v_scale, p_scale, p_zero, p_half, inside
+                logits, most, inverse, gradient, v, v_scale, p_scale, p_half, p_least, inside, LOG
             )
             slope = tl.where(inside, p * (slope - along[:, None]), 0.0)
             of_y += multiply(slope, k)
@@ -216,7 +223,9 @@ def attention_query_gradient_kernel(
 def attention_key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, gradient_ptr, of_k_ptr, of_v_ptr, grids_ptr, bias_ptr, mask_ptr,
     moments_ptr, sums_ptr, heads, masks, rows, columns, width, alpha, q_half, k_half, v_half,
-    p_half, BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    p_half, p_least,
+    LOG: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Program: (image, head, tile of keys); the sums of k's grid and of v's."""
     tiles = tl.cdiv(columns, TILE)
@@ -227,7 +236,7 @@ def attention_key_gradient_kernel(
     q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
     k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
     v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale, p_zero = grid_of(grids_ptr, 3, head, heads)
+    p_scale = tl.load(grids_ptr + 6 * heads + head)
     factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
     bias = bias_ptr + head * rows * columns
     mask = mask_ptr + (index // heads) % masks * rows * columns
@@ -253,10 +262,10 @@ def attention_key_gradient_kernel(
             rows, columns, BIAS, MASK,
         )  # fmt: skip
         p, slope, _term = slopes_of(
-            logits, most, inverse, gradient, v, v_scale, p_scale, p_zero, p_half, inside
+            logits, most, inverse, gradient, v, v_scale, p_scale, p_half, p_least, inside, LOG
         )
         slope = tl.where(inside, p * (slope - along[:, None]), 0.0)
-        code = quantize(p, p_scale, p_zero, -p_half, p_half - 1.0) + p_zero
+        code = probability_code(p, p_scale, p_half, p_least, LOG)
         of_v += multiply(tl.trans(tl.where(inside, code, 0.0)), gradient)
         of_k += multiply(tl.trans(slope), q)
         first += TILE
@@ -267,8 +276,8 @@ def attention_key_gradient_kernel(
     tl.store(sums_ptr + program * 4, one)
     tl.store(sums_ptr + program * 4 + 1, other)
     one, other = finish_rows(
-        v_ptr + own, of_v_ptr + own, first_key, columns, width, dequantize(of_v, p_scale, 0.0),
-        v_scale, v_zero, v_half, TILE, WIDTH,
+        v_ptr + own, of_v_ptr + own, first_key, columns, width,
+        probability_value(of_v, p_scale, LOG), v_scale, v_zero, v_half, TILE, WIDTH,
     )  # fmt: skip
     tl.store(sums_ptr + program * 4 + 2, one)
     tl.store(sums_ptr + program * 4 + 3, other)
@@ -285,25 +294,25 @@ class _Call:
         mask: torch.Tensor | None,
         bits: Sequence[int],
         alpha: float,
+        log2: bool,
     ) -> None:
         q, k, _ = operands
         self.batch, self.heads, self.rows, self.width = q.shape
         self.columns = k.shape[2]
         self.operands = tuple(x.contiguous() for x in operands)
-        halves = [float(2 ** (width - 1)) for width in bits]
-        zero_points = grids[6].new_full(grids[6].shape, halves[3])
-        # (operand, 2, head), of which a grid in all is a repetition.
-        every = [value.reshape(-1).expand(self.heads) for value in (*grids, zero_points)]
-        self.grids = torch.stack(every)
+        self.log2 = log2
+        halves = [float(2 ** (width - 1)) for width in bits[:3]]
+        # (operand, 2, head), of which a grid in all is a repetition; probabilities have no zero.
+        self.grids = torch.stack([value.reshape(-1).expand(self.heads) for value in grids])
         nothing = self.grids
         summands = [nothing if x is None else x.contiguous() for x in (bias, mask)]
         self.before = (self.grids, *summands)
         self.sizes = (
             self.heads, 1 if mask is None else mask.shape[0], self.rows, self.columns, self.width,
-            alpha, *halves,
+            alpha, *halves, *probability_grid(bits[3], log2),
         )  # fmt: skip
         self.options = {
-            "BIAS": bias is not None, "MASK": mask is not None, "TILE": TILE,
+            "LOG": log2, "BIAS": bias is not None, "MASK": mask is not None, "TILE": TILE,
             "WIDTH": max(power_of_two(self.width), LEAST_WIDTH), "num_warps": WARPS,
             "enable_fp_fusion": False,
         }  # fmt: skip
@@ -317,8 +326,8 @@ def quantized_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arguments: Any
 ) -> torch.Tensor:
     """Returns the attention's output, in the dtype and layout of `q`."""
-    *grids, bias, mask, bits, alpha = arguments
-    call = _Call((q, k, v), grids, bias, mask, bits, alpha)
+    *grids, bias, mask, bits, alpha, log2 = arguments
+    call = _Call((q, k, v), grids, bias, mask, bits, alpha, log2)
     y = output_like(call.operands[0])
     if q.numel() > 0:
         with on_device_of(q):
@@ -336,8 +345,8 @@ def quantized_attention_backward(
     *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of q, k and v, of the seven parameters of grids, and of the bias."""
-    *grids, bias, mask, bits, alpha, gradient_scales, of_bias = arguments
-    call = _Call((q, k, v), grids, bias, mask, bits, alpha)
+    *grids, bias, mask, bits, alpha, log2, gradient_scales, of_bias = arguments
+    call = _Call((q, k, v), grids, bias, mask, bits, alpha, log2)
     results = [output_like(x) for x in call.operands]
     size = triton.cdiv(call.batch, MOST_PARTS) if of_bias else 1
     parts = triton.cdiv(call.batch, size) if call.batch else 0
@@ -384,8 +393,9 @@ def _grids(
     results = []
     for place, (given, total) in enumerate(zip(grids, totals, strict=True)):
         scale = call.grids[place // 2 * 2].double()
-        divisor = scale * scale if place % 2 == 0 else scale
-        value = total / divisor * gradient_scales[place // 2]
+        if place < 6 or not call.log2:
+            total = total / (scale * scale if place % 2 == 0 else scale)
+        value = total * gradient_scales[place // 2]
         whole = value.sum() if given.numel() == 1 else value
         results.append(whole.float().reshape(given.shape))
     return results

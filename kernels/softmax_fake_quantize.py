@@ -1,4 +1,4 @@
-"""Softmax with fake quantization over one learned scale, and its two gradients.
+"""Softmax with fake quantization over one scale, and its two gradients.
 
 A program reads a row from memory once, and again from the cache. Backward it handles every
 `parts`-th row and keeps a sum for the scale; a second kernel adds the parts in float64. Every part
@@ -9,9 +9,14 @@ import torch
 import triton
 import triton.language as tl
 
-from synq_fast.kernels._affine import dequantize, quantize
-from synq_fast.kernels._channel_sums import MAXIMUM_SPLITS, finish_sums_kernel, learned_terms
+from synq_fast.kernels._channel_sums import MAXIMUM_SPLITS, finish_sums_kernel
 from synq_fast.kernels._layout import laid_out_as, on_device_of, output_like, power_of_two
+from synq_fast.kernels._probabilities import (
+    probability_code,
+    probability_grid,
+    probability_terms,
+    probability_value,
+)
 from synq_fast.kernels._rows import restored, rows_of, warps_for
 
 BLOCK = 1024
@@ -44,8 +49,10 @@ def moments_of(x_ptr, zero, columns, alpha, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def softmax_kernel(x_ptr, y_ptr, scale_ptr, columns, alpha, half, BLOCK: tl.constexpr):
-    """A program handles a row; the lowest code stands for zero."""
+def softmax_kernel(
+    x_ptr, y_ptr, scale_ptr, columns, alpha, half, least, LOG: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program handles a row; levels are powers of two if LOG."""
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(scale_ptr)
     greatest, inverse = moments_of(x_ptr + row * columns, row * 0, columns, alpha, BLOCK)
@@ -55,15 +62,16 @@ def softmax_kernel(x_ptr, y_ptr, scale_ptr, columns, alpha, half, BLOCK: tl.cons
         mask = column < columns
         x = tl.load(x_ptr + row * columns + column, mask=mask, other=0.0).to(tl.float32)
         value = tl.exp(x * alpha - greatest) * inverse
-        y = dequantize(quantize(value, scale, half, -half, half - 1.0), scale, half)
+        code = probability_code(value, scale, half, least, LOG)
+        y = probability_value(code, scale, LOG)
         tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=mask)
         start += BLOCK
 
 
 @triton.jit
 def softmax_gradient_kernel(
-    x_ptr, gradient_ptr, y_ptr, scale_ptr, sums_ptr, rows, columns, parts, alpha, half,
-    BLOCK: tl.constexpr,
+    x_ptr, gradient_ptr, y_ptr, scale_ptr, sums_ptr, rows, columns, parts, alpha, half, least,
+    LOG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program `part` handles every `parts`-th row."""
     part = tl.program_id(0).to(tl.int64)
@@ -83,7 +91,7 @@ def softmax_gradient_kernel(
             x = tl.load(own_x_ptr + column, mask=mask, other=0.0).to(tl.float32)
             gradient = tl.load(own_gradient_ptr + column, mask=mask, other=0.0).to(tl.float32)
             value = tl.where(mask, tl.exp(x * alpha - greatest) * inverse, 0.0)
-            of_value, one, _ = learned_terms(gradient, value, scale, half, half)
+            of_value, one = probability_terms(gradient, value, scale, half, least, LOG)
             terms += tl.where(mask, one, 0.0)
             products += of_value * value
             start += BLOCK
@@ -95,7 +103,7 @@ def softmax_gradient_kernel(
             x = tl.load(own_x_ptr + column, mask=mask, other=0.0).to(tl.float32)
             gradient = tl.load(own_gradient_ptr + column, mask=mask, other=0.0).to(tl.float32)
             value = tl.exp(x * alpha - greatest) * inverse
-            of_value, _, _ = learned_terms(gradient, value, scale, half, half)
+            of_value, _ = probability_terms(gradient, value, scale, half, least, LOG)
             y = alpha * value * (of_value - along)
             tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=mask)
             start += BLOCK
@@ -104,7 +112,7 @@ def softmax_gradient_kernel(
 
 
 def softmax_fake_quantize(
-    x: torch.Tensor, scale: torch.Tensor, bits: int, alpha: float
+    x: torch.Tensor, scale: torch.Tensor, bits: int, alpha: float, log2: bool
 ) -> torch.Tensor:
     """Returns the rounded probabilities of rows, in the dtype and layout of `x`."""
     rows = rows_of(x)
@@ -114,8 +122,8 @@ def softmax_fake_quantize(
         block = min(power_of_two(columns), BLOCK)
         with on_device_of(x):
             softmax_kernel[(x.numel() // columns,)](
-                rows, y, scale, columns, alpha, float(2 ** (bits - 1)), BLOCK=block,
-                num_warps=warps_for(block), enable_fp_fusion=False,
+                rows, y, scale, columns, alpha, *probability_grid(bits, log2), LOG=log2,
+                BLOCK=block, num_warps=warps_for(block), enable_fp_fusion=False,
             )  # fmt: skip
     return restored(y, x)
 
@@ -126,6 +134,7 @@ def softmax_fake_quantize_backward(
     scale: torch.Tensor,
     bits: int,
     alpha: float,
+    log2: bool,
     gradient_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the gradients of the logits and of the scale."""
@@ -142,11 +151,11 @@ def softmax_fake_quantize_backward(
     with on_device_of(x):
         softmax_gradient_kernel[(parts,)](
             rows, laid_out_as(gradient, rows), y, scale, sums, count, columns, parts, alpha,
-            float(2 ** (bits - 1)), BLOCK=block, num_warps=warps_for(block),
+            *probability_grid(bits, log2), LOG=log2, BLOCK=block, num_warps=warps_for(block),
             enable_fp_fusion=False,
         )  # fmt: skip
         finish_sums_kernel[(1,)](
-            sums, sums, scale, of_scale, nothing, parts, gradient_scale, LEARNED=True,
+            sums, sums, scale, of_scale, nothing, parts, gradient_scale, LEARNED=not log2,
             SPLITS=power_of_two(parts), num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return restored(y, x), of_scale

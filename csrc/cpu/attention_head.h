@@ -1,4 +1,4 @@
-// A head of attention on learned grids: its memory, its codes, and rows of its logits.
+// A head of attention on quantized operands: its memory, its codes, and rows of its logits.
 #pragma once
 
 #include "quantized_attention.h"
@@ -11,7 +11,7 @@
 #include "cpu/matrix_tile.h"
 #include "cpu/rows.h"
 #include "cpu/transpose.h"
-#include "learned_grid.h"
+#include "probability_grid.h"
 
 namespace synq::cpu {
 namespace {
@@ -96,18 +96,21 @@ struct HeadGrid {
   Affine affine;
   Grid grid;
   int bits;
+  bool log2;
 
   HeadGrid(const QuantizedAttentionParams& params, int operand, int64_t head)
       : affine{params.scale[operand][params.per_head[operand] ? head : 0], 0.0f},
         grid(grid_of(params.bits[operand])),
-        bits(params.bits[operand]) {
+        bits(params.bits[operand]),
+        log2(params.log2 != 0 && operand == kProbabilities) {
     affine.zero_point =
         operand == kProbabilities
             ? -grid.low
             : learned_grid(affine.scale, params.zero_point[operand][params.per_head[operand] ? head : 0]).zero_point;
   }
 
-  float inverse() const { return 1.0f / affine.scale; }
+  // What a code stands for.
+  float unit() const { return log2 ? affine.scale : 1.0f / affine.scale; }
   // The largest code counted from zero, and from the lowest one.
   float largest() const { return fabsf(affine.zero_point) - grid.low; }
   float from_lowest() const { return fabsf(affine.zero_point + grid.low) - 2.0f * grid.low; }
@@ -248,6 +251,12 @@ struct VectorGrid {
   }
 };
 
+// Calls body(grid) with that of probabilities.
+template <typename Body>
+auto with_grid(const HeadGrid& grid, Body body) {
+  return grid.log2 ? body(PowersOfTwo(grid.affine.scale, grid.bits)) : body(VectorGrid(grid));
+}
+
 // What both passes have of a head.
 template <typename T>
 struct Head {
@@ -275,8 +284,8 @@ struct Head {
     // All sums are exact, as they are in float32.
     in_bytes = can && q.bits <= 8 && k.bits <= 8 && q.from_lowest() * k.largest() * width < kExact;
     // The sum of the probabilities' codes is; the zero point of values may not make up most of the result.
-    rounded_in_bytes =
-        can && p.bits <= 8 && v.bits <= 8 && v.largest() <= 5.0f * -v.grid.low && -2.0f * p.grid.low * columns < kExact;
+    rounded_in_bytes = can && !p.log2 && p.bits <= 8 && v.bits <= 8 && v.largest() <= 5.0f * -v.grid.low &&
+                       -2.0f * p.grid.low * columns < kExact;
   }
 
   // Codes of rows, counted from that of zero. What is beside and below them is zero.

@@ -1,4 +1,5 @@
-// Attention on learned grids for one instruction set; what fake_quantize.cpp says about shared code holds here too.
+// Attention on quantized operands for one instruction set; what fake_quantize.cpp says about shared code holds here
+// too.
 //
 // A head's codes, counted from that of zero, are laid out for products once. Then blocks of queries follow, whose rows
 // of logits, probabilities and slopes stay in cache: products of codes come first and are scaled afterwards.
@@ -16,17 +17,24 @@ float* aligned(float* workspace) {
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(workspace) + bytes - 1) / bytes * bytes);
 }
 
-// Rounds a row of exponentials.
+// Rounds exponentials of a row.
+void round_row(const VectorGrid& grid, float* values, int64_t count, float inverse) {
+  for (int64_t i = 0; i < count; i += kLanes) store_vector(values + i, grid.code(load_vector(values + i) * inverse));
+}
+
+void round_row(const PowersOfTwo& grid, float* values, int64_t count, float inverse) {
+  for (int64_t i = 0; i < count; ++i) values[i] = grid.code(values[i] * inverse);
+}
+
+// Rounds a row of exponentials, in place or to bytes.
 template <typename T>
 void round_row(const Head<T>& head, int64_t row, float inverse, const Memory& memory) {
-  const VectorGrid grid(head.p);
   float* values = memory.logits + row * memory.stride;
   if (!head.rounded_in_bytes) {
-    for (int64_t i = 0; i < memory.columns; i += kLanes) {
-      store_vector(values + i, grid.code(load_vector(values + i) * inverse));
-    }
+    with_grid(head.p, [&](const auto& grid) { round_row(grid, values, memory.columns, inverse); });
     return;
   }
+  const VectorGrid grid(head.p);
   Vector sum = {};
   for (int64_t i = 0; i < memory.columns; i += kLanes) {
     const Vector code = grid.code(load_vector(values + i) * inverse);
@@ -42,7 +50,7 @@ template <typename T>
 void write_result(const Head<T>& head, int64_t first, int64_t count, const Memory& memory) {
   const Params& params = head.params;
   const int64_t padded = round_up(count, kTileRows);
-  const float factor = head.p.inverse() * head.v.inverse();
+  const float factor = head.p.unit() * head.v.unit();
   if (head.rounded_in_bytes) {
     multiply_codes(memory.rounded, memory.stride, padded, memory.packed, memory.width, memory.width,
                    (params.columns + kCodes - 1) / kCodes, reinterpret_cast<int32_t*>(memory.result), memory.width);
@@ -114,27 +122,60 @@ void write_gradients(const Head<T>& head, int operand, const HeadGrid& grid, int
   sums[kOperands + operand] += of_zero;
 }
 
+// Terms of a stretch of probabilities, by lanes: of the scale, and gradients times probabilities.
+struct StretchSums {
+  Vector scales = {}, products = {};
+};
+
+// Turns exponentials into codes, and gradients of quantized values, before a factor, into those of probabilities, which
+// are written to `line`.
+StretchSums write_stretch(const VectorGrid& grid, float* values, float* slopes, int64_t count, float inverse,
+                          float factor, float* line) {
+  StretchSums sums;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vector p = load_vector(values + i) * inverse;
+    const auto terms = grid.terms(load_vector(slopes + i) * factor, p);
+    store_vector(line + i, p);
+    store_vector(values + i, terms.code);
+    store_vector(slopes + i, terms.of_x);
+    sums.scales += terms.of_scale;
+    sums.products += terms.of_x * p;
+  }
+  return sums;
+}
+
+StretchSums write_stretch(const PowersOfTwo& grid, float* __restrict values, float* __restrict slopes, int64_t count,
+                          float inverse, float factor, float* __restrict line) {
+  float of_scale[kBlock];
+  for (int64_t i = 0; i < count; ++i) {
+    const float p = values[i] * inverse;
+    const LogTerms terms = grid.terms(slopes[i] * factor, p);
+    line[i] = p;
+    values[i] = grid.code(p);
+    slopes[i] = terms.of_x;
+    of_scale[i] = terms.of_scale;
+  }
+  StretchSums sums;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    sums.scales += load_vector(of_scale + i);
+    sums.products += load_vector(slopes + i) * load_vector(line + i);
+  }
+  return sums;
+}
+
 // Turns a row of exponentials into codes of probabilities, and one of gradients of their quantized values, times a
 // factor, into gradients of logits. Returns the sum for the scale.
-double write_slopes(float* values, float* slopes, int64_t count, int64_t padded, float inverse, float factor,
-                    const HeadGrid& grid, float* line) {
-  const VectorGrid vectors(grid);
+template <typename Grid>
+double write_slopes(const Grid& grid, float* values, float* slopes, int64_t count, int64_t padded, float inverse,
+                    float factor, float* line) {
   double of_scale = 0.0;
   float along = 0.0f;
   fill(slopes + count, padded - count, 0.0f);
   for_each_stretch(padded, [&](int64_t begin, int64_t end) {
-    Vector scales = {}, products = {};
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const Vector p = load_vector(values + i) * inverse;
-      const auto terms = vectors.terms(load_vector(slopes + i) * factor, p);
-      store_vector(line + i, p);
-      store_vector(values + i, terms.code);
-      store_vector(slopes + i, terms.of_x);
-      scales += terms.of_scale;
-      products += terms.of_x * p;
-    }
-    of_scale += static_cast<double>(folded(scales));
-    along += folded(products);
+    const StretchSums sums =
+        write_stretch(grid, values + begin, slopes + begin, end - begin, inverse, factor, line + begin);
+    of_scale += static_cast<double>(folded(sums.scales));
+    along += folded(sums.products);
   });
   for (int64_t i = 0; i < padded; i += kLanes) {
     store_vector(slopes + i, load_vector(line + i) * (load_vector(slopes + i) - along));
@@ -174,8 +215,10 @@ void backward_typed(const Params& params, int64_t image, int64_t at_head, float*
             memory.slopes, memory.stride);
     head.for_each_row(first, count, memory, [&](int64_t row, float inverse) {
       float* slopes = memory.slopes + row * memory.stride;
-      sums[kProbabilities] += write_slopes(memory.logits + row * memory.stride, slopes, params.columns, memory.columns,
-                                           inverse, head.v.inverse(), head.p, memory.line);
+      float* values = memory.logits + row * memory.stride;
+      sums[kProbabilities] += with_grid(head.p, [&](const auto& grid) {
+        return write_slopes(grid, values, slopes, params.columns, memory.columns, inverse, head.v.unit(), memory.line);
+      });
       if (of_bias == nullptr) return;
       float* __restrict bias = of_bias + (first + row) * params.columns;
       for (int64_t i = 0; i < params.columns; ++i) bias[i] += slopes[i];
@@ -186,11 +229,10 @@ void backward_typed(const Params& params, int64_t image, int64_t at_head, float*
                   memory.of_keys, memory.width);
     product(memory.slopes, memory.stride, 1, padded, memory.keys, memory.width, memory.width, params.columns,
             memory.result, memory.width);
-    write_gradients(head, kQueries, head.q, first, count, memory.result, params.alpha * head.k.inverse(), memory, sums);
+    write_gradients(head, kQueries, head.q, first, count, memory.result, params.alpha * head.k.unit(), memory, sums);
   }
-  write_gradients(head, kKeys, head.k, 0, params.columns, memory.of_keys, params.alpha * head.q.inverse(), memory,
-                  sums);
-  write_gradients(head, kValues, head.v, 0, params.columns, memory.of_values, head.p.inverse(), memory, sums);
+  write_gradients(head, kKeys, head.k, 0, params.columns, memory.of_keys, params.alpha * head.q.unit(), memory, sums);
+  write_gradients(head, kValues, head.v, 0, params.columns, memory.of_values, head.p.unit(), memory, sums);
 }
 
 int64_t workspace(const Params& params, bool backward) { return Memory(params, backward, nullptr).floats + kAlignment; }

@@ -7,7 +7,7 @@
 #include "cpu/exp.h"
 #include "cpu/fake_quantize_loops.h"
 #include "cpu/rows.h"
-#include "learned_grid.h"
+#include "probability_grid.h"
 
 namespace synq::cpu {
 namespace {
@@ -15,9 +15,6 @@ namespace {
 using Params = SoftmaxFakeQuantizeParams;
 
 constexpr float kLeast = -INFINITY;
-
-// The lowest code stands for zero.
-Affine pair_of(const Params& params) { return {*params.scale, -lowest_code(params.bits)}; }
 
 // Writes exp(alpha x - its greatest value) and returns the inverse of its sum.
 float exponentials(const float* x, int64_t count, float alpha, float* result) {
@@ -42,10 +39,14 @@ float exponentials(const float* x, int64_t count, float alpha, float* result) {
   return 1.0f / total;
 }
 
-template <typename T>
+template <typename Levels>
+void round_block(const float* __restrict values, float* __restrict y, int64_t count, Levels levels) {
+  for (int64_t i = 0; i < count; ++i) y[i] = levels.rounded(values[i]);
+}
+
+template <typename Levels, typename T>
 void forward_typed(const Params& params, int64_t begin, int64_t end, float* workspace) {
-  const Grid grid = grid_of(params.bits);
-  const Shared pair{pair_of(params)};
+  const Levels levels(*params.scale, params.bits);
   const int64_t columns = params.columns;
   float* values = workspace + columns;
   Writer<T> writer;
@@ -55,26 +56,25 @@ void forward_typed(const Params& params, int64_t begin, int64_t end, float* work
     T* target = static_cast<T*>(params.y) + row * columns;
     for_each_stretch(columns, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) values[i] *= inverse;
-      quantize_block(values + first, writer.open(target + first), last - first, pair, grid);
+      round_block(values + first, writer.open(target + first), last - first, levels);
       writer.close(target + first, last - first);
     });
   }
 }
 
-// What learned_block.h gives, without the terms of a zero point.
-void terms_of_scale(const float* __restrict gradient, const float* __restrict values, int64_t count, Affine pair,
-                    Grid grid, float* __restrict of_value, float* __restrict of_scale) {
+template <typename Levels>
+void terms_of_block(const float* __restrict gradient, const float* __restrict values, int64_t count, Levels levels,
+                    float* __restrict of_value, float* __restrict of_scale) {
   for (int64_t i = 0; i < count; ++i) {
-    const LearnedTerms terms = learned_terms(gradient[i], values[i], pair, grid.low, grid.high);
+    const auto terms = levels.terms(gradient[i], values[i]);
     of_value[i] = terms.of_x;
     of_scale[i] = terms.of_scale;
   }
 }
 
-template <typename T>
+template <typename Levels, typename T>
 void backward_typed(const Params& params, int64_t begin, int64_t end, float* workspace, double* scale_sum) {
-  const Grid grid = grid_of(params.bits);
-  const Affine pair = pair_of(params);
+  const Levels levels(*params.scale, params.bits);
   const int64_t columns = params.columns;
   float* values = workspace + columns;
   float* slopes = workspace + 2 * columns;
@@ -90,7 +90,7 @@ void backward_typed(const Params& params, int64_t begin, int64_t end, float* wor
       float of_scale[kBlock];
       for (int64_t i = first; i < last; ++i) values[i] *= inverse;
       const float* gradient = reader.read(incoming + first, size);
-      terms_of_scale(gradient, values + first, size, pair, grid, slopes + first, of_scale);
+      terms_of_block(gradient, values + first, size, levels, slopes + first, of_scale);
       *scale_sum += sum_of_block(of_scale, size);
       Vector products = {};
       for_each_vector(first, last, [&](int64_t i, auto lanes) {
@@ -111,11 +111,19 @@ void backward_typed(const Params& params, int64_t begin, int64_t end, float* wor
 }
 
 void forward(const Params& params, int64_t begin, int64_t end, float* workspace) {
-  with_type(params.dtype, [&](auto tag) { forward_typed<decltype(tag)>(params, begin, end, workspace); });
+  with_probability_grid(params.log2 != 0, [&](auto grid) {
+    with_type(params.dtype, [&](auto tag) {
+      forward_typed<typename decltype(grid)::Type, decltype(tag)>(params, begin, end, workspace);
+    });
+  });
 }
 
 void backward(const Params& params, int64_t begin, int64_t end, float* workspace, double* of_scale) {
-  with_type(params.dtype, [&](auto tag) { backward_typed<decltype(tag)>(params, begin, end, workspace, of_scale); });
+  with_probability_grid(params.log2 != 0, [&](auto grid) {
+    with_type(params.dtype, [&](auto tag) {
+      backward_typed<typename decltype(grid)::Type, decltype(tag)>(params, begin, end, workspace, of_scale);
+    });
+  });
 }
 
 }  // namespace

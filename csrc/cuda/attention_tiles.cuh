@@ -1,7 +1,7 @@
-// Tiles of attention on learned grids: products staged through shared memory, and what a block knows of a head.
+// Tiles of attention on quantized operands: products staged through shared memory, and what a block knows of a head.
 #pragma once
 
-#include "../learned_grid.h"
+#include "../probability_grid.h"
 #include "../quantized_attention.h"
 #include "block_rows.cuh"
 
@@ -111,32 +111,41 @@ __device__ __forceinline__ void write(void* data, int64_t place, float value, DT
   }
 }
 
+__device__ __forceinline__ int64_t place_of(const Params& params, int operand, int64_t head) {
+  return params.per_head[operand] != 0 ? head : 0;
+}
+
 __device__ __forceinline__ Affine affine_of(const Params& params, int operand, int64_t head) {
-  const int64_t place = params.per_head[operand] != 0 ? head : 0;
-  const float scale = params.scale[operand][place];
-  if (operand == kProbabilities) return {scale, -lowest_code(params.bits[operand])};
-  return learned_grid(scale, params.zero_point[operand][place]);
+  const int64_t place = place_of(params, operand, head);
+  return learned_grid(params.scale[operand][place], params.zero_point[operand][place]);
 }
 
 // All that a block reads of a head of an image. What is the same for all blocks is read where it is needed: parameters
-// of a launch take no registers.
+// of a launch take no registers. Grid is that of probabilities.
+template <typename Grid>
 struct Head {
   const Params& params;
   int64_t image;
   int64_t head;
   int64_t start[3];
   int64_t gradient_start;
-  Affine affine[kOperands];
+  Affine affine[3];
+  Grid grid;
   const float* bias;
   const float* mask;
   float factor;  // of products of codes, in logits
 
   __device__ __forceinline__ Head(const Params& given, int64_t image, int64_t head)
-      : params(given), image(image), head(head), gradient_start(start_of(given.gradient, image, head)) {
+      : params(given),
+        image(image),
+        head(head),
+        gradient_start(start_of(given.gradient, image, head)),
+        grid(given.scale[kProbabilities][place_of(given, kProbabilities, head)], given.bits[kProbabilities]) {
 #pragma unroll
-    for (int i = 0; i < kOperands; ++i) affine[i] = affine_of(given, i, head);
-#pragma unroll
-    for (int i = 0; i < 3; ++i) start[i] = start_of(given.x[i], image, head);
+    for (int i = 0; i < 3; ++i) {
+      affine[i] = affine_of(given, i, head);
+      start[i] = start_of(given.x[i], image, head);
+    }
     const int64_t size = given.rows * given.columns;
     bias = given.bias + head * size;
     mask = given.mask + image % given.masks * size;
@@ -191,15 +200,9 @@ struct Head {
     if (params.mask != nullptr) value = add(value, mask[place]);
     return value;
   }
-  __device__ __forceinline__ float code_of(float probability) const {
-    const int bits = params.bits[kProbabilities];
-    const Affine& grid = affine[kProbabilities];
-    return add(quantize(probability, grid, lowest_code(bits), highest_code(bits)), grid.zero_point);
-  }
-  __device__ __forceinline__ LearnedTerms terms(float product, float probability) const {
-    const int bits = params.bits[kProbabilities];
-    return learned_terms(divide(product, affine[kValues].scale), probability, affine[kProbabilities], lowest_code(bits),
-                         highest_code(bits));
+  // Of a product of an incoming gradient with values, which is that of a rounded probability.
+  __device__ __forceinline__ auto terms(float product, float probability) const {
+    return grid.terms(divide(product, affine[kValues].scale), probability);
   }
 };
 
@@ -215,13 +218,14 @@ struct Logits {
   }
 };
 
+template <typename Head>
 __device__ __forceinline__ void write_logits(const Head& head, Stage& stage, Logits& logits, bool held, int first_row,
                                              int first_column) {
   Sums sums = {};
   multiply<false>(
       stage, sums, static_cast<int>(head.params.width),
-      [&](int row, int k) { return head.code<kQueries>(first_row + row, k); },
-      [&](int column, int k) { return head.code<kKeys>(first_column + column, k); });
+      [&](int row, int k) { return head.template code<kQueries>(first_row + row, k); },
+      [&](int column, int k) { return head.template code<kKeys>(first_column + column, k); });
   for_own([&](int row, int column, int i, int j) {
     logits.at(held, row, first_column, column) = head.logit(sums[i][j], first_row + row, first_column + column);
   });
@@ -239,6 +243,7 @@ __device__ __forceinline__ float sum_of_warp(float value) {
 }
 
 // The greatest logit of each row, and the inverse of the sum of exponentials in place of `sum`. NaN meets the sum.
+template <typename Head>
 __device__ __forceinline__ void find_moments(const Head& head, Stage& stage, Logits& logits, bool held, int first_row) {
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;

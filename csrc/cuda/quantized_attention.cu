@@ -1,5 +1,5 @@
-// Attention on learned grids, and its gradients. A block handles a tile of queries, or of keys where sums go over the
-// queries; products are of codes, staged through shared memory, which are quantized whenever they are read.
+// Attention on quantized operands, and its gradients. A block handles a tile of queries, or of keys where sums go over
+// the queries; products are of codes, staged through shared memory, which are quantized whenever they are read.
 //
 // Rows of at most kHeld logits are computed once and stay in shared memory; longer ones are computed again in each
 // pass. Backward, the kernel of queries writes down what it knows of a row for the kernel of keys. Sums over blocks
@@ -14,6 +14,7 @@
 namespace synq {
 namespace {
 
+template <typename Grid>
 __global__ void __launch_bounds__(kThreads, kTileBlocks) attention_kernel(const Params params) {
   __shared__ Stage stage;
   __shared__ Logits logits;
@@ -21,13 +22,13 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) attention_kernel(const 
   const int64_t tiles = tiles_of(params.rows);
   const int first_row = static_cast<int>(blockIdx.x % tiles) * kTileRows;
   const int64_t index = blockIdx.x / tiles;
-  const Head head(params, index / params.heads, index % params.heads);
+  const Head<Grid> head(params, index / params.heads, index % params.heads);
   find_moments(head, stage, logits, held, first_row);
   const auto round_tile = [&](int first) {
     for_own([&](int row, int column, int, int) {
       float& value = logits.at(held, row, first, column);
       const bool there = first + column < params.columns;
-      value = there ? head.code_of(probability(value, logits.most[row], logits.sum[row])) : 0.0f;
+      value = there ? head.grid.code(probability(value, logits.most[row], logits.sum[row])) : 0.0f;
     });
   };
   if (held) {
@@ -45,11 +46,11 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) attention_kernel(const 
       const int depth = tile_end(static_cast<int>(params.columns) - first);
       multiply<true>(
           stage, sums, depth, [&](int row, int k) { return logits.at(held, row, first, k); },
-          [&](int column, int k) { return head.code<kValues>(first + k, chunk + column); });
+          [&](int column, int k) { return head.template code<kValues>(first + k, chunk + column); });
     }
     for_own([&](int row, int column, int i, int j) {
-      if (!head.has<kQueries>(first_row + row, chunk + column)) return;
-      const float value = divide(divide(sums[i][j], head.affine[kProbabilities].scale), head.affine[kValues].scale);
+      if (!head.template has<kQueries>(first_row + row, chunk + column)) return;
+      const float value = divide(head.grid.value(sums[i][j]), head.affine[kValues].scale);
       write(params.y.data, start + (first_row + row) * params.y.row + chunk + column, value, params.dtype);
     });
   }
@@ -74,15 +75,17 @@ struct Workspace {
 };
 
 // Products of a tile of the incoming gradient with values.
+template <typename Head>
 __device__ __forceinline__ void multiply_values(const Head& head, Stage& stage, Sums& sums, int first_row,
                                                 int first_column) {
   multiply<false>(
       stage, sums, static_cast<int>(head.params.width),
       [&](int row, int k) { return head.incoming(first_row + row, k); },
-      [&](int column, int k) { return head.code<kValues>(first_column + column, k); });
+      [&](int column, int k) { return head.template code<kValues>(first_column + column, k); });
 }
 
 // A tile of queries of a head, in the images of a part one after another.
+template <typename Grid>
 __global__ void __launch_bounds__(kThreads, kTileBlocks)
     attention_query_gradient_kernel(const Params params, const ImageParts parts) {
   __shared__ Stage stage;
@@ -98,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
   const int64_t end = begin + parts.size < params.batch ? begin + parts.size : params.batch;
   float totals[kQuerySums] = {};
   for (int64_t image = begin; image < end; ++image) {
-    const Head head(params, image, index % params.heads);
+    const Head<Grid> head(params, image, index % params.heads);
     __syncthreads();
     find_moments(head, stage, logits, held, first_row);
     // <gradient, probability> of each row: a warp has two rows, half of it one.
@@ -110,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
       for_own([&](int row, int column, int i, int j) {
         if (!head.has_logit(first_row + row, first + column)) return;
         const float p = probability(logits.at(held, row, first, column), logits.most[row], logits.sum[row]);
-        const LearnedTerms terms = head.terms(sums[i][j], p);
+        const auto terms = head.terms(sums[i][j], p);
         totals[1] += terms.of_scale;
         own[i] += terms.of_x * p;
       });
@@ -153,11 +156,11 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
         multiply<true>(
             stage, sums, tile_end(static_cast<int>(params.columns) - first),
             [&](int row, int k) { return slopes[row][k]; },
-            [&](int column, int k) { return head.code<kKeys>(first + k, chunk + column); });
+            [&](int column, int k) { return head.template code<kKeys>(first + k, chunk + column); });
       }
       for_own([&](int row, int column, int i, int j) {
         const float gradient = params.alpha * divide(sums[i][j], head.affine[kKeys].scale);
-        head.finish<kQueries>(first_row + row, chunk + column, gradient, totals[0], totals[2]);
+        head.template finish<kQueries>(first_row + row, chunk + column, gradient, totals[0], totals[2]);
       });
     }
   }
@@ -168,6 +171,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
 }
 
 // A tile of keys and values of a head of an image: the products are those of the kernel above, turned over.
+template <typename Grid>
 __global__ void __launch_bounds__(kThreads, kTileBlocks)
     attention_key_gradient_kernel(const Params params, const ImageParts parts) {
   __shared__ Stage stage;
@@ -177,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
   const int64_t tiles = tiles_of(params.columns);
   const int first_key = static_cast<int>(blockIdx.x % tiles) * kTileRows;
   const int64_t index = blockIdx.x / tiles;
-  const Head head(params, index / params.heads, index % params.heads);
+  const Head<Grid> head(params, index / params.heads, index % params.heads);
   float totals[kKeySums] = {};
   for (int chunk = 0; chunk < params.width; chunk += kTileColumns) {
     Sums of_keys = {}, of_values = {};
@@ -185,11 +189,11 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
       Sums products = {}, sums = {};
       multiply<false>(
           stage, products, static_cast<int>(params.width),
-          [&](int row, int k) { return head.code<kKeys>(first_key + row, k); },
-          [&](int column, int k) { return head.code<kQueries>(first + column, k); });
+          [&](int row, int k) { return head.template code<kKeys>(first_key + row, k); },
+          [&](int column, int k) { return head.template code<kQueries>(first + column, k); });
       multiply<false>(
           stage, sums, static_cast<int>(params.width),
-          [&](int row, int k) { return head.code<kValues>(first_key + row, k); },
+          [&](int row, int k) { return head.template code<kValues>(first_key + row, k); },
           [&](int column, int k) { return head.incoming(first + column, k); });
       for_own([&](int row, int column, int i, int j) {
         float code = 0.0f, slope = 0.0f;
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
           const float* moments = params.workspace + kMoments * head.row_of(first + column);
           const float logit = head.logit(products[i][j], first + column, first_key + row);
           const float p = probability(logit, moments[0], moments[1]);
-          code = head.code_of(p);
+          code = head.grid.code(p);
           slope = p * (head.terms(sums[i][j], p).of_x - moments[2]);
         }
         rounded[row][column] = code;
@@ -209,13 +213,13 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
           [&](int column, int k) { return head.incoming(first + k, chunk + column); });
       multiply<true>(
           stage, of_keys, depth, [&](int row, int k) { return slopes[row][k]; },
-          [&](int column, int k) { return head.code<kQueries>(first + k, chunk + column); });
+          [&](int column, int k) { return head.template code<kQueries>(first + k, chunk + column); });
     }
     for_own([&](int row, int column, int i, int j) {
       const float of_key = params.alpha * divide(of_keys[i][j], head.affine[kQueries].scale);
-      head.finish<kKeys>(first_key + row, chunk + column, of_key, totals[0], totals[1]);
-      const float of_value = divide(of_values[i][j], head.affine[kProbabilities].scale);
-      head.finish<kValues>(first_key + row, chunk + column, of_value, totals[2], totals[3]);
+      head.template finish<kKeys>(first_key + row, chunk + column, of_key, totals[0], totals[1]);
+      const float of_value = head.grid.value(of_values[i][j]);
+      head.template finish<kValues>(first_key + row, chunk + column, of_value, totals[2], totals[3]);
     });
   }
   sum_block(totals);
@@ -257,7 +261,8 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
   const float scale = params.scale[operand][head];
   const double factor = params.gradient_scale[operand];
   if (i < kOperands) {
-    params.grad_scale[operand][head] = learned_grad_scale(total.value, scale, factor);
+    const bool log2 = params.log2 != 0 && operand == kProbabilities;
+    params.grad_scale[operand][head] = probability_grad_scale(log2, total.value, scale, factor);
   } else {
     params.grad_zero_point[operand][head] = learned_grad_zero_point(total.value, scale, factor);
   }
@@ -280,7 +285,10 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
 
 int quantized_attention_cuda(const Params& params, void* stream) {
   const int64_t blocks = params.batch * params.heads * tiles_of(params.rows);
-  return launch(attention_kernel, blocks, kThreads, 0, stream, params);
+  return with_probability_grid(params.log2 != 0, [&](auto grid) {
+    using Grid = typename decltype(grid)::Type;
+    return launch(attention_kernel<Grid>, blocks, kThreads, 0, stream, params);
+  });
 }
 
 int64_t quantized_attention_workspace_cuda(const Params& params) {
@@ -291,9 +299,13 @@ int quantized_attention_backward_cuda(const Params& params, void* stream) {
   const ImageParts parts = image_parts(params);
   const int64_t query_blocks = parts.count * params.heads * tiles_of(params.rows);
   const int64_t key_blocks = params.batch * params.heads * tiles_of(params.columns);
-  int error = launch(attention_query_gradient_kernel, query_blocks, kThreads, 0, stream, params, parts);
-  if (error != cudaSuccess) return error;
-  error = launch(attention_key_gradient_kernel, key_blocks, kThreads, 0, stream, params, parts);
+  int error = with_probability_grid(params.log2 != 0, [&](auto grid) {
+    using Grid = typename decltype(grid)::Type;
+    const auto queries = attention_query_gradient_kernel<Grid>;
+    const int failed = launch(queries, query_blocks, kThreads, 0, stream, params, parts);
+    if (failed != cudaSuccess) return failed;
+    return launch(attention_key_gradient_kernel<Grid>, key_blocks, kThreads, 0, stream, params, parts);
+  });
   if (error != cudaSuccess) return error;
   error = launch(attention_total_kernel, kAttentionSums * params.heads, kThreads, 0, stream, params, parts);
   if (error != cudaSuccess || params.grad_bias == nullptr) return error;

@@ -1,11 +1,11 @@
-// Softmax with fake quantization over one learned scale, and its two gradients, each in one pass over memory: a block
+// Softmax with fake quantization over one scale, and its two gradients, each in one pass over memory: a block
 // reads a row from there once, and again from its cache.
 //
 // Backward a block handles every parts-th row and keeps a sum for the scale; a second kernel adds the parts. Every part
 // has its place, so every run gives the same bits.
 #include "../softmax_fake_quantize.h"
 
-#include "../learned_grid.h"
+#include "../probability_grid.h"
 #include "block_rows.cuh"
 #include "block_tree.cuh"
 #include "channel_parts.cuh"
@@ -43,14 +43,9 @@ __device__ __forceinline__ Moments moments_of(const T* x, const Params& params) 
   return {most[0], 1.0f / sum[0]};
 }
 
-// The lowest code stands for zero.
-__device__ __forceinline__ Affine affine_of(const Params& params) { return {*params.scale, -lowest_code(params.bits)}; }
-
-template <typename T, int kCount>
+template <typename Grid, typename T, int kCount>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) softmax_kernel(const Params params) {
-  const float low = lowest_code(params.bits);
-  const float high = highest_code(params.bits);
-  const Affine affine = affine_of(params);
+  const Grid grid(*params.scale, params.bits);
   const int64_t step = static_cast<int64_t>(blockDim.x) * kCount;
   for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x) {
     const T* x = static_cast<const T*>(params.x) + row * params.columns;
@@ -61,19 +56,17 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) softmax_kernel(const
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const float value = moments.probability(to_float(pack.values[i]), params.alpha);
-        y.values[i] = from_float<T>(fake_quantize(value, affine, low, high));
+        y.values[i] = from_float<T>(grid.rounded(value));
       }
       store_pack<kCount>(static_cast<T*>(params.y) + row * params.columns + first, y);
     }
   }
 }
 
-template <typename T, int kCount>
+template <typename Grid, typename T, int kCount>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
     softmax_gradient_kernel(const Params params, int64_t parts) {
-  const float low = lowest_code(params.bits);
-  const float high = highest_code(params.bits);
-  const Affine affine = affine_of(params);
+  const Grid grid(*params.scale, params.bits);
   const int64_t columns = params.columns;
   const int64_t begin = static_cast<int64_t>(threadIdx.x) * kCount;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kCount;
@@ -90,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
           const float value = moments.probability(to_float(pack.values[i]), params.alpha);
-          const LearnedTerms each = learned_terms(to_float(given.values[i]), value, affine, low, high);
+          const auto each = grid.terms(to_float(given.values[i]), value);
           term[0] += each.of_scale;
           along[0] += each.of_x * value;
         }
@@ -103,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
           const float value = moments.probability(to_float(pack.values[i]), params.alpha);
-          const LearnedTerms each = learned_terms(to_float(given.values[i]), value, affine, low, high);
+          const auto each = grid.terms(to_float(given.values[i]), value);
           y.values[i] = from_float<T>(params.alpha * value * (each.of_x - along[0]));
         }
         store_pack<kCount>(static_cast<T*>(params.y) + row * columns + first, y);
@@ -124,7 +117,8 @@ __global__ void __launch_bounds__(kThreads) softmax_total_kernel(const Params pa
   Sum sum = {0.0};
   for (int64_t part = threadIdx.x; part < parts; part += blockDim.x) sum.value += params.workspace[part];
   sum = merge_block<1>(sum);
-  if (threadIdx.x == 0) *params.grad_scale = learned_grad_scale(sum.value, *params.scale, params.gradient_scale);
+  if (threadIdx.x != 0) return;
+  *params.grad_scale = probability_grad_scale(params.log2 != 0, sum.value, *params.scale, params.gradient_scale);
 }
 
 template <typename T>
@@ -133,17 +127,26 @@ bool is_packed(const Params& params) {
          is_aligned(params.gradient, kPackBytes) && is_aligned(params.y, kPackBytes);
 }
 
+// Calls launch(tag of the grid, tag of the element type).
+template <typename Launch>
+int with_kernel_types(const Params& params, Launch launch) {
+  return with_probability_grid(params.log2 != 0, [&](auto grid) {
+    return with_element_type(params.dtype, [&](auto element) { return launch(grid, element); });
+  });
+}
+
 }  // namespace
 
 int softmax_fake_quantize_cuda(const Params& params, void* stream) {
-  return with_element_type(params.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
+  return with_kernel_types(params, [&](auto grid, auto element) {
+    using Grid = typename decltype(grid)::Type;
+    using T = typename decltype(element)::Type;
     constexpr int kCount = pack_size<T>();
     if (is_packed<T>(params)) {
       const int threads = threads_for_row(params.columns / kCount);
-      return launch_striding(softmax_kernel<T, kCount>, params.rows, threads, 0, stream, params);
+      return launch_striding(softmax_kernel<Grid, T, kCount>, params.rows, threads, 0, stream, params);
     }
-    return launch_striding(softmax_kernel<T, 1>, params.rows, threads_for_row(params.columns), 0, stream, params);
+    return launch_striding(softmax_kernel<Grid, T, 1>, params.rows, threads_for_row(params.columns), 0, stream, params);
   });
 }
 
@@ -151,15 +154,16 @@ int64_t softmax_fake_quantize_workspace_cuda(const Params& params) { return std:
 
 int softmax_fake_quantize_backward_cuda(const Params& params, void* stream) {
   const int64_t parts = softmax_fake_quantize_workspace_cuda(params);
-  const int error = with_element_type(params.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
+  const int error = with_kernel_types(params, [&](auto grid, auto element) {
+    using Grid = typename decltype(grid)::Type;
+    using T = typename decltype(element)::Type;
     constexpr int kCount = pack_size<T>();
     if (is_packed<T>(params)) {
       const int threads = threads_for_row(params.columns / kCount);
-      return launch_striding(softmax_gradient_kernel<T, kCount>, parts, threads, 0, stream, params, parts);
+      return launch_striding(softmax_gradient_kernel<Grid, T, kCount>, parts, threads, 0, stream, params, parts);
     }
     const int threads = threads_for_row(params.columns);
-    return launch_striding(softmax_gradient_kernel<T, 1>, parts, threads, 0, stream, params, parts);
+    return launch_striding(softmax_gradient_kernel<Grid, T, 1>, parts, threads, 0, stream, params, parts);
   });
   if (error != cudaSuccess) return error;
   return launch(softmax_total_kernel, 1, threads_for(parts), 0, stream, params, parts);

@@ -12,10 +12,10 @@
 #include <tuple>
 #include <vector>
 
-#include "learned_grid.h"
 #include "ops/device.h"
 #include "ops/parallel.h"
 #include "ops/tensors.h"
+#include "probability_grid.h"
 
 namespace synq {
 namespace {
@@ -68,7 +68,7 @@ struct Arguments {
 
   Arguments(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor (&scales)[4],
             const Tensor (&zero_points)[3], const Optional& given_bias, const Optional& given_mask,
-            at::IntArrayRef bits, double alpha) {
+            at::IntArrayRef bits, double alpha, bool log2) {
     const Tensor* given[] = {&q, &k, &v};
     params.dtype = check_dtype(op, "q", q);
     for (int i = 0; i < 3; ++i) {
@@ -92,6 +92,7 @@ struct Arguments {
     require(bits.size() == kOperands, op, "bits");
     require(std::isfinite(alpha), op, "alpha");
     params.alpha = static_cast<float>(alpha);
+    params.log2 = log2;
     for (int i = 0; i < kOperands; ++i) {
       require(bits[i] >= 2 && bits[i] <= 16, op, "bits");
       params.bits[i] = static_cast<int32_t>(bits[i]);
@@ -145,10 +146,10 @@ template <Device device>
 Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_scale, const Tensor& q_zero_point,
                const Tensor& k_scale, const Tensor& k_zero_point, const Tensor& v_scale, const Tensor& v_zero_point,
                const Tensor& p_scale, const Optional& bias, const Optional& mask, at::IntArrayRef bits, double alpha,
-               at::ArrayRef<double> gradient_scales) {
+               bool log2, at::ArrayRef<double> gradient_scales) {
   const Guard<device> guard(q);
   Arguments given("quantized_attention", q, k, v, {q_scale, k_scale, v_scale, p_scale},
-                  {q_zero_point, k_zero_point, v_zero_point}, bias, mask, bits, alpha);
+                  {q_zero_point, k_zero_point, v_zero_point}, bias, mask, bits, alpha, log2);
   require(gradient_scales.size() == kOperands, "quantized_attention", "gradient_scales");
   Result y(q);
   if (q.numel() == 0) return y.wanted;
@@ -181,7 +182,8 @@ void finish(const QuantizedAttentionParams& params, const std::vector<double>& s
       const float scale = params.scale[operand][head];
       const double factor = params.gradient_scale[operand];
       if (is_scale) {
-        params.grad_scale[operand][head] = learned_grad_scale(sum, scale, factor);
+        const bool log2 = params.log2 != 0 && operand == kProbabilities;
+        params.grad_scale[operand][head] = probability_grad_scale(log2, sum, scale, factor);
       } else {
         params.grad_zero_point[operand][head] = learned_grad_zero_point(sum, scale, factor);
       }
@@ -218,11 +220,11 @@ template <Device device>
 Eleven backward(const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_scale,
                 const Tensor& q_zero_point, const Tensor& k_scale, const Tensor& k_zero_point, const Tensor& v_scale,
                 const Tensor& v_zero_point, const Tensor& p_scale, const Optional& bias, const Optional& mask,
-                at::IntArrayRef bits, double alpha, at::ArrayRef<double> gradient_scales, bool of_bias) {
+                at::IntArrayRef bits, double alpha, bool log2, at::ArrayRef<double> gradient_scales, bool of_bias) {
   const char* op = "quantized_attention_backward";
   const Guard<device> guard(q);
   Arguments given(op, q, k, v, {q_scale, k_scale, v_scale, p_scale}, {q_zero_point, k_zero_point, v_zero_point}, bias,
-                  mask, bits, alpha);
+                  mask, bits, alpha, log2);
   require(gradient.sizes() == q.sizes(), op, "grad");
   require(gradient_scales.size() == kOperands, op, "gradient_scales");
   require(!of_bias || given.bias.defined(), op, "bias");

@@ -10,10 +10,10 @@
 #include <tuple>
 #include <vector>
 
-#include "learned_grid.h"
 #include "ops/device.h"
 #include "ops/parallel.h"
 #include "ops/rows.h"
+#include "probability_grid.h"
 
 namespace synq {
 namespace {
@@ -32,7 +32,7 @@ struct Arguments {
   Tensor scale;
   SoftmaxFakeQuantizeParams params{};
 
-  Arguments(const char* op, const Tensor& x, const Tensor& given_scale, int64_t bits, double alpha)
+  Arguments(const char* op, const Tensor& x, const Tensor& given_scale, int64_t bits, double alpha, bool log2)
       : rows(op, "logits", x) {
     require(bits >= 2 && bits <= 16, op, "bits");
     require(std::isfinite(alpha), op, "alpha");
@@ -46,14 +46,15 @@ struct Arguments {
     params.columns = rows.columns;
     params.alpha = static_cast<float>(alpha);
     params.bits = static_cast<int32_t>(bits);
+    params.log2 = log2;
     params.dtype = rows.dtype;
   }
 };
 
 template <Device device>
-Tensor forward(const Tensor& x, const Tensor& scale, int64_t bits, double alpha, double) {
+Tensor forward(const Tensor& x, const Tensor& scale, int64_t bits, double alpha, bool log2, double) {
   const Guard<device> guard(x);
-  Arguments given("softmax_fake_quantize", x, scale, bits, alpha);
+  Arguments given("softmax_fake_quantize", x, scale, bits, alpha, log2);
   Tensor y = at::empty_like(given.rows.x);
   given.params.y = y.mutable_data_ptr();
   if constexpr (device == Device::kCPU) {
@@ -86,11 +87,11 @@ double backward_in_parts(const SoftmaxFakeQuantizeParams& params) {
 }
 
 template <Device device>
-Pair backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, int64_t bits, double alpha,
+Pair backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, int64_t bits, double alpha, bool log2,
               double gradient_scale) {
   const char* op = "softmax_fake_quantize_backward";
   const Guard<device> guard(x);
-  Arguments given(op, x, scale, bits, alpha);
+  Arguments given(op, x, scale, bits, alpha, log2);
   const Tensor incoming = match_layout(op, gradient, given.rows.x);
   Tensor of_x = at::empty_like(given.rows.x);
   if (x.numel() == 0) return {given.rows.restored(of_x, x), at::zeros_like(scale, at::MemoryFormat::Contiguous)};
@@ -101,7 +102,7 @@ Pair backward(const Tensor& gradient, const Tensor& x, const Tensor& scale, int6
   params.gradient_scale = gradient_scale;
   params.grad_scale = of_scale.mutable_data_ptr<float>();
   if constexpr (device == Device::kCPU) {
-    *params.grad_scale = learned_grad_scale(backward_in_parts(params), *params.scale, gradient_scale);
+    *params.grad_scale = probability_grad_scale(log2, backward_in_parts(params), *params.scale, gradient_scale);
   } else {
     const int64_t size = softmax_fake_quantize_workspace_cuda(params);
     const Tensor workspace = at::empty({size}, scale.options().dtype(at::kDouble));

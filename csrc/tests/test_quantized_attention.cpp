@@ -1,10 +1,10 @@
-// The CPU kernels of attention on learned grids, on every instruction set that can run here.
+// The CPU kernels of attention on quantized operands, on every instruction set that can run here.
 #include "quantized_attention.h"
 
 #include <cmath>
 
 #include "kernels.h"
-#include "quantizer_model.h"
+#include "probability_model.h"
 
 namespace {
 
@@ -13,11 +13,13 @@ using namespace synq::test;
 
 struct Size {
   int64_t rows, columns, width;
-  int bits;  // up to 8 some processors multiply bytes
+  int bits;           // up to 8 some processors multiply bytes
+  bool log2 = false;  // probabilities are on powers of two
 };
 
-constexpr Size kSizes[] = {{1, 1, 1, 4},   {3, 5, 7, 8},   {9, 17, 16, 4},  {21, 33, 30, 8},
-                           {8, 16, 64, 8}, {70, 20, 5, 9}, {5, 1100, 8, 4}, {90, 210, 12, 8}};
+constexpr Size kSizes[] = {{1, 1, 1, 4},       {3, 5, 7, 8},         {9, 17, 16, 4},        {21, 33, 30, 8},
+                           {8, 16, 64, 8},     {70, 20, 5, 9},       {5, 1100, 8, 4},       {90, 210, 12, 8},
+                           {1, 1, 1, 4, true}, {9, 17, 16, 4, true}, {21, 33, 30, 8, true}, {5, 1100, 8, 3, true}};
 constexpr int64_t kImages = 2, kHeads = 2;
 constexpr float kAlpha = 0.4f;
 
@@ -44,7 +46,8 @@ template <typename T>
 struct Inputs {
   Size size;
   Tensor<T> q, k, v, gradient;
-  Model models[4];
+  Model models[3];
+  ProbabilityModel grid;
   float scales[4][kHeads];
   float zeros[3][kHeads];
   Buffer<float> bias;
@@ -55,18 +58,25 @@ struct Inputs {
         k(given.columns, given.width, 2, place),
         v(given.columns, given.width, 3, place),
         gradient(given.rows, given.width, 4, place),
+        grid(given.log2, given.bits, scale_of_probabilities(given)),
         bias(random_values<float>(kHeads * given.rows * given.columns, 5), place) {
     const float levels = float((1 << size.bits) - 1);
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 3; ++i) {
       set_grid(models[i], size.bits);
-      models[i].scale = i < 3 ? levels / (3.0f + float(i)) : levels * std::fmax(1.0f, float(size.columns) / 8.0f);
-      models[i].zero_point =
-          i < 3 ? std::nearbyint(-1.5f * models[i].scale - float(models[i].low)) : -float(models[i].low);
+      models[i].scale = levels / (3.0f + float(i));
+      models[i].zero_point = std::nearbyint(-1.5f * models[i].scale - float(models[i].low));
       for (int64_t head = 0; head < kHeads; ++head) {
         scales[i][head] = models[i].scale;
-        if (i < 3) zeros[i][head] = models[i].zero_point + 0.25f;
+        zeros[i][head] = models[i].zero_point + 0.25f;
       }
     }
+    for (float& scale : scales[3]) scale = grid.steps.scale;
+  }
+
+  // Some of the most likely are clipped.
+  static float scale_of_probabilities(const Size& size) {
+    const float keys = std::fmax(1.0f, float(size.columns) / 8.0f);
+    return size.log2 ? 0.7f / keys : float((1 << size.bits) - 1) * keys;
   }
 
   QuantizedAttentionParams params(DType dtype) const {
@@ -89,6 +99,7 @@ struct Inputs {
     params.width = size.width;
     params.masks = 1;
     params.alpha = kAlpha;
+    params.log2 = size.log2;
     params.dtype = dtype;
     return params;
   }
@@ -109,7 +120,7 @@ struct Expected {
 
   template <typename T>
   Expected(const Inputs<T>& in, int64_t image, int64_t head) {
-    const auto [n, m, d, bits] = in.size;
+    const auto [n, m, d, bits, log2] = in.size;
     const auto value = [&](int i, const Tensor<T>& x, int64_t row, int64_t column) {
       return double(value_of(in.models[i], float(x.at(image, head, row, column))));
     };
@@ -117,7 +128,7 @@ struct Expected {
     result = of_q = rows_of(n, d);
     of_k = of_v = rows_of(m, d);
     Rows slopes = rows_of(n, m);
-    const Model& grid = in.models[3];
+    const ProbabilityModel& grid = in.grid;
     for (int64_t i = 0; i < n; ++i) {
       double most = -HUGE_VAL, total = 0.0, along = 0.0;
       for (int64_t j = 0; j < m; ++j) {
@@ -129,10 +140,8 @@ struct Expected {
       for (double& each : p[i]) total += each = std::exp(each - most);
       for (int64_t j = 0; j < m; ++j) {
         const double probability = p[i][j] /= total;
-        const double position = double(grid.scale) * probability;
-        decided &= std::fabs(position - std::floor(position) - 0.5) > 1e-5 * (1 + position);
-        const bool outside = is_outside(grid, float(probability));
-        level[i][j] = double(value_of(grid, float(probability)));
+        decided &= grid.is_decided(probability);
+        level[i][j] = double(grid.value(probability));
         double slope = 0.0;
         for (int64_t c = 0; c < d; ++c) {
           const double g = in.gradient.at(image, head, i, c), other = value(2, in.v, j, c);
@@ -140,8 +149,8 @@ struct Expected {
           of_v[j][c] += level[i][j] * g;
           slope += g * other;
         }
-        of_scale[3] += slope * (outside ? -level[i][j] : probability - level[i][j]) * double(grid.scale);
-        slopes[i][j] = outside ? 0.0 : slope;
+        of_scale[3] += grid.of_scale(slope, probability);
+        slopes[i][j] = grid.of_p(slope, probability);
         along += slopes[i][j] * probability;
       }
       for (int64_t j = 0; j < m; ++j) {
@@ -196,7 +205,7 @@ void for_each_input(const Body& body) {
     for (const DType dtype : kDTypes) {
       for (const Size& size : kSizes) {
         for (const Place place : kPlaces) {
-          WHERE(set.isa, name_of(dtype), size.rows, size.columns, size.width, name_of(place));
+          WHERE(set.isa, name_of(dtype), size.rows, size.columns, size.width, name_of(place), size.log2);
           cpu::with_type(dtype, [&](auto tag) {
             const Inputs<decltype(tag)> in(size, place);
             body(set.table, in, dtype, place);

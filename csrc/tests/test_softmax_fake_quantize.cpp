@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "kernels.h"
-#include "quantizer_model.h"
+#include "probability_model.h"
 
 namespace {
 
@@ -19,29 +19,26 @@ constexpr Size kSizes[] = {{1, 1}, {3, 7}, {5, 16}, {4, 197}, {70, 33}, {2, 512}
 constexpr int kBits = 4;
 constexpr float kAlpha = 0.5f;
 
-Model make_grid(int64_t columns) {
-  Model model{};
-  set_grid(model, kBits);
-  // Some of the most likely are clipped.
-  model.scale = 4.0f * static_cast<float>(columns);
-  model.zero_point = static_cast<float>(-model.low);
-  return model;
+// Some of the most likely are clipped.
+ProbabilityModel make_grid(int64_t columns, bool log2) {
+  const float width = static_cast<float>(columns);
+  return {log2, kBits, log2 ? 2.5f / width : 4.0f * width};
 }
 
 template <typename T>
 struct Inputs {
   Size size;
-  Model model;
+  ProbabilityModel model;
   Buffer<T> x;
   Buffer<T> gradient;
   Buffer<float> scale;
 
-  Inputs(const Size& given, Place place)
+  Inputs(const Size& given, Place place, bool log2 = false)
       : size(given),
-        model(make_grid(given.columns)),
+        model(make_grid(given.columns, log2)),
         x(random_values<T>(count(), 1, 0, 3.0f), place),
         gradient(random_values<T>(count(), 2), place),
-        scale(std::vector<float>{model.scale}, place) {}
+        scale(std::vector<float>{model.steps.scale}, place) {}
 
   int64_t count() const { return size.rows * size.columns; }
 
@@ -55,6 +52,7 @@ struct Inputs {
     params.columns = size.columns;
     params.alpha = kAlpha;
     params.bits = kBits;
+    params.log2 = model.log2;
     params.dtype = dtype;
     return params;
   }
@@ -76,22 +74,19 @@ struct Inputs {
 template <typename T>
 T element_type(const Inputs<T>&);
 
-bool is_decided(const Model& model, double value) {
-  const double position = model.scale * value;
-  return std::fabs(position - std::floor(position) - 0.5) > 1e-5 * (1 + position);
-}
-
 template <typename Body>
 void for_each_input(const Body& body) {
   for (const auto& set : SYNQ_TABLES(cpu::softmax_fake_quantize_kernels)) {
     for (const DType dtype : kDTypes) {
       for (const Size& size : kSizes) {
         for (const Place place : kPlaces) {
-          WHERE(set.isa, name_of(dtype), size.rows, size.columns, name_of(place));
-          cpu::with_type(dtype, [&](auto tag) {
-            const Inputs<decltype(tag)> in(size, place);
-            body(set.table, in, dtype, place);
-          });
+          for (const bool log2 : {false, true}) {
+            WHERE(set.isa, name_of(dtype), size.rows, size.columns, name_of(place), log2);
+            cpu::with_type(dtype, [&](auto tag) {
+              const Inputs<decltype(tag)> in(size, place, log2);
+              body(set.table, in, dtype, place);
+            });
+          }
         }
       }
     }
@@ -111,8 +106,8 @@ TEST(values) {
       const std::vector<double> expected = in.row(row);
       for (int64_t i = 0; i < columns; ++i) {
         const double value = expected[static_cast<size_t>(i)];
-        if (!is_decided(in.model, value)) continue;
-        const float wanted = to_float(from_float<T>(value_of(in.model, static_cast<float>(value))));
+        if (!in.model.is_decided(value)) continue;
+        const float wanted = to_float(from_float<T>(in.model.value(value)));
         CHECK_EQUAL(to_float(y[row * columns + i]), wanted);
       }
     }
@@ -141,13 +136,11 @@ TEST(gradients) {
       double along = 0.0;
       bool row_decided = true;
       for (size_t i = 0; i < width; ++i) {
-        row_decided &= is_decided(in.model, values[i]);
+        row_decided &= in.model.is_decided(values[i]);
         const double gradient = to_float(in.gradient[row * columns + int64_t(i)]);
-        const bool outside = is_outside(in.model, static_cast<float>(values[i]));
-        const double code = code_of(in.model, static_cast<float>(values[i])) + in.model.zero_point;
-        slopes[i] = outside ? 0.0 : gradient;
+        slopes[i] = in.model.of_p(gradient, values[i]);
         along += slopes[i] * values[i];
-        expected_scale += gradient * (outside ? -code : in.model.scale * values[i] - code);
+        expected_scale += in.model.of_scale(gradient, values[i]);
       }
       decided &= row_decided;
       for (size_t i = 0; row_decided && i < width; ++i) {

@@ -31,6 +31,15 @@ def is_clipped(ste: object) -> bool:
     raise ValueError(f'ste must be "identity" or "clip", got {ste!r}')
 
 
+def is_log2(name: str, grid: object) -> bool:
+    """Returns whether levels of probabilities are powers of two; raises unless that is a name."""
+    if grid == "uniform":
+        return False
+    if grid == "log2":
+        return True
+    raise ValueError(f'{name} must be "uniform" or "log2", got {grid!r}')
+
+
 def check_upper(upper: object) -> None:
     """Raises unless `upper` is None or a positive, finite number."""
     if upper is None:

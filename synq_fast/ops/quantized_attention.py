@@ -1,17 +1,23 @@
-"""Attention whose operands and probabilities are on learned grids, without storing a product."""
+"""Attention whose operands and probabilities are on grids, without storing a product."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._checks import DTYPES, check_bits, check_gradient, check_scale, widened
+from synq_fast.ops._checks import (
+    DTYPES,
+    check_bits,
+    check_gradient,
+    check_scale,
+    is_log2,
+    widened,
+)
 from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import like, register
 from synq_fast.ops._tensor_checks import check_number
 from synq_fast.reference.quantized_attention import (
-    grids_of,
     per_operand,
     quantized_attention_gradients,
 )
@@ -118,6 +124,7 @@ def _fake(
     mask: Tensor | None,
     bits: Sequence[int],
     alpha: float,
+    log2: bool,
     gradient_scales: Sequence[float],
 ) -> Tensor:
     for name, values in (("bits", bits), ("gradient_scale", gradient_scales)):
@@ -146,15 +153,17 @@ def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: An
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
-    bias, mask, bits, alpha, _ = arguments[7:]
+    bias, mask, bits, alpha, log2, _ = arguments[7:]
     given = dict(zip(GRIDS, arguments, strict=False))
-    return like(_plain(q, k, v, **given, bits=bits, alpha=alpha, bias=bias, mask=mask), q)
+    grid = "log2" if log2 else "uniform"
+    y = _plain(q, k, v, **given, bits=bits, alpha=alpha, bias=bias, mask=mask, p_grid=grid)
+    return like(y, q)
 
 
 def _reference_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Any:
-    *given, bias, mask, bits, alpha, gradient_scales, of_bias = arguments
+    *given, bias, mask, bits, alpha, log2, gradient_scales, of_bias = arguments
     found, summed = quantized_attention_gradients(
-        grad, q, k, v, grids_of(q, given, bits), bias, mask, alpha, gradient_scales
+        grad, (q, k, v), given, bias, mask, bits, alpha, log2, gradient_scales
     )
     operands = [like(part[0], x) for part, x in zip(found, (q, k, v), strict=False)]
     grids = [value for part in found for value in part[1:]][: len(GRIDS)]
@@ -172,8 +181,8 @@ register(
     "quantized_attention_backward",
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor q_scale, Tensor q_zero_point, "
     "Tensor k_scale, Tensor k_zero_point, Tensor v_scale, Tensor v_zero_point, Tensor p_scale, "
-    "Tensor? bias, Tensor? mask, int[] bits, float alpha, float[] gradient_scales, bool of_bias) "
-    "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_q_scale, "
+    "Tensor? bias, Tensor? mask, int[] bits, float alpha, bool log2, float[] gradient_scales, "
+    "bool of_bias) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_q_scale, "
     "Tensor grad_q_zero_point, Tensor grad_k_scale, Tensor grad_k_zero_point, "
     "Tensor grad_v_scale, Tensor grad_v_zero_point, Tensor grad_p_scale, Tensor grad_bias)",
     fake=_fake_backward,
@@ -185,17 +194,17 @@ _op = register(
     "quantized_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor q_scale, Tensor q_zero_point, Tensor k_scale, "
     "Tensor k_zero_point, Tensor v_scale, Tensor v_zero_point, Tensor p_scale, Tensor? bias, "
-    "Tensor? mask, int[] bits, float alpha, float[] gradient_scales) -> Tensor",
+    "Tensor? mask, int[] bits, float alpha, bool log2, float[] gradient_scales) -> Tensor",
     fake=_fake,
     reference=_reference,
     check_values=_check_values,
     gradients={
         "q, k, v, q_scale, q_zero_point, k_scale, k_zero_point, v_scale, v_zero_point, p_scale, "
         "bias": "quantized_attention_backward(grad, q, k, v, q_scale, q_zero_point, k_scale, "
-        "k_zero_point, v_scale, v_zero_point, p_scale, bias, mask, bits, alpha, gradient_scales, "
-        "needs(bias))"
+        "k_zero_point, v_scale, v_zero_point, p_scale, bias, mask, bits, alpha, log2, "
+        "gradient_scales, needs(bias))"
     },
-    triton_arguments=14,
+    triton_arguments=15,
 )
 
 
@@ -216,6 +225,7 @@ def quantized_attention(
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     gradient_scale: float | Sequence[float] = 1.0,
+    p_grid: Literal["uniform", "log2"] = "uniform",
 ) -> torch.Tensor:
     """Attention with queries, keys, values and probabilities on trained grids, in one op.
 
@@ -225,17 +235,20 @@ def quantized_attention(
         y = fq(p) @ fq(v)
 
     where the grid of p begins at zero, as in `softmax_fake_quantize`: what is masked stays zero.
-    Neither products nor probabilities are stored: q, k and v are saved, and the rest is computed
-    again for the gradients. Those are the ones of the ops in a row: straight through each rounding
-    to q, k, v and p where the clamp changes no code, with the terms of `fake_quantize_learned` for
-    the scales and zero points; that of the bias is summed over the batch.
+    With `p_grid="log2"` p is rounded as `fake_quantize_log` does it, to powers of two. Neither
+    products nor probabilities are stored: q, k and v are saved, and the rest is computed again for
+    the gradients. Those are the ones of the ops in a row: straight through each rounding to q, k, v
+    and p where the clamp changes no code, with the terms of `fake_quantize_learned` for the scales
+    and zero points (of `fake_quantize_log` for powers of two); that of the bias is summed over the
+    batch.
 
-    Codes of q, k and v are exact. Products are computed on codes, whose float32 sums are exact as
-    long as they stay below 2^24, and scaled afterwards; otherwise sums are accumulated in float32
-    or better, in a fixed order. Backends round `p` differently, by a few units in the last place
-    and of the exponent: where `p_scale * p` lies that close to the middle between two codes, one
-    backend may choose the one and another the other. A row whose logits hold a NaN, or nothing but
-    minus infinities, is NaN.
+    Codes of q, k and v are exact. Products are computed on codes, or on powers of two, and scaled
+    afterwards. The float32 sums of products of codes are exact as long as they stay below 2^24;
+    otherwise sums are accumulated in float32 or better, in a fixed order. Backends round `p`
+    differently, by a few units in the last place and of the exponent: where p lies that close to
+    the middle between two codes (on powers of two, of their logarithms), one backend may choose the
+    one and another the other. A row whose logits hold a NaN, or nothing but minus infinities, is
+    NaN.
 
     Args:
         q: Queries `(B, H, N, d)`; float32, float16 or bfloat16. A view of a joint projection is
@@ -252,6 +265,7 @@ def quantized_attention(
         v_scale: Of `v`, like `q_scale`.
         v_zero_point: Like `q_zero_point`.
         p_scale: Steps per unit of probability, like `q_scale`; `2^bits - 1` ends the grid at 1.
+            With `p_grid="log2"` the largest level; 1 suits.
         bits: Width of the codes, from 2 to 16: of all four, or of q, k, v and p.
         alpha: What products are multiplied by, such as `d ** -0.5`; finite.
         bias: Summands of the logits that broadcast to `(H, N, M)`, such as those of relative
@@ -261,6 +275,7 @@ def quantized_attention(
             no gradient.
         gradient_scale: Multiplies the gradients of scale and zero point, as in
             `fake_quantize_learned`: of all four grids, or of q, k, v and p.
+        p_grid: Levels of probabilities: "uniform", equal steps, or "log2", powers of two.
 
     Returns:
         The attention's output, with the shape, type and layout of `q`: a view of a joint projection
@@ -268,14 +283,15 @@ def quantized_attention(
 
     Raises:
         TypeError: An argument is of another type than said above.
-        ValueError: Shapes or devices do not fit, or `bits` or `alpha` is not allowed, or there are
-            no keys, or a scale is not positive (for tensors on a GPU the values are not read).
+        ValueError: Shapes or devices do not fit, or `bits`, `alpha` or `p_grid` is not allowed, or
+            there are no keys, or a scale is not positive (for tensors on a GPU the values are not
+            read).
         BackendUnavailableError: The backend asked for cannot run here.
 
     Source: Attention Is All You Need (Vaswani et al., NeurIPS 2017, equation 1); for the grids,
-    those of `fake_quantize_learned`. That nothing is stored and rows are computed again:
-    FlashAttention (Dao et al., NeurIPS 2022), here without its running softmax, because
-    probabilities are rounded after they are normalised.
+    those of `fake_quantize_learned` and `fake_quantize_log`. That nothing is stored and rows are
+    computed again: FlashAttention (Dao et al., NeurIPS 2022), here without its running softmax,
+    because probabilities are rounded after they are normalised.
     """
     given = (
         q_scale, q_zero_point, k_scale, k_zero_point, v_scale, v_zero_point, p_scale,
@@ -290,14 +306,15 @@ def quantized_attention(
     if mask is not None:
         mask = _as_summands(mask)
     widths, factors = per_operand(bits), [float(x) for x in per_operand(gradient_scale)]
-    arguments = (q, k, v, *grids, bias, mask, widths, alpha, factors)
+    arguments = (q, k, v, *grids, bias, mask, widths, alpha, is_log2("p_grid", p_grid), factors)
     op = _op.on(q)
     if op is None or any(type(width) is not int for width in widths):
         _op.check(*arguments)
         named: Any = dict(zip(GRIDS, grids, strict=True))
         return _plain(
-            q, k, v, **named, bits=widths, alpha=alpha, bias=bias, mask=mask, gradient_scale=factors
-        )
+            q, k, v, **named, bits=widths, alpha=alpha, bias=bias, mask=mask,
+            gradient_scale=factors, p_grid=p_grid,
+        )  # fmt: skip
     try:
         result: Tensor = op(*arguments)
     except Exception as error:

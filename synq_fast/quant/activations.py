@@ -39,6 +39,8 @@ class ActivationQuantizer(FullPrecision):
     """Begin the range at zero whatever is observed: of probabilities."""
     holds_zero = False
     """Widen the range to hold zero whatever is observed: integer runtimes pad with it."""
+    spacing: Literal["uniform", "log2"] = "uniform"
+    """How levels lie, as ops that quantize probabilities take it."""
     symmetric = False
     """Make the range symmetric about zero, so that the zero point is the middle code."""
     keep = 1.0
@@ -137,6 +139,16 @@ class ActivationQuantizer(FullPrecision):
         if self.gain is None:
             return grid_of(self.range_min, self.range_max, self.bits), factor
         return learned_grid(self.range_min, self.range_max, self.gain, self.bits), factor
+
+    def of_probabilities(self, shape: Sequence[int]) -> tuple[Tensor, float]:
+        """The scale of a range from zero, as those ops take it, and the factor on its gradient."""
+        grid, factor = self.learned(shape)
+        return grid.scale, factor
+
+    @property
+    def joins(self) -> bool:
+        """Whether ops compute this in one with the function before it."""
+        return self.gain is not None
 
     def quantizes_all(self, x: Tensor) -> bool:
         """Whether a learned range is all that decides now: nothing observed, left out or passed."""

@@ -55,9 +55,10 @@ class QuantizedAttention(nn.Module):
         masked = mask is None or not mask.requires_grad
         if not masked or not all(one.is_grid(q, trained) for one in quantizers):
             return self._separately(q, k, v, bias, mask)
-        shapes = (q.shape, k.shape, v.shape, (*q.shape[:3], v.shape[2]))
-        pairs = [one.learned(shape) for one, shape in zip(quantizers, shapes, strict=True)]
-        of_q, of_k, of_v, of_p = (grid for grid, _ in pairs)
+        shapes = (q.shape, k.shape, v.shape)
+        pairs = [one.learned(shape) for one, shape in zip(quantizers[:3], shapes, strict=True)]
+        of_q, of_k, of_v = (grid for grid, _ in pairs)
+        p_scale, factor = self.probabilities.of_probabilities((*q.shape[:3], v.shape[2]))
         return ops.quantized_attention(
             q,
             k.transpose(-2, -1),
@@ -68,12 +69,13 @@ class QuantizedAttention(nn.Module):
             of_k.zero_point,
             of_v.scale,
             of_v.zero_point,
-            of_p.scale,
+            p_scale,
             [one.bits for one in quantizers],
             alpha=1.0 if self.factor is None else self.factor,
             bias=bias,
             mask=None if mask is None else mask[0, :, 0],
-            gradient_scale=[factor for _, factor in pairs],
+            gradient_scale=[*(one for _, one in pairs), factor],
+            p_grid=self.probabilities.spacing,
         )
 
     def _separately(

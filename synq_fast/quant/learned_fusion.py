@@ -15,11 +15,10 @@ from synq_fast.graph.attention import factor_of, is_softmax_of_rows
 from synq_fast.graph.nodes import is_shape
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.attention_fusion import fuse_attentions
-from synq_fast.quant.quantizer import Grid
 
 
 class QuantizedFunction(nn.Module, ABC):
-    """A function and the quantizer behind it, whose range is learned; its value is not stored."""
+    """A function and the quantizer behind it, as one op; the function's value is not stored."""
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         """Share the quantizer."""
@@ -32,17 +31,14 @@ class QuantizedFunction(nn.Module, ABC):
         if not quantizer.quantizes_all(x):
             y: Tensor = quantizer(self.function(x, *parameters))
             return y
-        grid, factor = quantizer.learned(x.shape)
-        return self.quantized(x, *parameters, grid=grid, gradient_scale=factor)
+        return self.quantized(x, *parameters)
 
     @abstractmethod
     def function(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """The float value."""
 
     @abstractmethod
-    def quantized(
-        self, x: Tensor, *parameters: Tensor | None, grid: Grid, gradient_scale: float
-    ) -> Tensor:
+    def quantized(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """The value on the grid, in one op."""
 
 
@@ -53,12 +49,11 @@ class QuantizedGelu(QuantizedFunction):
         """GELU of ``x``."""
         return functional.gelu(x)
 
-    def quantized(
-        self, x: Tensor, *parameters: Tensor | None, grid: Grid, gradient_scale: float
-    ) -> Tensor:
+    def quantized(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """GELU of ``x`` on the grid."""
+        grid, factor = self.quantizer.learned(x.shape)
         return ops.gelu_fake_quantize(
-            x, grid.scale, grid.zero_point, self.quantizer.bits, gradient_scale=gradient_scale
+            x, grid.scale, grid.zero_point, self.quantizer.bits, gradient_scale=factor
         )
 
 
@@ -75,11 +70,10 @@ class QuantizedLayerNorm(QuantizedFunction):
         weight, bias = parameters
         return functional.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
-    def quantized(
-        self, x: Tensor, *parameters: Tensor | None, grid: Grid, gradient_scale: float
-    ) -> Tensor:
+    def quantized(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """The norm of ``x`` on the grid."""
         weight, bias = parameters
+        grid, factor = self.quantizer.learned(x.shape)
         return ops.layer_norm_fake_quantize(
             x,
             weight,
@@ -88,7 +82,7 @@ class QuantizedLayerNorm(QuantizedFunction):
             grid.zero_point,
             self.quantizer.bits,
             eps=self.eps,
-            gradient_scale=gradient_scale,
+            gradient_scale=factor,
         )
 
 
@@ -104,17 +98,21 @@ class QuantizedSoftmax(QuantizedFunction):
         """The probabilities of logits."""
         return functional.softmax(self.alpha * x, dim=-1)
 
-    def quantized(
-        self, x: Tensor, *parameters: Tensor | None, grid: Grid, gradient_scale: float
-    ) -> Tensor:
+    def quantized(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """The probabilities of logits on the grid."""
+        scale, factor = self.quantizer.of_probabilities(x.shape)
         return ops.softmax_fake_quantize(
-            x, grid.scale, self.quantizer.bits, alpha=self.alpha, gradient_scale=gradient_scale
+            x,
+            scale,
+            self.quantizer.bits,
+            alpha=self.alpha,
+            gradient_scale=factor,
+            grid=self.quantizer.spacing,
         )
 
 
 def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
-    """Let quantizers take over an attention, and learned ones the function before them, in place.
+    """Let quantizers take over an attention, and those that join it a function, in place.
 
     Args:
         module: a quantized network; its graph is changed, what it calls is shared.
@@ -123,7 +121,7 @@ def fuse_learned(module: fx.GraphModule, keep: Collection[str] = ()) -> None:
     fuse_attentions(module, keep)
     for node in list(module.graph.nodes):
         quantizer = called_module(module, node)
-        if not isinstance(quantizer, ActivationQuantizer) or quantizer.gain is None:
+        if not isinstance(quantizer, ActivationQuantizer) or not quantizer.joins:
             continue
         if quantizer.heads is not None:
             continue
@@ -153,13 +151,15 @@ def _function(
 ) -> tuple[QuantizedFunction, tuple[fx.Node | None, ...]] | None:
     """What joins a node and a quantizer, and what it reads; None for other nodes."""
     x = node.all_input_nodes[0] if node.all_input_nodes else node
-    if _is_gelu(module, node):
-        return QuantizedGelu(quantizer), (x,)
-    if quantizer.from_zero and is_softmax_of_rows(module, node):
+    if quantizer.from_zero:
+        if not is_softmax_of_rows(module, node):
+            return None
         factor = factor_of(x)
         if factor is None or len(x.users) > 1 or x.name in keep:
             return QuantizedSoftmax(quantizer, 1.0), (x,)
         return QuantizedSoftmax(quantizer, factor), (x.all_input_nodes[0],)
+    if _is_gelu(module, node):
+        return QuantizedGelu(quantizer), (x,)
     called = called_module(module, node)
     if type(called) is nn.LayerNorm and len(called.normalized_shape) == 1:
         with module.graph.inserting_before(node):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ class LogQuantizer(ActivationQuantizer):
     The largest level is the end of the range, and is not trained. Most probabilities are small, and
     a uniform grid that holds the few large ones rounds them to nothing (FQ-ViT, IJCAI 2022).
     """
+
+    spacing = "log2"
 
     def __init__(
         self, bits: int, *, policy: str = "minmax", shrink: float = 1.0, heads: int | None = None
@@ -41,9 +45,22 @@ class LogQuantizer(ActivationQuantizer):
         """``x`` on the levels below an end, 0-d or (H,)."""
         return ops.fake_quantize_log(x, end, self.bits, axis=1 if end.dim() else None)
 
+    def of_probabilities(self, shape: Sequence[int]) -> tuple[Tensor, float]:
+        """The largest level; it has no gradient."""
+        return self.range_max, 1.0
+
+    @property
+    def joins(self) -> bool:
+        """With the softmax."""
+        return True
+
+    def quantizes_all(self, x: Tensor) -> bool:
+        """Whether nothing is observed, left out or passed."""
+        return self.is_grid(x, trained=False)
+
     def is_grid(self, x: Tensor, trained: bool) -> bool:
-        """No op with a uniform grid does what this does."""
-        return False
+        """Whether an op with powers of two does what this does now to ``x``."""
+        return self.keep == 1 and super().is_grid(x, trained)
 
     def grid(self) -> Grid:
         """Refuse: no uniform grid holds powers of two."""

@@ -1,10 +1,11 @@
-"""Attention whose operands and probabilities are on learned grids."""
+"""Attention whose operands and probabilities are on grids."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from synq_fast.reference import _probabilities
 from synq_fast.reference._affine import along_axis, as_range, clamp_codes, unclamped_codes
 from synq_fast.reference._precision import to_compute
 from synq_fast.reference.fake_quantize_learned import (
@@ -44,13 +45,10 @@ def quantized_attention(
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     gradient_scale: float | Sequence[float] = 1.0,
+    p_grid: str = "uniform",
 ) -> torch.Tensor:
     """Multiplies quantized operands; see `synq_fast.ops.quantized_attention`."""
     widths, factors = per_operand(bits), per_operand(gradient_scale)
-    half = float(2 ** (widths[3] - 1))
-    p_zero_point: Tensor | float = half
-    if isinstance(p_scale, Tensor):
-        p_zero_point = p_scale.new_full(p_scale.shape, half)
 
     def rounded(place: int, x: Tensor, scale: Tensor | float, zero: Tensor | float) -> Tensor:
         return fake_quantize_learned(
@@ -63,7 +61,10 @@ def quantized_attention(
         keys = rounded(1, k, k_scale, k_zero_point)
         values = rounded(2, v, v_scale, v_zero_point)
         logits = _shifted(queries @ keys.transpose(-2, -1) * alpha, bias, mask)
-        probabilities = rounded(3, logits.softmax(-1), p_scale, p_zero_point)
+        probabilities = _probabilities.rounded(
+            logits.softmax(-1), p_scale, widths[3], p_grid,
+            axis=axis_of(p_scale), gradient_scale=factors[3],
+        )  # fmt: skip
         return (probabilities @ values).to(q.dtype)
 
 
@@ -94,48 +95,55 @@ class Grid(NamedTuple):
         return clamp_codes(unclamped_codes(x, self.scale, zero), self.bits) + zero
 
 
-def grids_of(x: Tensor, pairs: Sequence[Tensor], bits: Sequence[int]) -> list[Grid]:
-    """Returns the grids of queries, keys, values and probabilities."""
-    *given, p_scale = pairs
-    given += [p_scale, torch.full_like(p_scale, 2 ** (bits[3] - 1))]
+def grids_of(
+    operands: Sequence[Tensor], pairs: Sequence[Tensor], bits: Sequence[int]
+) -> list[Grid]:
+    """Returns the grids of queries, keys and values."""
     grids = []
-    for place, width in enumerate(bits):
-        pair = given[2 * place : 2 * place + 2]
-        axis = axis_of(pair[0])
-        scale, zero = (along_axis(as_range(value, x, axis), x, axis) for value in pair)
-        grids.append(Grid(scale, zero, width))
+    for x, scale, zero, width in zip(operands, pairs[::2], pairs[1::2], bits, strict=False):
+        axis = axis_of(scale)
+        factor, offset = (along_axis(as_range(value, x, axis), x, axis) for value in (scale, zero))
+        grids.append(Grid(factor, offset, width))
     return grids
 
 
 def quantized_attention_gradients(
     gradient: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    grids: Sequence[Grid],
+    operands: Sequence[Tensor],
+    given: Sequence[Tensor],
     bias: torch.Tensor | None,
     mask: torch.Tensor | None,
+    bits: Sequence[int],
     alpha: float,
+    log2: bool,
     gradient_scales: Sequence[float],
-) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-    """Returns the gradients of each operand with scale and zero point, and of the bias."""
+) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    """Returns the gradients of each operand with scale and zero point, and of the bias.
+
+    `given` are scales and zero points of queries, keys and values, and the scale of probabilities.
+    """
     gradient = gradient.float()
+    grids, p_scale = grids_of(operands, given, bits), given[-1]
     queries, keys, values = (
-        grid.codes(x) / grid.scale for grid, x in zip(grids, (q, k, v), strict=False)
+        grid.codes(x) / grid.scale for grid, x in zip(grids, operands, strict=True)
     )
     shifted = _shifted(queries @ keys.transpose(-2, -1) * alpha, bias, mask)
     p = shifted.softmax(-1)
-    rounded = grids[3].codes(p) / grids[3].scale
+    p_axis, p_grid = axis_of(p_scale), "log2" if log2 else "uniform"
+    rounded = _probabilities.rounded(p, p_scale, bits[3], p_grid, axis=p_axis)
 
-    def through(place: int, of_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def through(place: int, of_y: Tensor) -> tuple[Tensor, ...]:
         grid = grids[place]
         return learned_gradients(
-            of_y, x, grid.scale, grid.zero_point, grid.bits, gradient_scales[place]
+            of_y, operands[place], grid.scale, grid.zero_point, grid.bits, gradient_scales[place]
         )
 
-    of_v = through(2, rounded.transpose(-2, -1) @ gradient, v)
-    of_p = through(3, gradient @ values.transpose(-2, -1), p)
+    of_v = through(2, rounded.transpose(-2, -1) @ gradient)
+    of_p = _probabilities.gradients(
+        gradient @ values.transpose(-2, -1), p, along_axis(as_range(p_scale, p, p_axis), p, p_axis),
+        bits[3], log2, gradient_scales[3],
+    )  # fmt: skip
     slopes = p * (of_p[0] - (of_p[0] * p).sum(-1, keepdim=True))
-    of_q = through(0, alpha * (slopes @ keys), q)
-    of_k = through(1, alpha * (slopes.transpose(-2, -1) @ queries), k)
+    of_q = through(0, alpha * (slopes @ keys))
+    of_k = through(1, alpha * (slopes.transpose(-2, -1) @ queries))
     return [of_q, of_k, of_v, of_p], slopes.sum(0)

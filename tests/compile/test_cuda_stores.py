@@ -66,8 +66,8 @@ RULES = (
     # A range.
     Rule(rf"10row_kernelI{ELEMENT}{COUNT}", 2),
     Rule(rf"11norm_kernelI{ELEMENT}{COUNT}", 0),
-    Rule(rf"14softmax_kernelI{ELEMENT}{COUNT}", 0),
-    Rule(rf"23softmax_gradient_kernelI{ELEMENT}{COUNT}", 0),
+    Rule(rf"14softmax_kernelI\w+?E{ELEMENT}{COUNT}", 0),
+    Rule(rf"23softmax_gradient_kernelI\w+?E{ELEMENT}{COUNT}", 0),
     # A part's sums are stored one by one.
     Rule(rf"20norm_gradient_kernelI{ELEMENT}{COUNT}", None),
     # A row's difficulty.

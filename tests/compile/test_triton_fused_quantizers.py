@@ -51,8 +51,9 @@ def launch_all(x: torch.Tensor) -> None:
     arguments = x, row, row, one, one, 4, 1e-6
     kernels.layer_norm_fake_quantize(*arguments)
     kernels.layer_norm_fake_quantize_backward(x, *arguments, 0.5)
-    kernels.softmax_fake_quantize(x, one, 4, 0.5)
-    kernels.softmax_fake_quantize_backward(x, x, one, 4, 0.5, 0.5)
+    for log2 in (False, True):
+        kernels.softmax_fake_quantize(x, one, 4, 0.5, log2)
+        kernels.softmax_fake_quantize_backward(x, x, one, 4, 0.5, log2, 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,4 +1,4 @@
-"""The Triton kernels of attention on learned grids compile."""
+"""The Triton kernels of attention on quantized operands compile."""
 
 import pytest
 import torch
@@ -19,14 +19,15 @@ KERNELS = {
 }
 
 
+@pytest.mark.parametrize("log2", [False, True], ids=["equal steps", "powers of two"])
 @pytest.mark.parametrize("compiler", [90], indirect=True, ids="sm_{}".format)
-def test_launches(compiler: Compiler) -> None:
+def test_launches(compiler: Compiler, log2: bool) -> None:
     """For one GPU and one type, without summands: products of tiles take seconds to compile."""
     from synq_fast import kernels
 
     x = torch.zeros(2, 3, 40, 64, dtype=torch.float16)
     one = torch.ones(1)
-    arguments = (x, x, x, *[one] * 7, None, None, (4,) * 4, 0.125)
+    arguments = (x, x, x, *[one] * 7, None, None, (4,) * 4, 0.125, log2)
     kernels.quantized_attention(*arguments)
     kernels.quantized_attention_backward(x, *arguments, (1.0,) * 4, False)
     assert {name for name, _ in compiler.ptx} == KERNELS

@@ -86,12 +86,16 @@ def samples(name: str):
         case "softmax_fake_quantize":
             for shape in ((8, 12, 197, 197), (64, 3, 64, 64), (40, 9001)):
                 yield (noise(*shape, scale=4.0), constant(shape[-1] / 4)), {"alpha": 0.125}
+                yield (noise(*shape, scale=4.0), constant(0.1)), {"alpha": 0.5, "grid": "log2"}
         case "quantized_attention":
             for shape in ((4, 12, 197, 197, 64), (64, 3, 49, 49, 32), (1, 2, 1030, 1030, 72)):
                 heads, rows, columns, width = shape[1:]
                 given = *attention_operands(*shape), *attention_grids(8, columns)
                 options = {"bits": 8, "alpha": width**-0.5}
-                yield (*given, noise(heads * rows * columns)), options
+                bias = noise(heads * rows * columns)
+                yield (*given, bias), options
+                powers = {"bits": (8, 8, 8, 4), "p_grid": "log2"}
+                yield (*given[:-1], constant(0.1), bias), options | powers
         case "random_mix":
             for shape, _ in LONG:
                 pair = noise(*shape), noise(*shape, seed=1)

@@ -1,4 +1,4 @@
-"""Attention on learned grids, on emulated CUDA kernels."""
+"""Attention on quantized operands, on emulated CUDA kernels."""
 
 import ctypes
 from typing import Any
@@ -47,7 +47,7 @@ class AttentionParams(ctypes.Structure):
         (DOUBLE * OPERANDS, "gradient_scale"),
         (FLOAT, "alpha"),
         (INT * OPERANDS, "bits per_head"),
-        (INT, "dtype"),
+        (INT, "log2 dtype"),
     )
 
 
@@ -67,7 +67,7 @@ class Attention:
 
     def quantized_attention(
         self, q: Any, k: Any, v: Any, *given: Any, alpha=1.0, bias=None, mask=None,
-        gradient_scale=1.0,
+        gradient_scale=1.0, p_grid="uniform",
     ) -> Any:  # fmt: skip
         *grids, bits = given
         memory = [self.launch.input(x.detach().contiguous()) for x in (q, k, v)]
@@ -83,7 +83,7 @@ class Attention:
             "gradient_scale": (DOUBLE * OPERANDS)(*_four(gradient_scale)), "alpha": alpha,
             "bits": (INT * OPERANDS)(*_four(bits)),
             "per_head": (INT * OPERANDS)(*(scale.numel() > 1 for scale in scales)),
-            "dtype": DTYPES.index(q.dtype),
+            "log2": p_grid == "log2", "dtype": DTYPES.index(q.dtype),
         }  # fmt: skip
 
         def forward(*_: Any) -> Any:

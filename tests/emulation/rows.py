@@ -40,7 +40,7 @@ class SoftmaxParams(ctypes.Structure):
         (LONG, "rows columns"),
         (DOUBLE, "gradient_scale"),
         (FLOAT, "alpha"),
-        (INT, "bits dtype"),
+        (INT, "bits log2 dtype"),
     )
 
 
@@ -106,14 +106,14 @@ class Softmaxes:
         self.launch = launch
 
     def softmax_fake_quantize(
-        self, x: Any, scale: Any, bits: int, *, alpha=1.0, gradient_scale=1.0
+        self, x: Any, scale: Any, bits: int, *, alpha=1.0, gradient_scale=1.0, grid="uniform"
     ) -> Any:
         columns = x.shape[-1]
         memory = x.detach().contiguous()
         values = {
             "x": self.launch.input(memory), "scale": bound(scale.detach(), 1),
             "rows": x.numel() // columns, "columns": columns, "gradient_scale": gradient_scale,
-            "alpha": alpha, "bits": bits, "dtype": DTYPES.index(x.dtype),
+            "alpha": alpha, "bits": bits, "log2": grid == "log2", "dtype": DTYPES.index(x.dtype),
         }  # fmt: skip
 
         def forward(*_: Any) -> Any:

@@ -41,8 +41,15 @@ LONG = {
     ),
     "gelu_fake_quantize": ("many blocks of Triton and CUDA, odd, axis None",),
     "layer_norm_fake_quantize": ("more rows than parts", "four dimensions"),
-    "softmax_fake_quantize": ("more rows than parts", "heads"),
-    "quantized_attention": ("one more than a tile of rows and than a vector",),
+    "softmax_fake_quantize": (
+        "more rows than parts",
+        "heads",
+        "more rows than parts, powers of two",
+    ),
+    "quantized_attention": (
+        "one more than a tile of rows and than a vector",
+        "one more than a tile of rows and than a vector, powers of two",
+    ),
     "affine_relu_fake_quantize": ("channels in two long odd pieces, axis 1, residual",),
     "bn_statistics_loss": (
         "pieces longer than a block",

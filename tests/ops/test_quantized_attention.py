@@ -1,4 +1,4 @@
-"""What attention on learned grids means; the conformance suite compares the backends."""
+"""What attention on quantized operands means; the conformance suite compares the backends."""
 
 import math
 
@@ -30,7 +30,9 @@ def grids(bits, heads=None, device="cpu"):  # noqa: F811
     return found
 
 
-def separate(q, k, v, *given, alpha=1.0, bias=None, mask=None, gradient_scale=(1.0,) * 4):
+def separate(
+    q, k, v, *given, alpha=1.0, bias=None, mask=None, gradient_scale=(1.0,) * 4, p_grid="uniform"
+):
     """The ops in a row."""
     *pairs, p_scale, bits = given
     axis = None if p_scale.ndim == 0 else 1
@@ -45,6 +47,10 @@ def separate(q, k, v, *given, alpha=1.0, bias=None, mask=None, gradient_scale=(1
         logits = logits + bias
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf)
+    if p_grid == "log2":
+        fixed = p_scale.detach()
+        largest = fixed + gradient_scale[3] * (p_scale - fixed)
+        return ops.fake_quantize_log(logits.softmax(-1), largest, bits, axis=axis) @ rounded[2]
     zero = torch.full_like(p_scale, 2.0 ** (bits - 1))
     p = ops.fake_quantize_learned(
         logits.softmax(-1), p_scale, zero, bits, axis=axis, gradient_scale=gradient_scale[3]
@@ -77,12 +83,15 @@ def test_by_hand(device):  # noqa: F811
 
 @pytest.mark.parametrize("heads", [None, 3], ids=["one grid", "a grid for each head"])
 @pytest.mark.parametrize("bits", [3, 8])
-def test_beside_the_ops_in_a_row(device, bits, heads):  # noqa: F811
+@pytest.mark.parametrize("p_grid", ["uniform", "log2"])
+def test_beside_the_ops_in_a_row(device, bits, heads, p_grid):  # noqa: F811
     q, k, v = operands(2, 3, 21, 16, device=device, keys=37)
     pairs = grids(bits, heads, device)
+    if p_grid == "log2":
+        pairs[-1] = 0.1 * pairs[-1] / pairs[-1].max()
     mask = torch.rand(21, 37, device=device) < 0.7
     mask[:, 3] = True
-    options = {"alpha": 0.3, "mask": mask, "gradient_scale": FACTORS}
+    options = {"alpha": 0.3, "mask": mask, "gradient_scale": FACTORS, "p_grid": p_grid}
     gradient = torch.randn_like(q)
     bias = torch.randn(3, 21, 37, device=device)
     tensors = (q, k, v, *pairs)
@@ -175,6 +184,19 @@ def test_products_of_codes_are_exact(device, bits):  # noqa: F811
     assert decided.sum() > 10 and error < 2e-6
 
 
+def test_powers_of_two_by_hand(device):  # noqa: F811
+    # The operands of above; the queries see the keys alike, three to one, and the first alone.
+    q = torch.tensor([[0.0], [1.0], [40.0]], device=device)[None, None]
+    k = torch.tensor([[math.log(3.0)], [0.0]], device=device)[None, None]
+    v = torch.tensor([[1.0], [-4.0]], device=device)[None, None]
+    exact = 1024.0, 0.0, 1024.0, 0.0, 1.0, 0.0
+    # Probabilities become halves, 1 and a quarter, 1 and zero; then half of what is above a half.
+    y = ops.quantized_attention(q, k, v, *exact, 1.0, (16, 16, 4, 3), p_grid="log2")
+    assert y.flatten().tolist() == [-1.5, 0.0, 1.0]
+    y = ops.quantized_attention(q, k, v, *exact, 0.5, (16, 16, 4, 3), p_grid="log2")
+    assert y.flatten().tolist() == [-1.5, -0.5, 0.5]
+
+
 A, ONE = torch.zeros(2, 3, 4, 8), torch.ones(())
 
 
@@ -198,6 +220,7 @@ A, ONE = torch.zeros(2, 3, 4, 8), torch.ones(())
         ({"bits": (4, 4)}, ValueError, "bits must be one number, or four"),
         ({"gradient_scale": (1.0,)}, ValueError, "gradient_scale must be one number, or four"),
         ({"alpha": math.nan}, ValueError, "alpha must be finite"),
+        ({"p_grid": "powers"}, ValueError, 'p_grid must be "uniform" or "log2", got \'powers\''),
         ({"bias": torch.ones(3, 4, 5)}, ValueError, r"bias must have shape \(H, N, M\)"),
         ({"bias": 1.0}, TypeError, r"bias must be a torch\.Tensor or None, got float"),
         ({"mask": torch.ones(2, 4)}, ValueError, r"mask must have shape \(W, N, M\)"),

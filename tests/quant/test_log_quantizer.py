@@ -11,6 +11,9 @@ from synq_fast.finetune.probabilities import best_end, fit_probabilities
 from synq_fast.graph.attention import find_attentions
 from synq_fast.graph.trace import trace
 from synq_fast.quant import ActivationQuantizer, BitWidths, fused, observing
+from synq_fast.quant.activations import bypassing
+from synq_fast.quant.attention_fusion import QuantizedAttention
+from synq_fast.quant.learned_fusion import QuantizedSoftmax
 from synq_fast.quant.log_quantizer import LogQuantizer
 from synq_fast.quant.settings import Quantization
 from tests.transformers import tiny_vit
@@ -113,12 +116,78 @@ def test_the_best_end_has_the_least_error_of_the_product(head_ranges):
         assert error(end) <= min(others) * (1 + 1e-5)
 
 
-def test_fused_networks_compute_the_same():
-    student, images, attentions = student_of(placement="vit", probabilities="log2")
+@pytest.fixture
+def grids(monkeypatch):
+    """The grids of probabilities that fused attentions were called with."""
+    found = []
+    op = ops.quantized_attention
+
+    def recorded(*arguments, **options):
+        found.append(options["p_grid"])
+        return op(*arguments, **options)
+
+    monkeypatch.setattr(ops, "quantized_attention", recorded)
+    return found
+
+
+LEARNED = {"weight_range": "learned", "learn_ranges": True}
+
+
+@pytest.mark.parametrize("head_ranges", [False, True])
+@pytest.mark.parametrize("learned", [{}, LEARNED], ids=["frozen", "learned"])
+def test_fused_networks_compute_the_same(grids, head_ranges, learned):
+    student, images, attentions = student_of(
+        placement="vit", probabilities="log2", head_ranges=head_ranges, **learned
+    )
     fit_probabilities(student, attentions, images)
     student.eval()
+    form = fused(student)
     with torch.no_grad():
-        torch.testing.assert_close(fused(student)(images), student(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(form(images), student(images), rtol=1e-5, atol=1e-5)
+    assert grids == ["log2"] * 2
+    if learned:
+        parameters = dict(student.named_parameters())
+        mine, theirs = (
+            torch.autograd.grad(
+                network(images).square().sum(), list(parameters.values()), allow_unused=True
+            )
+            for network in (form, student)
+        )
+        assert grids == ["log2"] * 4
+        for name, one, other in zip(parameters, mine, theirs, strict=True):
+            if other is not None:
+                assert (one - other).norm() <= 5e-3 * other.norm() + 1e-6, name
+
+
+def test_what_is_left_out_or_observed_is_not_fused(grids):
+    student, images, attentions = student_of(placement="vit", probabilities="log2")
+    fit_probabilities(student, attentions, images)
+    form = fused(student.eval())
+    quantizers = [m.probabilities for m in form.modules() if isinstance(m, QuantizedAttention)]
+    assert len(quantizers) == 2
+    with torch.no_grad():
+        for quantizer in quantizers:
+            quantizer.keep, quantizer.seed = 0.5, torch.tensor(3)
+        assert torch.equal(form(images), student(images))
+        for quantizer in quantizers:
+            quantizer.keep = 1.0
+        with bypassing(student):
+            assert torch.equal(form(images), student(images))
+        before = quantizers[0].range_max.clone()
+        with observing(student):
+            form(3 * images)
+    assert not torch.equal(before, quantizers[0].range_max)
+    assert grids == []
+
+
+def test_the_softmax_alone_is_joined_where_values_are_read():
+    student, images, attentions = student_of(placement="vit", probabilities="log2", **LEARNED)
+    fit_probabilities(student, attentions, images)
+    form = fused(student.eval(), keep=["quantize_getitem_2"])
+    softmaxes = [m for m in form.modules() if isinstance(m, QuantizedSoftmax)]
+    assert len(softmaxes) == 1 and type(softmaxes[0].quantizer) is LogQuantizer
+    with torch.no_grad():
+        torch.testing.assert_close(form(images), student(images), rtol=1e-5, atol=1e-5)
 
 
 def test_what_has_no_form_in_integers_is_refused():

@@ -1,14 +1,16 @@
-"""Attention whose operands and probabilities are on learned grids."""
+"""Attention whose operands and probabilities are on grids."""
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from synq_fast.testing.case import Nearest, OpCase, Sample, Tolerance, constant, nbytes, noise
 from synq_fast.testing.cases import fake_quantize_learned as learned
 from synq_fast.testing.cases._learned import LARGEST, VALUE, undecided
+from synq_fast.testing.cases._powers import oracle as of_powers
+from synq_fast.testing.cases._powers import undecided_powers
 
 Tensor = torch.Tensor
 # Batch, heads, queries, keys, width.
@@ -118,6 +120,40 @@ def inputs() -> Iterator[Sample]:
         tensors = *operands(1, 1, 3, 5, 4), *pairs, noise(15)
         if place in (0, 3, 6):
             yield Sample(f"grid {place} is no number", tensors, special=True)
+    yield from powers()
+
+
+def on_powers(given: list[Tensor]) -> list[Tensor]:
+    """Returns grids whose last is a largest level that some probabilities exceed."""
+    return [*given[:-1], 0.3 * given[-1] / given[-1].mean()]
+
+
+def powers() -> Iterator[Sample]:
+    """Yields heads whose probabilities are on powers of two."""
+    shapes = {
+        (2, 2, 5, 3, 7): "odd",
+        (1, 2, 9, 17, 16): "one more than a tile of rows and than a vector",
+        (2, 2, 33, 40, 24): "a tile of CUDA and of Triton, and one more",
+        (1, 1, 35, 270, 9): "rows longer than are held by CUDA",
+    }
+    for turn, (shape, reason) in enumerate(shapes.items()):
+        batch, heads, rows, columns, width = shape
+        bits = (4, (4, 4, 4, 2), 8, (4, 8, 8, 5))[turn]
+        options: dict[str, Any] = {"p_grid": "log2", "bits": bits, "alpha": 2 * width**-0.5}
+        options |= {"summand": turn % 2 == 1, "gradient_scale": (1.0, 0.5)[turn % 2]}
+        if turn == 2:
+            options["mask"] = masks(batch, rows, columns)
+        given = on_powers(grids(bits, columns, heads if turn == 1 else None))
+        tensors = *operands(*shape), *given, noise(heads * rows * columns, seed=turn)
+        yield Sample(f"{reason}, powers of two", tensors, options, every_layout=turn < 2)
+    q, k, v = operands(2, 1, 6, 9, 8)
+    q[0, 0, 1, 2], v[1, 0, 2, 1] = math.nan, -math.inf
+    bias = noise(54)
+    bias[:9], bias[30] = -math.inf, -math.inf
+    for scale in (1.0, math.nan):
+        given = [*grids(4, 9)[:-1], constant(scale)]
+        reason = f"special values, powers of two up to {scale}"
+        yield Sample(reason, (q, k, v, *given, bias), {"p_grid": "log2"}, special=True)
 
 
 def _axis(scale: Tensor) -> int | None:
@@ -141,7 +177,7 @@ def _logits(q: Tensor, k: Tensor, bias: Tensor, options: Any) -> Tensor:
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, *given: Tensor, **options: Any) -> Tensor:
-    """The definition: learned grids around products in float64."""
+    """The definition: grids around products in float64."""
     *pairs, p_scale, bias = given
     bits, factors = options.get("bits", 4), options.get("gradient_scale", 1.0)
     widths = bits if isinstance(bits, tuple) else (bits,) * 4
@@ -155,12 +191,58 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, *given: Tensor, **options: Any) -> T
         )
 
     logits = _logits(rounded(0, q), rounded(1, k), bias, options)
-    return rounded(3, logits.softmax(-1)) @ rounded(2, v)
+    p = logits.softmax(-1)
+    if options.get("p_grid") == "log2":
+        y = of_powers(p, p_scale, bits=widths[3], gradient_scale=factors[3], axis=_axis(p_scale))
+        return y @ rounded(2, v)
+    return rounded(3, p) @ rounded(2, v)
 
 
 def _total(value: Tensor, scale: Tensor) -> Tensor:
     """The sum of what shares a scale."""
     return value.sum((0, 2, 3)) if scale.numel() > 1 else value.sum().reshape(scale.shape)
+
+
+class _Rounded(NamedTuple):
+    """What rounding errors of probabilities do to what is made of them.
+
+    Attributes:
+        of_codes: Of the quantized values.
+        entered: Where their gradient may jump.
+        level: Bounds of the quantized values.
+        of_slopes: Relative, of gradients.
+        of_scale: Of the scale's terms, times the incoming gradient.
+    """
+
+    of_codes: Tensor
+    entered: Tensor
+    level: Tensor
+    of_slopes: Tensor
+    of_scale: Tensor
+
+
+def _on_steps(p: Tensor, relative: Tensor, p_scale: Tensor, bits: int) -> _Rounded:
+    half = constant(2.0 ** (bits - 1))
+    each = [
+        undecided(p[:, i], p[:, i] * relative[:, i], one, half, bits)
+        for i, one in enumerate(p_scale.expand(p.shape[1]))
+    ]
+    turned, entered = (
+        torch.stack(parts, 1)
+        for parts in ([one.turned for one in each], [one.entered for one in each])
+    )
+    step = 1 / p_scale.reshape(-1, 1, 1)
+    level = p + step
+    rounding = (p * relative + 3e-7 * (8 + float(half)) * step) * step
+    of_scale = rounding + turned * step**2 + 2e-6 * level * step
+    return _Rounded(turned.double() * (1.001 * step), entered, level, relative, of_scale)
+
+
+def _on_powers(p: Tensor, relative: Tensor, p_scale: Tensor, bits: int) -> _Rounded:
+    found = undecided_powers(p, relative.expand_as(p), p_scale.reshape(-1, 1, 1), bits)
+    # A slope is a level over its probability: the error of that counts twice.
+    of_scale = found.ended + 1e-5 * found.above
+    return _Rounded(found.change, found.turned, 1.5 * p, 2 * relative, of_scale)
 
 
 def units(sample: Sample) -> tuple[Any, ...]:
@@ -177,30 +259,21 @@ def units(sample: Sample) -> tuple[Any, ...]:
     for x, s, z, width in zip((q, k, v), scales, zeros, widths, strict=False):
         half = 2 ** (width - 1)
         near.append(((s * x - z).round().clamp(-half, half - 1) + z) / s)
-    p_scale, half = pairs[6], constant(2.0 ** (widths[3] - 1))
     logits = _logits(near[0], near[1], bias, options)
     p = logits.softmax(-1)
     size = abs(alpha) * (near[0].abs() @ near[1].abs().transpose(-2, -1))
     size = size + logits.nan_to_num(0.0, 0.0, 0.0).abs()
     relative = 5e-7 + 3e-7 * size.amax(-1, keepdim=True)
-    each = [
-        undecided(p[:, i], p[:, i] * relative[:, i], one, half, widths[3])
-        for i, one in enumerate(p_scale.expand(p.shape[1]))
-    ]
-    turned, entered = (
-        torch.stack(parts, 1)
-        for parts in ([one.turned for one in each], [one.entered for one in each])
-    )
-    step = 1 / scales[3]
-    of_codes = turned.double() * (1.001 * step)
-    level = p + step
+    log2 = options.get("p_grid") == "log2"
+    found = (_on_powers if log2 else _on_steps)(p, relative, pairs[6], widths[3])
+    of_codes, level = found.of_codes, found.level
     values = near[2].abs()
     of_y = of_codes @ values + 1e-6 * (level @ values)
     of_v = LARGEST * (of_codes + 1e-6 * level).transpose(-2, -1).sum(-1, keepdim=True)
     # The greatest gradient of a probability, and what is off in those of logits.
     greatest = LARGEST * values.sum(-1).amax(-1)[..., None, None]
     # Roundings are far from all the worst and of one sign.
-    of_t = p * greatest * (0.4 * relative + 4e-7 + 2.0 * entered.any(-1, keepdim=True))
+    of_t = p * greatest * (0.4 * found.of_slopes + 4e-7 + 2.0 * found.entered.any(-1, keepdim=True))
     of_q, of_k = (
         abs(alpha) * (part @ other.abs())
         for part, other in ((of_t, near[1]), (of_t.transpose(-2, -1), near[0]))
@@ -214,9 +287,7 @@ def units(sample: Sample) -> tuple[Any, ...]:
             largest = 2 * abs(alpha) * greatest * (other @ bound.abs())
         term = of_x * (y + 1 / s) + (largest + of_x) * 3e-8 * (8 + z.abs()) / s
         sums += [_total(part, pairs[2 * place]) for part in (term / s, (of_x + 1e-7 * largest) / s)]
-    rounding = (p * relative + 3e-7 * (8 + float(half)) * step) * step
-    p_terms = greatest * (rounding + turned * step**2 + 2e-6 * level * step)
-    sums.append(_total(p_terms, pairs[6]))
+    sums.append(_total(greatest * found.of_scale, pairs[6]))
     return of_y, of_q, of_k, of_v.expand_as(v), *sums, of_t.sum(0).flatten()
 
 
@@ -246,7 +317,7 @@ CASE = OpCase(
     keeps_layout=True,
     same_type=True,
     quantizes=True,
-    variants=({"mask": masks(2, 5, 7), "bits": 8},),
+    variants=({"mask": masks(2, 5, 7), "bits": 8}, {"p_grid": "log2"}),
     gradcheck=False,
     saves=250,
 )

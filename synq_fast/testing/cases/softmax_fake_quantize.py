@@ -1,4 +1,4 @@
-"""Softmax with fake quantization over a learned scale."""
+"""Softmax with fake quantization over equal steps or powers of two."""
 
 import math
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ import torch
 from synq_fast.testing.case import Nearest, OpCase, Sample, constant, nbytes, noise
 from synq_fast.testing.cases import fake_quantize_learned as learned
 from synq_fast.testing.cases._learned import GRADIENT, LARGEST, SUM, VALUE, undecided
+from synq_fast.testing.cases._powers import oracle as of_powers
+from synq_fast.testing.cases._powers import undecided_powers
 
 SHAPES = {
     (0, 3): "no row",
@@ -65,15 +67,50 @@ def inputs() -> Iterator[Sample]:
     logits[1, 2], logits[3, 4], logits[4], logits[5, 5] = math.nan, math.inf, -math.inf, 1e30
     yield Sample("special values", (logits, constant(15.0)), special=True)
     yield Sample("no scale", (noise(3, 20), constant(math.nan)), special=True)
+    yield from powers()
+
+
+def powers() -> Iterator[Sample]:
+    """Yields the same on powers of two, with largest levels that some probabilities exceed."""
+    shapes = {(0, 3): "no row", (4, 7): "odd", (3, 64): "aligned", (4, 513): "two stretches"}
+    longer = {(3, 1030): "beyond a block of Triton", (90, 12): "more rows than parts"}
+    for turn, (shape, reason) in enumerate((shapes | longer).items()):
+        options = {
+            "grid": "log2",
+            "bits": (4, 3, 5, 2)[turn % 4],
+            "alpha": (0.7, 1.0, -0.3)[turn % 3],
+            "gradient_scale": (1.0, 0.5)[turn % 2],
+        }
+        tensors = noise(*shape, seed=turn, scale=3.0), constant(3 / shape[-1])
+        yield Sample(f"{reason}, powers of two", tensors, options, every_layout=shape in shapes)
+    options = {"grid": "log2", "bits": 8, "alpha": 20.0}
+    yield Sample("all levels that there are", (noise(5, 40), constant(0.9)), options)
+    logits = noise(6, 20, mean=80.0)
+    logits[:, 3::4] = -math.inf
+    tensors = logits, constant(0.5)
+    yield Sample("masked, powers of two", tensors, {"grid": "log2"})
+    logits = noise(6, 20)
+    logits[1, 2], logits[3, 4], logits[4], logits[5, 5] = math.nan, math.inf, -math.inf, 1e30
+    for scale in (1.0, math.inf, math.nan):
+        reason = f"special values, powers of two, scale {scale}"
+        yield Sample(reason, (logits, constant(scale)), {"grid": "log2"}, special=True)
 
 
 def oracle(
-    logits: torch.Tensor, scale: torch.Tensor, *, alpha: float = 1.0, bits: int = 4, **options: Any
+    logits: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    alpha: float = 1.0,
+    bits: int = 4,
+    grid: str = "uniform",
+    **options: Any,
 ) -> torch.Tensor:
-    """The definition: the learned grid's from zero, of probabilities in float64."""
+    """The definition: the learned grid's from zero, or powers of two, of float64 probabilities."""
     shifted = alpha * logits - (alpha * logits.detach()).amax(-1, keepdim=True)
     exponentials = shifted.exp()
     values = exponentials / exponentials.sum(-1, keepdim=True)
+    if grid == "log2":
+        return of_powers(values, scale, bits=bits, **options)
     zero_point = scale.new_full((), 2 ** (bits - 1))
     return learned.oracle(values, scale, zero_point, bits=bits, **options)
 
@@ -89,6 +126,12 @@ def units(sample: Sample) -> tuple[Any, ...]:
     # An exponent is right to a rounding of the logit and of the greatest.
     size = position.nan_to_num(0.0, 0.0, 0.0).abs()
     relative = 5e-7 + 1.5e-7 * size.amax(-1, keepdim=True)
+    if sample.options.get("grid") == "log2":
+        powers = undecided_powers(values, relative.expand_as(values), scale, bits)
+        turned = powers.turned.any(-1, keepdim=True)
+        of_logits = LARGEST * abs(alpha) * (values * (8 * relative + 2.0 * turned) + 1e-36)
+        ended = LARGEST * float(powers.ended.sum() + 1e-6 * powers.above.sum())
+        return powers.change, of_logits, ended
     error = values * relative
     found = undecided(values, error, scale, constant(2.0 ** (bits - 1)), bits)
     # A code that enters the grid adds its gradient to the sum of its row.
@@ -120,6 +163,7 @@ CASE = OpCase(
     keeps_layout=True,
     same_type=True,
     quantizes=True,
+    variants=({"grid": "log2"},),
     gradcheck=False,
     saves=25,
 )
