@@ -51,7 +51,7 @@ class Fold:
 def common_grid(
     low: Tensor, high: Tensor, bits: int, *, symmetric: bool = False
 ) -> tuple[Tensor, Tensor, float, float]:
-    """What gives channels one grid (RepQ-ViT, arXiv 2212.08254, eqs. 9 to 13).
+    """What gives channels one grid (RepQ-ViT, arXiv 2212.08254; the zero point rounded).
 
     Each channel's range is made to hold zero and widened by ``WIDENED`` about its centre; then all
     have a zero point among the codes, and so has their mean.

@@ -47,7 +47,7 @@ class Products:
 
         With Q the quantized rows and Y what the layer gives in floating point, the D that has the
         least ``||Y - Q (W + D)^T||^2 + ridge ||D||^2`` is
-        ``(Q^T Q + ridge I)^-1 Q^T (Y - Q W^T)`` (ERQ, arXiv 2407.06794, eq. 6).
+        ``(Q^T Q + ridge I)^-1 Q^T (Y - Q W^T)`` (ERQ, arXiv 2407.06794).
 
         Args:
             weight: as it is.

@@ -121,7 +121,7 @@ def fold(graph_module: fx.GraphModule, norm: FoldableNorm, scale: Tensor, shift:
     """Let a LayerNorm give ``y / scale - shift`` instead of y, and its readers read that.
 
     The outputs of the readers stay: weights become ``W diag(scale)``, biases
-    ``b + W diag(scale) shift`` (RepQ-ViT, arXiv 2212.08254, section 3.2).
+    ``b + W diag(scale) shift`` (RepQ-ViT, arXiv 2212.08254).
 
     Args:
         graph_module: a result of ``with_foldable_norms``, or a quantized copy; changed in place.
