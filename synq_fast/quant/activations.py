@@ -182,6 +182,14 @@ class ActivationQuantizer(FullPrecision):
             offset=before * (x.numel() // images),
         )
 
+    def dropped(self, y: Tensor, x: Tensor) -> Tensor:
+        """``y``, the quantized ``x``, where ``keep`` does not pass ``x`` itself."""
+        if self.keep == 1:
+            return y
+        before, images = self.part
+        assert self.seed is not None
+        return ops.random_mix(y, x, self.keep, self.seed, offset=before * (x.numel() // images))
+
     def grid(self) -> Grid:
         """Scale and zero point of the frozen range."""
         ends = (self.range_min, self.range_max)

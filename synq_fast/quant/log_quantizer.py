@@ -34,12 +34,7 @@ class LogQuantizer(ActivationQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """``x`` on the levels, whatever is observed or let through."""
-        y = self.rounded(x, self.range_max)
-        if self.keep == 1:
-            return y
-        before, images = self.part
-        assert self.seed is not None
-        return ops.random_mix(y, x, self.keep, self.seed, offset=before * (x.numel() // images))
+        return self.dropped(self.rounded(x, self.range_max), x)
 
     def rounded(self, x: Tensor, end: Tensor) -> Tensor:
         """``x`` on the levels below an end, 0-d or (H,)."""

@@ -33,12 +33,7 @@ class MinifloatQuantizer(ActivationQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """``x`` on the levels, whatever is observed or let through."""
-        y = self.on_range(x, self.range_min, self.range_max)
-        if self.keep == 1:
-            return y
-        before, images = self.part
-        assert self.seed is not None
-        return ops.random_mix(y, x, self.keep, self.seed, offset=before * (x.numel() // images))
+        return self.dropped(self.on_range(x, self.range_min, self.range_max), x)
 
     def on_range(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """``x`` on the levels of a range."""
