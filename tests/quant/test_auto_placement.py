@@ -135,7 +135,7 @@ def test_after_relu_where_there_is_none_is_refused_before_synthesis(monkeypatch)
 
 def test_shipped_recipes_follow_the_network():
     placements = {name: load_recipe(name).quantization.placement for name in list_recipes()}
-    assert {placements.pop(name) for name in ("psaq", "synq-psaq")} == {"vit_outputs"}
+    assert {placements.pop(name) for name in ("psaq", "psaq-v2", "synq-psaq")} == {"vit_outputs"}
     assert set(placements.values()) == {"auto"}
 
 
