@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.errors import RecipeError
 from synq_fast.finetune.norm_folds import (
     LEAST,

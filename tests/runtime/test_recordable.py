@@ -13,7 +13,7 @@ import torch
 from synq_fast.bank.batches import Batches, BatchSource
 from synq_fast.bank.images import ImageBank
 from synq_fast.bank.mixing import MixedBatches
-from synq_fast.engine.saved_model import build_student
+from synq_fast.engine.student import build_student
 from synq_fast.finetune.reconstruction import (
     Blocks,
     Cache,
