@@ -11,7 +11,7 @@ LAST_BELOW = tl.constexpr(1 - 2.0**-24)
 
 def largest_level(bits: int) -> int:
     """Returns the largest level: the mantissa and the three bits of the exponent are ones."""
-    return (2 ** (bits - 2) - 1) * 2**6
+    return ((1 << (bits - 2)) - 1) << 6
 
 
 @triton.jit

@@ -15,7 +15,7 @@ def mantissa_bits(bits: int) -> int:
 
 def largest_level(bits: int) -> int:
     """Returns the largest level: all ones in the mantissa, at the largest exponent."""
-    return ((1 << (mantissa_bits(bits) + 1)) - 1) << 6
+    return ((2 << mantissa_bits(bits)) - 1) << 6
 
 
 def unclamped_levels(

@@ -141,6 +141,7 @@ def fake_quantize_minifloat() -> Figure:
     float_curve(left, x, y, "gelu(x)")
     curve(left, x, found, "fake_quantize_minifloat(gelu(x))")
     label(left, "4 bits, range -0.17 to 3.91", "x")
+    left.set_ylim(-0.6, 6.4)
     left.legend(loc="upper left")
     float_curve(right, x, (ops.fake_quantize(y, *ends, 4) - y).abs(), "equal steps")
     curve(right, x, (found - y).abs(), "small floats")
