@@ -60,15 +60,20 @@ ONE_THREAD = frozenset(
 )
 
 
-@pytest.fixture(autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs the tests of whole networks in one thread; their processes have the machine's."""
-    folder = request.path.relative_to(ROOT / "tests").parts[0]
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs the tests of whole networks, and all their fixtures, in one thread.
+
+    Their processes have the machine's.
+    """
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
     before = torch.get_num_threads()
     if folder in ONE_THREAD:
         torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        return (yield)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
