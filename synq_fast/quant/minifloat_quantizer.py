@@ -17,7 +17,7 @@ WIDEST = 5
 SHARES = tuple(2 ** (n / 4) for n in range(4, -13, -1))
 """Of the greatest value: where the largest level is tried."""
 ZEROS = 8
-"""So many whole numbers from 0 are tried for what zero is moved by."""
+"""So many whole numbers are tried for what zero is moved by, from 0, further apart at more bits."""
 
 
 class MinifloatQuantizer(ActivationQuantizer):
@@ -43,7 +43,8 @@ class MinifloatQuantizer(ActivationQuantizer):
         """Ranges (N,) whose least level is a whole number of steps below zero."""
         largest = float(_whole_levels(self.bits)[-1])
         shares = torch.tensor(SHARES, dtype=torch.float32, device=high.device)
-        zeros = torch.arange(ZEROS, dtype=torch.float32, device=high.device)
+        apart = 2.0 ** max(0, self.bits - LEAST_BITS - 1)
+        zeros = apart * torch.arange(ZEROS, dtype=torch.float32, device=high.device)
         steps = (high.clamp_min(0.0) * shares).view(-1, 1) / (largest - zeros)
         return (-zeros * steps).flatten(), ((largest - zeros) * steps).flatten()
 
