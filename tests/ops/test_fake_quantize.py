@@ -63,11 +63,16 @@ def test_properties(values, bounds, bits):
         assert torch.equal(ops.fake_quantize(y, low, high, bits), y), "not idempotent"
 
 
-def test_identity_gradient_saves_nothing():
+# Of the ops that take a range and a straight-through estimator.
+QUANTIZERS = (ops.fake_quantize, ops.fake_quantize_minifloat)
+
+
+@pytest.mark.parametrize("quantize", QUANTIZERS)
+def test_identity_gradient_saves_nothing(quantize):
     x = torch.randn(20, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        y = ops.fake_quantize(x, -0.1, 0.1, 4)
+        y = quantize(x, -0.1, 0.1, 4)
     assert not saved
     gradient = torch.randn(20)
     y.backward(gradient)
@@ -85,14 +90,15 @@ def test_clipped_gradient(backend):
     assert x.grad.tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 1, 0]
 
 
+@pytest.mark.parametrize("quantize", QUANTIZERS)
 @pytest.mark.parametrize("ste", ["identity", "clip"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_second_derivative(backend, ste):
+def test_second_derivative(backend, ste, quantize):
     require(backend)
     x = torch.tensor([-3.0, 0.2, 3.0], requires_grad=True)
     weight = torch.ones(3, requires_grad=True)
     with ops.backend(backend):
-        y = ops.fake_quantize(x, -1.0, 1.0, 4, ste=ste)
+        y = quantize(x, -1.0, 1.0, 4, ste=ste)
     (gradient,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
     gradient.sum().backward()
     assert weight.grad.tolist() == ([1, 1, 1] if ste == "identity" else [0, 1, 0])
