@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,12 +23,13 @@ from synq_fast.distributed import ALONE, Ranks, restarted
 from synq_fast.engine.about import about
 from synq_fast.engine.evaluation import EvaluationResult, evaluate
 from synq_fast.engine.identity import describe, fingerprint, weights_hash
+from synq_fast.engine.image_losses import with_image_losses
 from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.shown import show_images
 from synq_fast.engine.stages import STAGES, Made, widths
 from synq_fast.engine.student import build_student, network_of
-from synq_fast.errors import ModelError, RecipeError, SynqFastWarning
+from synq_fast.errors import ModelError
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
@@ -51,7 +51,6 @@ from synq_fast.quant.bits import LOWEST, AutoBits, Bits
 from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, dump_recipe
-from synq_fast.recipes.adapted import without_statistics
 from synq_fast.reporting.board import Board
 from synq_fast.runtime.allocator import keep_freed_memory
 from synq_fast.runtime.memory_format import channels_last
@@ -144,7 +143,7 @@ class Run:
             swing=made and recipe.synthesis.swing,
             sparse=made and recipe.synthesis.sparse.share > 0,
         )
-        self.recipe = recipe = self._with_image_losses(recipe)
+        self.recipe = recipe = with_image_losses(recipe, self.image_teacher, self.teacher)
         student = self.build_student()
         check_forms(self.teacher.module, self.graph, student, self.structure)
         self.coverage = coverage_of(student)
@@ -163,51 +162,6 @@ class Run:
         others = foldable_norms(self.graph)[1]
         named = next((f"{name}: {reason}" for name, reason in others.items()), "there is none")
         self.reporter.line(f"fold_norms: no LayerNorm can be folded ({named})")
-
-    def _with_image_losses(self, recipe: Recipe) -> Recipe:
-        """The recipe, without what the model has no BatchNorm statistics for.
-
-        Raises:
-            RecipeError: its images come from attentions, and the model has none.
-        """
-        teacher = self.image_teacher
-        losses = (*recipe.synthesis.losses, *recipe.generator.losses)
-        if not teacher.has_attentions and any(
-            loss.weight and "attentions" in loss.reads for loss in losses
-        ):
-            raise RecipeError(
-                f"the recipe's images come from a transformer's attentions (patches), and "
-                f"{self.teacher.name} has none that could be found; use a recipe for "
-                f"convolutional networks, such as synq-fast-imagenet"
-            )
-        if not teacher.has_class_token and any(
-            loss.weight and "class token" in loss.reads for loss in losses
-        ):
-            raise RecipeError(
-                f"synthesis.alignment compares what the class token of every layer looks at, and "
-                f"{self.teacher.name} has no class token beside all patches of an image in every "
-                f"attention (it has windows, merges patches or takes their mean); set "
-                f"synthesis.alignment.weight = 0"
-            )
-        if recipe.synthesis.regions.most and not teacher.patches_along(self.teacher.input_shape):
-            raise RecipeError(
-                f"synthesis.regions enlarges whole patches of an image, and {self.teacher.name} "
-                f"has no attention over a square grid of patches that fill one; set "
-                f"synthesis.regions.most = 0"
-            )
-        if teacher.has_statistics:
-            return recipe
-        adapted = without_statistics(recipe, attends=teacher.has_attentions)
-        if adapted != recipe:
-            instead = "the similarity of its patches" if teacher.has_attentions else "smoothness"
-            warnings.warn(
-                f"{self.teacher.name} has no BatchNorm2d with running statistics to match: images "
-                f"come from its classes and from {instead} alone, which says less of the data it "
-                f"was trained on; expect less accuracy, most of all below 6 bits",
-                SynqFastWarning,
-                stacklevel=3,
-            )
-        return adapted
 
     @cached_property
     def identity(self) -> dict[str, str]:
