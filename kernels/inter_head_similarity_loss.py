@@ -198,7 +198,8 @@ def head_gradient_kernel(
 def _tile(heads: int) -> dict[str, int]:
     """Returns the sides of a tile, and the warps that hold it."""
     rows = max(power_of_two(heads), LEAST_HEADS)
-    return {"HEADS": rows, "KEYS": KEYS, "num_warps": rows // 8}
+    # With eight warps Blackwell's tensor cores would take 64 heads, and float32 cut to TF32.
+    return {"HEADS": rows, "KEYS": KEYS, "num_warps": rows // 8 if rows < 64 else 16}
 
 
 def inter_head_similarity_loss(logits: torch.Tensor) -> torch.Tensor:
