@@ -45,7 +45,10 @@ OFFSETS = (0, 1, 3, 4, 16, 2**34, 2**34 + 1)
 # For occupancy, which is tuned with one version of the compiler; another has its own ways.
 MAXIMUM_REGISTERS = 128 if version("triton").startswith("3.6.") else 255
 # Tiles of a product, or of a sum over pairs, live in registers.
-LARGE = {"axis_kernel", "similarity_kernel", "direction_kernel", "density_kernel", "slope_kernel"}
+LARGE = {
+    *("axis_kernel", "similarity_kernel", "direction_kernel", "density_kernel", "slope_kernel"),
+    *("head_pairs_kernel", "head_gradient_kernel"),
+}
 LARGEST = 255
 
 
