@@ -43,6 +43,30 @@ def grid_of(grids_ptr, place, head, heads):
 
 
 @triton.jit
+def grids_of(grids_ptr, head, heads, alpha):
+    """Returns scales and zero points of q, k and v, the scale of probabilities, and a factor.
+
+    The factor makes logits of products of codes.
+    """
+    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
+    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
+    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
+    p_scale = tl.load(grids_ptr + 6 * heads + head)
+    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    return q_scale, q_zero, k_scale, k_zero, v_scale, v_zero, p_scale, factor
+
+
+@triton.jit
+def kept_moments(moments_ptr, index, row, rows):
+    """Returns what `attention_moments_kernel` kept of rows of an image's head: three numbers."""
+    moments = moments_ptr + (index * rows + row) * 3
+    most = tl.load(moments, mask=row < rows, other=0.0)
+    inverse = tl.load(moments + 1, mask=row < rows, other=0.0)
+    along = tl.load(moments + 2, mask=row < rows, other=0.0)
+    return most, inverse, along
+
+
+@triton.jit
 def multiply(a, b):
     """Returns a b; each factor as a sum of parts that tensor cores multiply exactly."""
     return tl.dot(a, b, input_precision="tf32x3")

@@ -17,8 +17,9 @@ import triton.language as tl
 from synq_fast.kernels._affine import dequantize
 from synq_fast.kernels._attention import (
     finish_rows,
-    grid_of,
+    grids_of,
     incoming,
+    kept_moments,
     logits_of,
     moments_of,
     multiply,
@@ -52,11 +53,9 @@ def attention_kernel(
     index = program // tiles
     head = index % heads
     first_row = (program % tiles) * TILE
-    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
-    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
-    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale = tl.load(grids_ptr + 6 * heads + head)
-    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    q_scale, q_zero, k_scale, k_zero, v_scale, v_zero, p_scale, factor = grids_of(
+        grids_ptr, head, heads, alpha
+    )
     keys = k_ptr + index * columns * width
     values = v_ptr + index * columns * width
     bias = bias_ptr + head * rows * columns
@@ -106,11 +105,9 @@ def attention_moments_kernel(
     index = program // tiles
     head = index % heads
     first_row = (program % tiles) * TILE
-    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
-    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
-    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale = tl.load(grids_ptr + 6 * heads + head)
-    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    q_scale, q_zero, k_scale, k_zero, v_scale, v_zero, p_scale, factor = grids_of(
+        grids_ptr, head, heads, alpha
+    )
     bias = bias_ptr + head * rows * columns
     mask = mask_ptr + (index // heads) % masks * rows * columns
     start = index * rows * width
@@ -162,11 +159,9 @@ def attention_query_gradient_kernel(
     head = (program // tiles) % heads
     first_row = (program % tiles) * TILE
     part = program // tiles // heads
-    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
-    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
-    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale = tl.load(grids_ptr + 6 * heads + head)
-    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    q_scale, q_zero, k_scale, k_zero, v_scale, v_zero, p_scale, factor = grids_of(
+        grids_ptr, head, heads, alpha
+    )
     bias = bias_ptr + head * rows * columns
     row = first_row + tl.arange(0, TILE)
     of_scale = q_scale * 0.0
@@ -181,10 +176,7 @@ def attention_query_gradient_kernel(
         mask = mask_ptr + image % masks * rows * columns
         q = read_codes(q_ptr + start, first_row, rows, width, q_scale, q_zero, q_half, TILE, WIDTH)
         gradient = incoming(gradient_ptr + start, first_row, rows, width, TILE, WIDTH)
-        moments = moments_ptr + (index * rows + row) * 3
-        most = tl.load(moments, mask=row < rows, other=0.0)
-        inverse = tl.load(moments + 1, mask=row < rows, other=0.0)
-        along = tl.load(moments + 2, mask=row < rows, other=0.0)
+        most, inverse, along = kept_moments(moments_ptr, index, row, rows)
         of_y = tl.zeros((TILE, WIDTH), tl.float32)
         first = index * 0
         while first < columns:
@@ -233,11 +225,9 @@ def attention_key_gradient_kernel(
     index = program // tiles
     head = index % heads
     first_key = (program % tiles) * TILE
-    q_scale, q_zero = grid_of(grids_ptr, 0, head, heads)
-    k_scale, k_zero = grid_of(grids_ptr, 1, head, heads)
-    v_scale, v_zero = grid_of(grids_ptr, 2, head, heads)
-    p_scale = tl.load(grids_ptr + 6 * heads + head)
-    factor = tl.div_rn(alpha + q_scale * 0.0, q_scale * k_scale)
+    q_scale, q_zero, k_scale, k_zero, v_scale, v_zero, p_scale, factor = grids_of(
+        grids_ptr, head, heads, alpha
+    )
     bias = bias_ptr + head * rows * columns
     mask = mask_ptr + (index // heads) % masks * rows * columns
     start = index * rows * width
@@ -253,10 +243,7 @@ def attention_key_gradient_kernel(
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         q = read_codes(q_ptr + start, first, rows, width, q_scale, q_zero, q_half, TILE, WIDTH)
         gradient = incoming(gradient_ptr + start, first, rows, width, TILE, WIDTH)
-        moments = moments_ptr + (index * rows + row) * 3
-        most = tl.load(moments, mask=row < rows, other=0.0)
-        inverse = tl.load(moments + 1, mask=row < rows, other=0.0)
-        along = tl.load(moments + 2, mask=row < rows, other=0.0)
+        most, inverse, along = kept_moments(moments_ptr, index, row, rows)
         logits = logits_of(
             multiply(q, tl.trans(k)), factor, bias, mask, row[:, None], column[None, :],
             rows, columns, BIAS, MASK,

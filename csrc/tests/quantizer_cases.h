@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/fake_quantize.h"
 #include "kernels.h"
 #include "memory.h"
 #include "quantizer_model.h"
@@ -80,6 +81,19 @@ struct Inputs {
 
 template <typename T>
 T element_type(const Inputs<T>&);
+
+template <typename T>
+cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
+  return {in.x.data(),
+          in.gradient.data(),
+          y,
+          in.scale.data(),
+          in.zero_point.data(),
+          c.shape.channels,
+          c.shape.inner,
+          c.bits,
+          dtype};
+}
 
 // Calls body(kernels, case, inputs of the element type, dtype) for every case, type and instruction set.
 template <typename Tables, typename Body>

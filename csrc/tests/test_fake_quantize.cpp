@@ -3,25 +3,8 @@
 
 #include "quantizer_cases.h"
 
-namespace {
-
 using namespace synq;
 using namespace synq::test;
-
-template <typename T>
-cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
-  return {in.x.data(),
-          in.gradient.data(),
-          y,
-          in.scale.data(),
-          in.zero_point.data(),
-          c.shape.channels,
-          c.shape.inner,
-          c.bits,
-          dtype};
-}
-
-}  // namespace
 
 TEST(values) {
   for_each_case(

@@ -9,19 +9,6 @@ namespace {
 using namespace synq;
 using namespace synq::test;
 
-template <typename T>
-cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
-  return {in.x.data(),
-          in.gradient.data(),
-          y,
-          in.scale.data(),
-          in.zero_point.data(),
-          c.shape.channels,
-          c.shape.inner,
-          c.bits,
-          dtype};
-}
-
 bool is_kept(const Chance& chance, int64_t i) {
   const int64_t place = chance.offset + i;
   return keeps(chance, draw(chance, place / 4).values[place % 4]);

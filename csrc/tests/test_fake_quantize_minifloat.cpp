@@ -82,19 +82,6 @@ std::vector<Case> minifloat_cases() {
   return cases;
 }
 
-template <typename T>
-cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
-  return {in.x.data(),
-          in.gradient.data(),
-          y,
-          in.scale.data(),
-          in.zero_point.data(),
-          c.shape.channels,
-          c.shape.inner,
-          c.bits,
-          dtype};
-}
-
 template <typename Body>
 void for_each_minifloat_case(const Body& body) {
   for (const DType dtype : kDTypes) {

@@ -15,11 +15,6 @@ constexpr int kBits = 4;
 
 Case case_of(int64_t count, Place place) { return {{1, 1, count}, kBits, place, {make_model(-0.12f, 2.2f, kBits)}}; }
 
-template <typename T>
-cpu::Job make_job(const Case& c, const Inputs<T>& in, DType dtype, void* y) {
-  return {in.x.data(), in.gradient.data(), y, in.scale.data(), in.zero_point.data(), 1, c.count(), c.bits, dtype};
-}
-
 double below(double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); }
 
 double slope(double x) { return below(x) + x * std::exp(-x * x / 2) / std::sqrt(2 * M_PI); }

@@ -8,6 +8,7 @@ from synq_fast.errors import RecipeError, SynqFastWarning
 from synq_fast.models import Teacher
 from synq_fast.recipes import Recipe
 from synq_fast.recipes.adapted import without_statistics
+from synq_fast.synthesis.losses import IMAGE_LOSSES
 from synq_fast.synthesis.teacher import ImageTeacher
 
 
@@ -32,14 +33,17 @@ def with_image_losses(recipe: Recipe, shown: ImageTeacher, teacher: Teacher) -> 
             f"{teacher.name} has none that could be found; use a recipe for "
             f"convolutional networks, such as synq-fast-imagenet"
         )
-    if not shown.has_class_token and any(
-        loss.weight and "class token" in loss.reads for loss in losses
-    ):
+    by_token = [
+        f"synthesis.{name}"
+        for name, kind in IMAGE_LOSSES.items()
+        if "class token" in kind.reads and any(type(x) is kind and x.weight for x in losses)
+    ]
+    if by_token and not shown.has_class_token:
         raise RecipeError(
-            f"synthesis.alignment compares what the class token of every layer looks at, and "
+            f"{' and '.join(by_token)} read what the class token of every layer looks at, and "
             f"{teacher.name} has no class token beside all patches of an image in every "
             f"attention (it has windows, merges patches or takes their mean); set "
-            f"synthesis.alignment.weight = 0"
+            f"{' = 0 and '.join(f'{name}.weight' for name in by_token)} = 0"
         )
     if recipe.synthesis.regions.most and not shown.patches_along(teacher.input_shape):
         raise RecipeError(

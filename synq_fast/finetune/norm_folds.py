@@ -258,17 +258,21 @@ def _compare(norm: _Norm, reader: _Reader, rows: Tensor) -> None:
 
 def _split(batches: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What is fitted, and the quarter that is held out."""
-    if len(batches) == 1:
-        batches = batches[0].unbind()
-        if len(batches) == 1:
-            raise RecipeError(
-                "quantization.fold_norms holds out a part of the calibration images, and there is "
-                "one image alone; raise quantization.calibration_batch_size or calibration_batches"
-            )
-        kept = len(batches) - max(1, len(batches) // 4)
-        return [torch.stack(batches[:kept])], [torch.stack(batches[kept:])]
-    kept = len(batches) - max(1, len(batches) // 4)
-    return batches[:kept], batches[kept:]
+    if len(batches) > 1:
+        kept = _kept(len(batches))
+        return batches[:kept], batches[kept:]
+    (images,) = batches
+    if len(images) == 1:
+        raise RecipeError(
+            "quantization.fold_norms holds out a part of the calibration images, and there is one "
+            "image alone; raise quantization.calibration_batch_size or calibration_batches"
+        )
+    kept = _kept(len(images))
+    return [images[:kept]], [images[kept:]]
+
+
+def _kept(count: int) -> int:
+    return count - max(1, count // 4)
 
 
 def _show(

@@ -24,13 +24,13 @@ class LogQuantizer(ActivationQuantizer):
     """
 
     spacing = "log2"
+    from_zero = True
 
     def __init__(
         self, bits: int, *, policy: str = "minmax", shrink: float = 1.0, heads: int | None = None
     ) -> None:
         """Prepare a quantizer; arguments as those of ``ActivationQuantizer``."""
         super().__init__(bits, policy=policy, shrink=shrink, ste="clip", heads=heads)
-        self.from_zero = True
 
     def quantized(self, x: Tensor) -> Tensor:
         """``x`` on the levels, whatever is observed or let through."""

@@ -8,12 +8,14 @@ from torch import Tensor
 from synq_fast import ops
 from synq_fast.errors import ModelError
 from synq_fast.quant.activations import ActivationQuantizer
+from synq_fast.quant.observers import build_observer
 from synq_fast.quant.quantizer import Grid
 
 LEAST_BITS = 3
 """An exponent has three bits."""
 WIDEST = 5
-"""Up to so many bits a small float errs less than a uniform grid behind GELU."""
+"""Up to so many bits a recipe's "auto" takes them: above, equal steps lose little, and files have a
+form for them."""
 SHARES = tuple(2 ** (n / 4) for n in range(4, -13, -1))
 """Of the greatest value: where the largest level is tried."""
 ZEROS = 8
@@ -24,12 +26,19 @@ class MinifloatQuantizer(ActivationQuantizer):
     """Fake-quantizes to unsigned floats of three exponent bits, moved by a whole number of steps.
 
     What GELU gives is mostly near its least value, with few large ones: a uniform grid of few bits
-    that holds these rounds the rest to nothing. The range is not trained.
+    that holds these rounds the rest to nothing. The range is not trained. Where nothing fits it to
+    what is made of the values it holds all of them, for the range of least error of a uniform grid
+    would cut the tail off.
     """
 
     def __init__(self, bits: int, *, policy: str = "minmax", shrink: float = 1.0) -> None:
         """Prepare a quantizer; arguments as those of ``ActivationQuantizer``."""
         super().__init__(bits, policy=policy, shrink=shrink, ste="clip")
+
+    def start_observing(self) -> None:
+        """Begin a new range: a moving average of the extremes if the policy says so, or they."""
+        policy = "ema" if self.policy == "ema" else "minmax"
+        self.observer = build_observer(policy, self.bits, self.range_min.device)
 
     def quantized(self, x: Tensor) -> Tensor:
         """``x`` on the levels, whatever is observed or let through."""

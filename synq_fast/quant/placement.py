@@ -245,7 +245,8 @@ def quantized_copy(
             width = policy.activation(name, [site_of[layer] for layer in read])
         function = _function(student, site)
         quantizer = special.get(function, make_quantizer)(width, heads=heads_of.get(site))
-        quantizer.from_zero = function == "softmax"
+        if function == "softmax":
+            quantizer.from_zero = True
         quantizer.holds_zero = placement == INTEGER
         student.add_submodule(name, quantizer)
         with student.graph.inserting_after(site):

@@ -9,8 +9,6 @@ from synq_fast.recipes.schema import STAGES, Recipe
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
     IMAGE_LOSSES,
-    AttentionEntropy,
-    AttentionPrior,
     Classes,
     Disagreement,
     Margin,
@@ -175,8 +173,7 @@ def _sparse_problems(synthesis: Synthesis) -> list[str]:
     whole = [
         f"synthesis.{name}"
         for name, kind in IMAGE_LOSSES.items()
-        if (kind is AttentionEntropy or "student" in kind.reads)
-        and any(type(loss) is kind and loss.weight for loss in synthesis.losses)
+        if kind.whole and any(type(loss) is kind and loss.weight for loss in synthesis.losses)
     ]
     if whole:
         problems.append(
@@ -188,12 +185,6 @@ def _sparse_problems(synthesis: Synthesis) -> list[str]:
             f"synthesis.sparse leaves the pixels of dropped patches as they are, and "
             f'synthesis.parametrization = "{synthesis.parametrization}" changes all of an image at '
             f'once; set it to "pixels", or synthesis.sparse.share = 0'
-        )
-    if any(isinstance(loss, AttentionPrior) and loss.weight for loss in synthesis.losses):
-        problems.append(
-            "synthesis.attention_prior draws attention to places, whose patches synthesis.sparse "
-            "may have dropped; set synthesis.sparse.share = 0, or "
-            "synthesis.attention_prior.weight = 0"
         )
     return problems
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -30,10 +30,7 @@ class ImageStudent:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Quantize the weights once for all images that are looked at inside the block."""
-        manager = held_weights(self.module)
-        with torch.no_grad():
-            manager.__enter__()
-        try:
+        with ExitStack() as stack:
+            with torch.no_grad():
+                stack.enter_context(held_weights(self.module))
             yield
-        finally:
-            manager.__exit__(None, None, None)

@@ -88,6 +88,23 @@ def test_values(bits):
     assert float((y - x)[inside].abs().max()) <= widest * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("policy", ["mse", "output", "minmax", "ema"])
+def test_the_range_holds_the_tail_whatever_a_uniform_grid_would_take(policy):
+    g = torch.Generator().manual_seed(3)
+    x = nn.functional.gelu(torch.randn(4000, generator=g).exp() - 1)
+    quantizer, uniform = MinifloatQuantizer(4, policy=policy), ActivationQuantizer(4, policy=policy)
+    for one in (quantizer, uniform):
+        one.start_observing()
+        one(x)
+        one.stop_observing()
+    torch.testing.assert_close(quantizer.range_min, x.min())
+    torch.testing.assert_close(quantizer.range_max, x.max())
+    if policy in ("mse", "output"):
+        assert uniform.range_max < 0.9 * x.max()
+        cut = quantizer.on_range(x, uniform.range_min, uniform.range_max)
+        assert (quantizer(x) - x).square().sum() < (cut - x).square().sum()
+
+
 def test_no_parameter_and_no_uniform_grid():
     quantizer = MinifloatQuantizer(4)
     assert list(quantizer.parameters()) == []

@@ -165,7 +165,7 @@ def test_unworkable_values_are_refused(key, value):
         ),
         (
             {"synthesis.sparse.share": 0.3, "synthesis.attention_prior.weight": 1.0},
-            ["synthesis.attention_prior draws attention", "synthesis.sparse.share = 0"],
+            ["synthesis.attention_prior read every patch", "synthesis.sparse.share = 0"],
         ),
         (
             {"finetune.mixup": 1.0},

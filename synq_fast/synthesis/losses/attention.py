@@ -30,6 +30,7 @@ class AttentionPrior(ImageLoss):
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"attentions"})
+    whole: ClassVar[bool] = True
 
     weight: float = factor(1000.0, "factor on the distance of attention from its places")
 

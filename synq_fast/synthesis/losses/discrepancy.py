@@ -20,6 +20,7 @@ class Discrepancy(ImageLoss):
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"student"})
+    whole: ClassVar[bool] = True
 
     weight: float = factor(1.0, "factor on the negative mean absolute difference of the logits")
 

@@ -29,6 +29,7 @@ class AttentionEntropy(ImageLoss):
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"attentions"})
+    whole: ClassVar[bool] = True
 
     weight: float = factor(1.0, "factor on the negative entropy, the mean over the layers")
     rows: int = number(64, "how many are compared, of those that there are", 2, 2**16, "patches")
@@ -73,6 +74,7 @@ class Alignment(ImageLoss):
     """
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"attentions", "class token", "student"})
+    whole: ClassVar[bool] = True
 
     weight: float = factor(0.1, "factor on the difference of attention at the chosen patches")
     first: float = number(0.5, "part of the patches that counts in the first step", 0, 1)

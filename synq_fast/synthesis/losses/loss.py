@@ -109,6 +109,8 @@ class ImageLoss(ABC):
     """A part of what images minimize: a frozen dataclass of its recipe's values."""
 
     reads: ClassVar[frozenset[Reads]] = frozenset()
+    whole: ClassVar[bool] = False
+    """It needs every patch of an image, also those that ``synthesis.sparse`` would drop."""
 
     weight: float = 1.0
 

@@ -1,12 +1,12 @@
 """Inputs of the quantization ops, and their arithmetic once more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 
-from synq_fast.testing.case import constant, noise
+from synq_fast.testing.case import Sample, constant, noise
 
 SHAPES = {
     (0,): "empty",
@@ -76,6 +76,25 @@ def channel_ranges(x: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, tor
         return constant(-2.1), constant(3.3)
     steps = torch.arange(x.shape[axis], dtype=torch.float32, device="cpu")
     return -0.5 - steps / 7, 0.4 + steps / 5
+
+
+def ranged(widths: Sequence[int]) -> Iterator[Sample]:
+    """Yields every part with a range for each channel, of some widths in turn, and odd strides."""
+    for part in parts():
+        options = {"bits": part.choose(*widths), "ste": part.choose("identity", "clip")}
+        bounds = channel_ranges(part.x, part.axis)
+        options["axis"] = part.axis
+        yield Sample(part.reason, (part.x, *bounds), options, **part.flags)
+    strided = constant(-1.0).expand(4), torch.arange(1.0, 9.0, dtype=torch.float32, device="cpu")
+    yield Sample("strided ranges", (noise(3, 4), strided[0], strided[1][::2]), {"axis": 1})
+
+
+def specially_ranged(widths: Sequence[int]) -> Iterator[Sample]:
+    """Yields what is no number, and every unusual range, each with half of four widths."""
+    for index, (reason, ends) in enumerate(SPECIAL_RANGES.items()):
+        for bits in widths[index % 2 :: 2]:
+            special = special_values(), *(constant(end) for end in ends)
+            yield Sample(f"range {reason}", special, {"bits": bits, "ste": "clip"}, special=True)
 
 
 def special_values() -> torch.Tensor:

@@ -8,14 +8,12 @@ import torch
 from synq_fast.testing.case import EXACT, Nearest, OpCase, Sample, constant, nbytes, noise
 from synq_fast.testing.cases._quantization import (
     EVERY_WIDTH,
-    SPECIAL_RANGES,
     TIED_RANGES,
-    channel_ranges,
     grid_of,
     over_channels,
-    parts,
     quantized,
-    special_values,
+    ranged,
+    specially_ranged,
     straight_through,
     ties,
 )
@@ -39,18 +37,12 @@ def ranges() -> Iterator[Sample]:
     """Yields tensors with given ranges, for this op and for `quantize_codes`."""
     clip = {"bits": 3, "ste": "clip"}
     yield Sample("typical", (noise(4, 6, seed=1), constant(-1.0), constant(1.5)), clip)
-    for part in parts():
-        options = {"bits": part.choose(3, 8, 2, 9, 16), "ste": part.choose("identity", "clip")}
-        bounds = channel_ranges(part.x, part.axis)
-        options["axis"] = part.axis
-        yield Sample(part.reason, (part.x, *bounds), options, **part.flags)
+    yield from ranged((3, 8, 2, 9, 16))
     for shape, axis, groups in (((6, 35), 0, 3), ((5, 12, 7), 1, 4), ((5, 12, 7), -2, 1)):
         x, steps = noise(*shape), torch.arange(groups, dtype=torch.float32, device="cpu")
         options = {"bits": 4, "ste": "clip", "axis": axis, "groups": groups}
         bounds = -0.5 - steps, 0.4 + steps
         yield Sample(f"{groups} groups of channels", (x, *bounds), options, every_layout=True)
-    strided = constant(-1.0).expand(4), torch.arange(1.0, 9.0, dtype=torch.float32, device="cpu")
-    yield Sample("strided ranges", (noise(3, 4), strided[0], strided[1][::2]), {"axis": 1})
     for index, bits in enumerate(EVERY_WIDTH):
         low, high = TIED_RANGES[index % len(TIED_RANGES)]
         tensors = ties(bits, low, high), constant(low), constant(high)
@@ -58,10 +50,7 @@ def ranges() -> Iterator[Sample]:
         yield Sample(f"ties of {bits} bits in {low} to {high}", tensors, options)
     tensors = ties(16, -1.3, 2.1, every=True), constant(-1.3), constant(2.1)
     yield Sample("every tie of 16 bits", tensors, {"bits": 16, "ste": "clip"}, large=True)
-    for index, (reason, ends) in enumerate(SPECIAL_RANGES.items()):
-        for bits in (2, 4, 8, 16)[index % 2 :: 2]:
-            special = special_values(), *(constant(end) for end in ends)
-            yield Sample(f"range {reason}", special, {"bits": bits, "ste": "clip"}, special=True)
+    yield from specially_ranged((2, 4, 8, 16))
 
 
 def oracle(

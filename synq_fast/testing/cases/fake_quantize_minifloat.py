@@ -7,13 +7,11 @@ import torch
 
 from synq_fast.testing.case import EXACT, Nearest, OpCase, Sample, constant, nbytes, noise
 from synq_fast.testing.cases._quantization import (
-    SPECIAL_RANGES,
     TIED_RANGES,
-    channel_ranges,
     grid_over,
     over_channels,
-    parts,
-    special_values,
+    ranged,
+    specially_ranged,
     straight_through,
 )
 
@@ -60,23 +58,14 @@ def inputs() -> Iterator[Sample]:
     """Yields tensors of every kind of size, boundaries of levels, and what is no number."""
     typical = noise(4, 6, seed=1), constant(-1.0), constant(1.5)
     yield Sample("typical", typical, {"bits": 4, "ste": "clip"})
-    for part in parts():
-        options = {"bits": part.choose(4, 3, 8, 5), "ste": part.choose("identity", "clip")}
-        bounds = channel_ranges(part.x, part.axis)
-        options["axis"] = part.axis
-        yield Sample(part.reason, (part.x, *bounds), options, **part.flags)
-    strided = constant(-1.0).expand(4), torch.arange(1.0, 9.0, dtype=torch.float32, device="cpu")
-    yield Sample("strided ranges", (noise(3, 4), strided[0], strided[1][::2]), {"axis": 1})
+    yield from ranged((4, 3, 8, 5))
     for bits in WIDTHS:
         # The first has a whole step of one: its middles are exact ties.
         for index, ends in enumerate(((0.0, float(levels_of(bits)[-1])), *TIED_RANGES)):
             tensors = places(bits, *ends), *(constant(end) for end in ends)
             options = {"bits": bits, "ste": ("clip", "identity")[index % 2]}
             yield Sample(f"places of {bits} bits in {ends[0]} to {ends[1]}", tensors, options)
-    for index, (reason, ends) in enumerate(SPECIAL_RANGES.items()):
-        for bits in (3, 4, 5, 8)[index % 2 :: 2]:
-            special = special_values(), *(constant(end) for end in ends)
-            yield Sample(f"range {reason}", special, {"bits": bits, "ste": "clip"}, special=True)
+    yield from specially_ranged((3, 4, 5, 8))
 
 
 def oracle(
