@@ -1,10 +1,12 @@
 """Compiles CUDA sources for the CPU and lays out memory for them."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ ROOT = FOLDER.parents[1]
 # takes twice as long to compile and makes the runs little faster.
 FLAGS = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-extern-tls-init", "-fno-gnu-unique"]
 CHECKS = "-fsanitize=alignment,bounds,shift,signed-integer-overflow,null"
+SUFFIXES = {".h", ".cpp", ".cuh", ".cu"}
+KEPT_SECONDS = 24 * 3600
 LIBRARY = "kernels.so"
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 
@@ -48,19 +52,32 @@ def state(compiler: str, include: Path) -> str:
     """Says in one word what the compiler, its headers and all sources are."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     found = hashlib.sha256(version + " ".join([*FLAGS, CHECKS, str(include)]).encode())
-    sources = [p for folder in (ROOT / "csrc", FOLDER) for p in sorted(folder.rglob("*.[ch]*"))]
-    for path in (include / "cuda_runtime_api.h", *sources):
+    for path in (include / "cuda_runtime_api.h", *sources()):
         found.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
+def sources() -> list[Path]:
+    """All that a library could include; byte code, which appears while the tests run, is not."""
+    folders = (ROOT / "csrc", FOLDER)
+    return sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in SUFFIXES)
+
+
 def compile_library(compiler: str, include: Path, name: str, folder: Path) -> None:
-    for other in (p for p in folder.parent.glob(f"{name}-*") if not p.name.startswith(folder.name)):
-        shutil.rmtree(other) if other.is_dir() else other.unlink()
+    remove_older(folder, name)
     source, object_file = FOLDER / f"{name}.cpp", folder / "object.o"
     run(compiler, *FLAGS, CHECKS, "-w", "-fPIC", f"-I{include}", "-c", source, "-o", object_file)
     run(compiler, "-shared", object_file, "-o", folder / LIBRARY)
     object_file.unlink()
+
+
+def remove_older(folder: Path, name: str) -> None:
+    """Removes a library's folders of other sources, unless another run could still need them."""
+    for other in folder.parent.glob(f"{name}-*"):
+        with contextlib.suppress(FileNotFoundError):
+            unused = time.time() - other.stat().st_mtime
+            if not other.name.startswith(folder.name) and unused > KEPT_SECONDS:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def run(*command: str | Path) -> None:
