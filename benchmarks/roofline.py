@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for case in cases():
                 if options.op and options.op not in case.name:
                     continue
-                if old:
+                if old and case.before:
                     rows.append(row(card, case, options.against, case.before, old))
                 rows.append(row(card, case, "here", case.after, after))
     except MachineCodeError as error:

@@ -13,7 +13,10 @@ ELEMENTS = 256 * 64 * 56 * 56
 
 @dataclass(frozen=True)
 class Case:
-    """What is predicted: an op on one input, as the launches of two versions of the code."""
+    """What is predicted: an op on one input, as the launches of two versions of the code.
+
+    Of an op that had no kernel of its own `before` is empty.
+    """
 
     name: str
     before: tuple[Launch, ...]
@@ -22,7 +25,7 @@ class Case:
     @property
     def needed(self) -> float:
         """Bytes that the op has to move, of the version that moves least."""
-        versions = (self.before, self.after)
+        versions = [launches for launches in (self.before, self.after) if launches]
         return min(sum(x.moved * x.times for x in launches) for launches in versions)
 
 
@@ -164,6 +167,41 @@ def _low_pass(images: int, side: int, kind: str, size: int) -> Case:
     )
 
 
+def _patch_products(images: int, tokens: int, channels: int) -> tuple[Case, Case]:
+    """Unit tokens with themselves, and the gradients in similarities with unit tokens."""
+    name, tile, depth = "patch_similarity_entropy", 64, 32
+    rows, columns = math.ceil(tokens / tile), math.ceil(channels / tile)
+    unit, similarity = 4 * images * tokens * channels, 4 * images * tokens**2
+
+    def launch(kernel: str, tiles: int, length: int, moved: int, result: int) -> Launch:
+        turns = math.ceil(length / depth)
+        # Of all four warps. Moving a turn's panels takes 60 instructions of each, counted by hand,
+        # and a result 10.
+        return Launch(
+            name, kernel, moved, images * tiles, 128, turns=4 * turns * depth // 8,
+            cached=images * tiles * turns * 2 * tile * depth * 4,
+            beside=4 * (60 * turns + 10 * result),
+        )  # fmt: skip
+
+    shape = f"({images},{tokens},{channels}) float32"
+    return (
+        Case(
+            f"{name} {shape}, similarities",
+            (),
+            (
+                launch(
+                    "similarities_kernel", rows * (rows + 1) // 2, channels, unit + similarity, 64
+                ),
+            ),
+        ),
+        Case(
+            f"{name} {shape}, gradients",
+            (),
+            (launch("gradients_kernel", rows * columns, tokens, 2 * unit + similarity, 32),),
+        ),
+    )
+
+
 def cases() -> list[Case]:
     """Returns what is predicted: channels_last where nothing else is said."""
     types = ((FLOAT, 4), (HALF, 2))
@@ -182,4 +220,6 @@ def cases() -> list[Case]:
         _maps("contiguous", 1),
         _maps("channels_last", 1),
         *(_low_pass(*shape, *kind) for shape in FILTERED for kind in types),
+        *_patch_products(256, 196, 384),
+        *_patch_products(32, 196, 192),
     ]

@@ -46,13 +46,15 @@ struct DensityEstimate {
 
 // On a GPU similarities are worked on in blocks of this many; `sums` holds one sum for each block and point.
 constexpr int64_t kSimilarityBlock = 2048;
+// And found in tiles of this many rows and columns, those on and below the diagonal.
+constexpr int64_t kSimilarityTile = 64;
 
 struct PatchSimilarityParams {
   const void* tokens;  // (batch, count, channels), dtype
   float* unit;         // (batch, count, channels): normalised tokens
   float* inverse;      // (batch, count): 1 / max(norm, 1e-8), negative where the norm is less
   float* similarity;   // (batch, count, count)
-  float* extrema;      // (2, batch * splits())
+  float* extrema;      // (2, batch * tiles())
   float* range;        // least and greatest similarity, then the points
   double* sums;        // (batch, splits(), points)
   float* entropy;      // (batch,)
@@ -65,14 +67,16 @@ struct PatchSimilarityParams {
   DType dtype;
 
   int64_t splits() const { return (count * count + kSimilarityBlock - 1) / kSimilarityBlock; }
+  int64_t tiles() const {
+    const int64_t side = (count + kSimilarityTile - 1) / kSimilarityTile;
+    return side * (side + 1) / 2;
+  }
 };
 
 // As in fake_quantize.h: enqueued on `stream`, never waiting, returning the launch's cudaError_t. The batch is not
-// empty. In this order, with the products between them: similarity = unit unit^T, gradient = similarity unit.
-int patch_similarity_normalize_cuda(const PatchSimilarityParams& params, void* stream);
+// empty. One after the other.
 int patch_similarity_entropy_cuda(const PatchSimilarityParams& params, void* stream);  // and slope
-// Replaces similarities by the gradient in them.
-int patch_similarity_slopes_cuda(const PatchSimilarityParams& params, void* stream);
-int patch_similarity_project_cuda(const PatchSimilarityParams& params, void* stream);
+// The gradient of the sum of entropies; overwrites the similarities.
+int patch_similarity_gradient_cuda(const PatchSimilarityParams& params, void* stream);
 
 }  // namespace synq

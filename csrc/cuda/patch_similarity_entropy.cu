@@ -1,9 +1,10 @@
-// What surrounds the two matrix products of the patch similarity entropy. Similarities are read three times: for their
-// range, for the densities at points in that range, and to be replaced by their slopes. Sums have fixed places, so
-// every run gives the same bits.
+// The patch similarity entropy and its gradient. Similarities are written with their range, and read twice: for the
+// densities at points in that range, and to be replaced by their slopes. Sums have fixed places, so every run gives the
+// same bits.
 #include "../patch_similarity_entropy.h"
 
 #include "memory.cuh"
+#include "patch_products.cuh"
 
 namespace synq {
 namespace {
@@ -23,8 +24,8 @@ __device__ __forceinline__ float lesser(float a, float b) { return a != a || a <
 __device__ __forceinline__ float greater(float a, float b) { return a != a || a > b ? a : b; }
 
 struct Extrema {
-  float low;
-  float high;
+  float low = INFINITY;
+  float high = -INFINITY;
 
   __device__ __forceinline__ void add(float other_low, float other_high) {
     low = lesser(other_low, low);
@@ -47,7 +48,7 @@ struct Extrema {
       highs[threadIdx.x / kWarp] = high;
     }
     __syncthreads();
-    for (int i = 0; i < kWarps; ++i) add(lows[i], highs[i]);
+    for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) add(lows[i], highs[i]);
   }
 };
 
@@ -100,25 +101,43 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) normalize_kernel(con
   }
 }
 
-__global__ void __launch_bounds__(kThreads, kMinimumBlocks)
-    extrema_kernel(const PatchSimilarityParams p, int64_t splits) {
-  const Part part(p, splits);
-  const float any = p.similarity[part.image * p.count * p.count];
-  Extrema extrema = {any, any};
-  for (int i = 0; i < part.count; ++i) {
-    const float s = part.first[i * kThreads];
+__device__ __forceinline__ Matrix unit_of(const PatchSimilarityParams& p, int64_t image, bool packed) {
+  return {p.unit + image * p.count * p.channels, static_cast<int>(p.count), static_cast<int>(p.channels), packed};
+}
+
+// A block finds a tile on or below the diagonal, and writes the one that mirrors it.
+__global__ void __launch_bounds__(kProductThreads, kProductBlocks)
+    similarities_kernel(const PatchSimilarityParams p, int tiles, bool packed) {
+  const int64_t image = blockIdx.x / tiles;
+  int down = 0;
+  int across = blockIdx.x % tiles;
+  for (; across > down; ++down) across -= down + 1;
+  const int first_row = down * kTile;
+  const int first_column = across * kTile;
+  const Matrix unit = unit_of(p, image, packed);
+  float* similarity = p.similarity + image * p.count * p.count;
+  Sums sums = {};
+  multiply_tile<true>(unit, unit, first_row, first_column, sums);
+  Extrema extrema;
+  for_each_sum(sums, [&](int tile_row, int tile_column, float s) {
+    const int64_t row = first_row + tile_row;
+    const int64_t column = first_column + tile_column;
+    // Of two sums of the same products the one is as good as the other, but both must be one.
+    if (row >= p.count || column > row) return;
     extrema.add(s, s);
-  }
+    similarity[row * p.count + column] = s;
+    similarity[column * p.count + row] = s;
+  });
   extrema.reduce_block();
   if (threadIdx.x == 0) {
     p.extrema[blockIdx.x] = extrema.low;
-    p.extrema[p.batch * splits + blockIdx.x] = extrema.high;
+    p.extrema[p.batch * tiles + blockIdx.x] = extrema.high;
   }
 }
 
 // A single block.
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) range_kernel(const PatchSimilarityParams p, int64_t parts) {
-  Extrema extrema = {p.extrema[0], p.extrema[parts]};
+  Extrema extrema;
   for (int64_t i = threadIdx.x; i < parts; i += kThreads) extrema.add(p.extrema[i], p.extrema[parts + i]);
   extrema.reduce_block();
   if (threadIdx.x == 0) {
@@ -200,6 +219,25 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
   }
 }
 
+// The gradient in unit tokens.
+__global__ void __launch_bounds__(kProductThreads, kProductBlocks)
+    gradients_kernel(const PatchSimilarityParams p, int across, int down, bool packed, bool packed_slopes) {
+  const int64_t image = blockIdx.x / (across * down);
+  const int tile = blockIdx.x % (across * down);
+  const int first_row = tile / across * kTile;
+  const int first_column = tile % across * kTile;
+  const int count = static_cast<int>(p.count);
+  const Matrix slopes = {p.similarity + image * p.count * p.count, count, count, packed_slopes};
+  float* gradient = p.gradient + image * p.count * p.channels;
+  Sums sums = {};
+  multiply_tile<false>(slopes, unit_of(p, image, packed), first_row, first_column, sums);
+  for_each_sum(sums, [&](int tile_row, int tile_column, float value) {
+    const int64_t row = first_row + tile_row;
+    const int64_t column = first_column + tile_column;
+    if (row < p.count && column < p.channels) gradient[row * p.channels + column] = value;
+  });
+}
+
 // From the gradient in a unit token to that in the token, in place. One warp per token.
 template <int kCount>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) project_kernel(const PatchSimilarityParams p) {
@@ -231,9 +269,9 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) project_kernel(const
 
 int64_t token_blocks(const PatchSimilarityParams& p) { return ceil_divide(p.batch * p.count, kWarps); }
 
-}  // namespace
+bool are_packed(const float* rows, int64_t width) { return width % kPack == 0 && is_aligned(rows, kPackBytes); }
 
-int patch_similarity_normalize_cuda(const PatchSimilarityParams& p, void* stream) {
+int launch_normalize(const PatchSimilarityParams& p, void* stream) {
   return with_element_type(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     constexpr int kCount = pack_size<T>();
@@ -243,28 +281,38 @@ int patch_similarity_normalize_cuda(const PatchSimilarityParams& p, void* stream
   });
 }
 
+}  // namespace
+
 int patch_similarity_entropy_cuda(const PatchSimilarityParams& p, void* stream) {
   const int64_t splits = p.splits();
-  const int64_t parts = p.batch * splits;
-  int error = launch(extrema_kernel, parts, kThreads, 0, stream, p, splits);
-  if (error == cudaSuccess) error = launch(range_kernel, 1, kThreads, 0, stream, p, parts);
+  const int64_t tiles = p.tiles();
+  int error = launch_normalize(p, stream);
   if (error == cudaSuccess) {
-    error = launch(densities_kernel, parts, kThreads, 0, stream, p, splits, p.estimate.exponent());
+    const bool packed = are_packed(p.unit, p.channels);
+    error =
+        launch(similarities_kernel, p.batch * tiles, kProductThreads, 0, stream, p, static_cast<int>(tiles), packed);
+  }
+  if (error == cudaSuccess) error = launch(range_kernel, 1, kThreads, 0, stream, p, p.batch * tiles);
+  if (error == cudaSuccess) {
+    error = launch(densities_kernel, p.batch * splits, kThreads, 0, stream, p, splits, p.estimate.exponent());
   }
   if (error == cudaSuccess) error = launch(entropy_kernel, p.batch, kThreads, 0, stream, p, splits);
   return error;
 }
 
-int patch_similarity_slopes_cuda(const PatchSimilarityParams& p, void* stream) {
+int patch_similarity_gradient_cuda(const PatchSimilarityParams& p, void* stream) {
   const int64_t splits = p.splits();
-  return launch(slopes_kernel, p.batch * splits, kThreads, 0, stream, p, splits, p.estimate.exponent());
-}
-
-int patch_similarity_project_cuda(const PatchSimilarityParams& p, void* stream) {
-  constexpr int kCount = pack_size<float>();
-  const bool packed = p.channels % kCount == 0 && is_aligned(p.unit, kPackBytes) && is_aligned(p.gradient, kPackBytes);
-  const auto kernel = packed ? project_kernel<kCount> : project_kernel<1>;
-  return launch(kernel, token_blocks(p), kThreads, 0, stream, p);
+  const bool packed = are_packed(p.unit, p.channels);
+  int error = launch(slopes_kernel, p.batch * splits, kThreads, 0, stream, p, splits, p.estimate.exponent());
+  if (error == cudaSuccess) {
+    const int across = static_cast<int>(ceil_divide(p.channels, kTile));
+    const int down = static_cast<int>(ceil_divide(p.count, kTile));
+    error = launch(gradients_kernel, p.batch * (across * down), kProductThreads, 0, stream, p, across, down, packed,
+                   are_packed(p.similarity, p.count));
+  }
+  if (error != cudaSuccess) return error;
+  const auto project = packed && is_aligned(p.gradient, kPackBytes) ? project_kernel<kPack> : project_kernel<1>;
+  return launch(project, token_blocks(p), kThreads, 0, stream, p);
 }
 
 }  // namespace synq

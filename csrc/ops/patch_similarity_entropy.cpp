@@ -1,9 +1,6 @@
-// synq_fast::patch_similarity_entropy, alone and with its gradient. On a GPU: the kernels around cuBLAS's batched
-// products.
+// synq_fast::patch_similarity_entropy, alone and with its gradient.
 #include "patch_similarity_entropy.h"
 
-#include <ATen/Context.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 
 #include <cmath>
@@ -170,10 +167,10 @@ struct Run {
 
 template <Device device>
 Results evaluate_on_gpu(const PatchTokens& input, bool with_gradient) {
-  // Kernels are narrower than TF32 is precise.
-  const at::NoTF32Guard full_precision;
   const auto floats = floats_like(input.tokens);
   const auto sizes = input.tokens.sizes();
+  constexpr int64_t kMost = 1 << 30;  // kernels of products count in 32 bits
+  require(sizes[1] <= kMost && sizes[2] <= kMost, "patch_similarity_entropy", "tokens");
   const int64_t points = input.estimate.points;
   Tensor entropy = at::empty({sizes[0]}, floats);
   Tensor gradient;
@@ -189,10 +186,9 @@ Results evaluate_on_gpu(const PatchTokens& input, bool with_gradient) {
   Tensor inverse = at::empty({sizes[0], sizes[1]}, floats);
   params.unit = unit.mutable_data_ptr<float>();
   params.inverse = inverse.mutable_data_ptr<float>();
-  launch(patch_similarity_normalize_cuda, params);
 
-  Tensor similarity = at::bmm(unit, unit.transpose(1, 2));
-  Tensor extrema = at::empty({2, sizes[0] * params.splits()}, floats);
+  Tensor similarity = at::empty({sizes[0], sizes[1], sizes[1]}, floats);
+  Tensor extrema = at::empty({2, sizes[0] * params.tiles()}, floats);
   Tensor range = at::empty({2 + points}, floats);
   Tensor sums = at::empty({sizes[0], params.splits(), points}, floats.dtype(at::kDouble));
   Tensor slope;
@@ -208,10 +204,9 @@ Results evaluate_on_gpu(const PatchTokens& input, bool with_gradient) {
   launch(patch_similarity_entropy_cuda, params);
   if (!with_gradient) return {entropy, gradient};
 
-  launch(patch_similarity_slopes_cuda, params);
-  gradient = at::bmm(similarity, unit);
+  gradient = at::empty(sizes, floats);
   params.gradient = gradient.mutable_data_ptr<float>();
-  launch(patch_similarity_project_cuda, params);
+  launch(patch_similarity_gradient_cuda, params);
   return {entropy, gradient};
 }
 

@@ -22,6 +22,7 @@ MAXIMUM_REGISTERS = 64
 # Products of tiles hold their sums in registers, and compute more than they read.
 OF_TILES = re.compile(
     r"attention_(query_gradient_|key_gradient_)?kernel|head_(pairs|gradient)_kernel"
+    r"|similarities_kernel|gradients_kernel"
 )
 MAXIMUM_OF_TILES = 128
 # Mangled names of kernels that read four columns of a half-precision type at once.

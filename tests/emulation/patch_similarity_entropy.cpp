@@ -8,8 +8,7 @@ using Params = synq::PatchSimilarityParams;
 
 extern "C" {
 int64_t splits(const Params* p) { return p->splits(); }
-int normalize(const Params* p) { return synq::patch_similarity_normalize_cuda(*p, nullptr); }
+int64_t tiles(const Params* p) { return p->tiles(); }
 int entropy(const Params* p) { return synq::patch_similarity_entropy_cuda(*p, nullptr); }
-int slopes(const Params* p) { return synq::patch_similarity_slopes_cuda(*p, nullptr); }
-int project(const Params* p) { return synq::patch_similarity_project_cuda(*p, nullptr); }
+int gradient(const Params* p) { return synq::patch_similarity_gradient_cuda(*p, nullptr); }
 }

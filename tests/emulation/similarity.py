@@ -1,7 +1,4 @@
-"""The patch similarity entropy on emulated CUDA kernels.
-
-The two matrix products between the kernels are torch's, as on a GPU.
-"""
+"""The patch similarity entropy on emulated CUDA kernels."""
 
 import ctypes
 import math
@@ -48,17 +45,23 @@ class Similarity:
             "similarities": count * count, "bandwidth": bandwidth, "eps": eps,
             "dtype": DTYPES.index(tokens.dtype),
         }  # fmt: skip
-        measure = self.launch.library.splits
-        measure.restype = ctypes.c_int64
-        splits = measure(ctypes.byref(Params(**numbers)))
+
+        def measured(name: str) -> int:
+            measure = getattr(self.launch.library, name)
+            measure.restype = ctypes.c_int64
+            return measure(ctypes.byref(Params(**numbers)))
+
+        splits = measured("splits")
         shapes = {
             "unit": (batch, count, channels),
             "inverse": (batch, count),
-            "extrema": (2, batch * splits),
+            "similarity": (batch, count, count),
+            "extrema": (2, batch * measured("tiles")),
             "range": (2 + points,),
             "sums": (batch, splits, points),
             "entropy": (batch,),
             "slope": (batch, points),
+            "gradient": (batch, count, channels),
         }
         # A guard behind each buffer shows what is written beyond it.
         guarded = {
@@ -70,9 +73,9 @@ class Similarity:
             for name, shape in shapes.items()
         }
         buffers = {name: value[:-4].view(shapes[name]) for name, value in guarded.items()}
-        slope = buffers.pop("slope")
+        of_training = {name: buffers.pop(name) for name in ("slope", "gradient")}
         if with_gradient:
-            buffers["slope"] = slope
+            buffers.update(of_training)
         buffers["tokens"] = self.launch.input(tokens.detach())
 
         def call(name: str) -> None:
@@ -80,15 +83,11 @@ class Similarity:
             for buffer, value in guarded.items():
                 assert value[-4:].isnan().all(), f"{name} wrote beyond {buffer}"
 
-        call("normalize")
-        buffers["similarity"] = buffers["unit"] @ buffers["unit"].mT
         call("entropy")
         if not with_gradient:
-            assert slope.isnan().all()
+            assert all(value.isnan().all() for value in of_training.values())
             return buffers["entropy"], None
-        call("slopes")
-        buffers["gradient"] = buffers["similarity"] @ buffers["unit"]
-        call("project")
+        call("gradient")
         return buffers["entropy"], buffers["gradient"]
 
     def patch_similarity_entropy(
