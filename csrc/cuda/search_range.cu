@@ -14,6 +14,10 @@ namespace synq {
 namespace {
 
 constexpr int kItems = 8;  // elements a thread holds
+// Where tiles are fewer than what a large device holds, several blocks share a tile's candidates, at least so many
+// each. No sum depends on it.
+constexpr int64_t kEnoughBlocks = 528;
+constexpr int kLeastShare = 8;
 constexpr int kTile = kItems * kThreads;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
@@ -45,6 +49,7 @@ struct Search {
   Layout layout;
   int64_t splits;
   int64_t parts;
+  int64_t shares;  // of the candidates
   int candidates;
   int bits;
   float norm;
@@ -68,23 +73,29 @@ __device__ __forceinline__ float sum_powers(const float (&values)[kItems], int64
   return sum;
 }
 
-// Block (channel, part) handles every `parts`-th tile of the channel.
+// Block (channel, part, share) handles every `parts`-th tile of the channel, and the candidates of a share.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const T* x, const Search search) {
   __shared__ Candidate candidates[kMaximumCandidates];
   __shared__ double sums[kWarps][kMaximumCandidates];
-  const int64_t channel = blockIdx.x / search.parts;
-  const int64_t part = blockIdx.x - channel * search.parts;
+  const int64_t tiles = blockIdx.x / search.shares;
+  const int64_t channel = tiles / search.parts;
+  const int64_t part = tiles - channel * search.parts;
+  const int share = static_cast<int>(blockIdx.x - tiles * search.shares);
+  const int shares = static_cast<int>(search.shares);
+  const int begin = search.candidates * share / shares;
+  const int end = search.candidates * (share + 1) / shares;
   const int64_t elements = search.layout.outer * search.layout.inner;
   const Range range = search.range(channel);
   const int warp = threadIdx.x / kWarp;
   const bool first_lane = threadIdx.x % kWarp == 0;
-  for (int c = threadIdx.x; c < search.candidates; c += kThreads) {
+  const Candidate widest = make_candidate(range.low, range.high, 0, search.bits);
+  for (int c = begin + threadIdx.x; c < end; c += kThreads) {
     candidates[c] = make_candidate(range.low, range.high, c, search.bits);
     for (int w = 0; w < kWarps; ++w) sums[w][c] = 0.0;
   }
   __syncthreads();
-  const float offset = power_offset(range.low, range.high, candidates[0].affine, search.norm);
+  const float offset = power_offset(range.low, range.high, widest.affine, search.norm);
   const float low = lowest_code(search.bits);
   const float high = highest_code(search.bits);
 
@@ -99,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
       const int64_t element = tile + threadIdx.x + i * kThreads;
       values[i] = i * kThreads < left ? to_float(x[search.layout.offset(channel, element)]) : 0.0f;
     }
-    for (int c = 0; c < search.candidates; ++c) {
+    for (int c = begin; c < end; ++c) {
       const Candidate candidate = candidates[c];
       const float sum = sum_warp(whole ? sum_powers<true>(values, left, candidate, low, high, search.norm, offset)
                                        : sum_powers<false>(values, left, candidate, low, high, search.norm, offset));
@@ -107,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
     }
   }
   __syncthreads();
-  for (int c = threadIdx.x; c < search.candidates; c += kThreads) {
+  for (int c = begin + threadIdx.x; c < end; c += kThreads) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += sums[w][c];
     search.sums[(channel * search.candidates + c) * search.parts + part] = sum;
@@ -141,6 +152,10 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const Search search, f
 // Of the tiles of each channel: as many as of a whole tensor of its size, so that it has the same sums alone.
 int64_t parts_for(const Layout& layout) { return std::min(ceil_divide(layout.length(), kTile), kReductionParts); }
 
+int64_t shares_for(int64_t tiles, int candidates) {
+  return std::max<int64_t>(std::min(kEnoughBlocks / tiles, static_cast<int64_t>(candidates / kLeastShare)), 1);
+}
+
 }  // namespace
 
 int64_t search_range_workspace_cuda(const SearchRangeParams& params) {
@@ -155,14 +170,15 @@ int search_range_cuda(const SearchRangeParams& params, void* stream) {
   const int64_t splits = range_splits(layout.length(), params.dtype);
   float* low = reinterpret_cast<float*>(params.workspace + layout.channels * params.candidates * parts);
   float* high = low + layout.channels * splits;
-  const Search search = {low,         high,       params.workspace, layout, splits, parts, params.candidates,
-                         params.bits, params.norm};
+  const int64_t shares = shares_for(layout.channels * parts, params.candidates);
+  const Search search = {low,   high,   params.workspace,  layout,      splits,
+                         parts, shares, params.candidates, params.bits, params.norm};
   return with_element_type(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     const T* x = static_cast<const T*>(params.x);
     int error = launch_channel_partials(x, low, high, layout, splits, false, stream);
     if (error != cudaSuccess) return error;
-    error = launch(errors_kernel<T>, layout.channels * parts, kThreads, 0, stream, x, search);
+    error = launch(errors_kernel<T>, layout.channels * parts * shares, kThreads, 0, stream, x, search);
     if (error != cudaSuccess) return error;
     return launch(choose_kernel, layout.channels, kThreads, 0, stream, search, params.range_min, params.range_max);
   });
