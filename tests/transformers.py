@@ -37,14 +37,14 @@ class Layer(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """Nine patches and a class token, two layers; 12 x 12 images to 3 classes."""
+    """Nine patches and a class token; 12 x 12 images to 3 classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 2) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
         self.first = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.places = nn.Parameter(torch.randn(1, (SIDE // PATCH) ** 2 + 1, WIDTH))
-        self.layers = nn.Sequential(Layer(), Layer())
+        self.layers = nn.Sequential(*(Layer() for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,6 +53,6 @@ class TinyViT(nn.Module):
         return self.head(self.norm(self.layers(x))[:, 0])
 
 
-def tiny_vit(seed: int = 0) -> Teacher:
+def tiny_vit(seed: int = 0, layers: int = 2) -> Teacher:
     torch.manual_seed(seed)
-    return Teacher(TinyViT().eval(), "tiny_vit", SHAPE, (0.5,) * 3, (0.25,) * 3, CLASSES)
+    return Teacher(TinyViT(layers).eval(), "tiny_vit", SHAPE, (0.5,) * 3, (0.25,) * 3, CLASSES)
