@@ -18,7 +18,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=EMBEDDED,
         help=f"teacher: {EMBEDDED} (default), cifar10-resnet20, cifar100-resnet20kd, a torchvision "
-        f"name, or package.module:factory",
+        f"name such as resnet18, timm/NAME, or package.module:factory",
     )
     parser.add_argument("--weights", metavar="PATH", help="its checkpoint (.safetensors or .pt)")
     parser.add_argument("--input-shape", metavar="C,H,W", type=_shape, help="for your own models")
