@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
         print("Without --output FOLDER no model is kept, only figures are shown", file=sys.stderr)
     data = options.data or ("digits" if options.model == EMBEDDED else None)
     rows: dict[str, dict[str, Any]] = {}
+    recipes: dict[str, str] = {}
     folders: list[Path] = []
     for bits in widths:
         output = options.output / folder_name(bits) if options.output else None
@@ -106,20 +107,21 @@ def run(options: argparse.Namespace) -> None:
             overrides=changes,
             tensorboard=options.tensorboard,
         )
-        recipe = result.recipe.name
+        recipes[str(bits)] = result.recipe.name
         rows[str(bits)] = result.metrics
     if is_first_process():
-        _print_metrics(taught.name, recipe, data, rows)
+        _print_metrics(taught.name, recipes, data, rows)
         if folders:
             print(f"Models, logs and metrics: {', '.join(map(str, folders))}")
 
 
 def _print_metrics(
     teacher: str,
-    recipe: str,
+    recipes: dict[str, str],
     data: str | None,
     rows: dict[str, dict[str, Any]],
 ) -> None:
+    """Print a row for each width; a recipe is named with its row where there are several."""
     from rich.console import Console
     from rich.table import Table
 
@@ -127,16 +129,20 @@ def _print_metrics(
     if data is not None:
         stages = ("float32", "post-training", "quantized", "best seen")
         shown = [s for s in stages if any(s in metrics for metrics in rows.values())]
-        table = Table(title=f"{teacher}, {recipe}: top-1 in % on {data}")
+        several = len(set(recipes.values())) > 1
+        named = " and ".join(dict.fromkeys(recipes.values()))
+        table = Table(title=f"{teacher}, {named}: top-1 in % on {data}")
         titles = {
-            "quantized": f"{recipe} (last step)",
+            "quantized": "last step" if several else f"{named} (last step)",
             "best seen": "best seen (not the result)",
         }
-        for column in ("bits", *(titles.get(stage, stage) for stage in shown), "seconds"):
+        columns = ["bits", *(["recipe"] if several else [])]
+        for column in (*columns, *(titles.get(stage, stage) for stage in shown), "seconds"):
             table.add_column(column, justify="right")
         for bits, metrics in rows.items():
             accuracies = [
                 f"{metrics[stage]['top1']:.2f}" if stage in metrics else "-" for stage in shown
             ]
-            table.add_row(bits, *accuracies, f"{sum(metrics['seconds'].values()):.0f}")
+            named_row = [bits, *([recipes[bits]] if several else [])]
+            table.add_row(*named_row, *accuracies, f"{sum(metrics['seconds'].values()):.0f}")
         console.print(table)

@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from synq_fast.bank.images import sample_of
 from synq_fast.engine.identity import weights_hash
 from synq_fast.engine.saved_model import described_network, load_quantized
-from synq_fast.engine.student import network_of
+from synq_fast.engine.student import rewritten
 from synq_fast.errors import DataError, RunFolderError, SynqFastError
 from synq_fast.models import Teacher, load_teacher
-from synq_fast.quant import Structure, find_structure, leaf_names
+from synq_fast.quant import Structure, find_structure, leaf_names, trace
 from synq_fast.recipes import Recipe, load_recipe
 from synq_fast.reporting.contents import Missing
 from synq_fast.runtime.memory_format import channels_last
@@ -216,11 +216,12 @@ class RunFiles:
             channels_last(teacher.module)
             leaves = leaf_names(teacher.module, recipe.quantization.leaf_modules)
             example = teacher.example()
-            graph = network_of(teacher.module, example, leaves, recipe.quantization)
+            traced = trace(teacher.module, example, leaves)
+            graph = rewritten(traced, recipe.quantization)
         except SynqFastError as error:
             self.lacks(what, f"{error}; {way}")
             return None
-        if weights_hash(graph) != self.identity.get("teacher"):
+        if weights_hash(traced) != self.identity.get("teacher"):
             self.lacks(what, f"{teacher.name} does not have the weights of this run; {way}")
             return None
         return FloatNetwork(teacher, graph, find_structure(graph, example), tuple(leaves))

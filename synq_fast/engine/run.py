@@ -28,7 +28,7 @@ from synq_fast.engine.kernels import kernels_in_use
 from synq_fast.engine.result import Metrics, QuantizationResult
 from synq_fast.engine.shown import show_images
 from synq_fast.engine.stages import STAGES, Made, widths
-from synq_fast.engine.student import build_student, network_of
+from synq_fast.engine.student import build_student, rewritten
 from synq_fast.errors import ModelError
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
@@ -45,6 +45,7 @@ from synq_fast.quant import (
     find_structure,
     held_weights,
     leaf_names,
+    trace,
 )
 from synq_fast.quant.allocation import check_average
 from synq_fast.quant.bits import LOWEST, AutoBits, Bits
@@ -125,7 +126,8 @@ class Run:
         self._within = 0.0
         example = self.teacher.example()
         self.leaves = leaf_names(self.teacher.module, recipe.quantization.leaf_modules)
-        self.graph = network_of(self.teacher.module, example, self.leaves, recipe.quantization)
+        self.traced = trace(self.teacher.module, example, self.leaves)
+        self.graph = rewritten(self.traced, recipe.quantization)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
         rotate = "always" if is_rotated(self.graph) else "never"
         given = recipe.quantization.fold_norms
@@ -137,9 +139,11 @@ class Run:
         self._say_without_folds(given)
         self.structure = find_structure(self.graph, example)
         made = "synthesis" in recipe.stages
+        # As the user gave it: images do not depend on how it is quantized, and widths share them.
+        as_given = self.graph is self.traced
         self.image_teacher = ImageTeacher(
-            self.graph,
-            self.structure,
+            self.traced,
+            self.structure if as_given else find_structure(self.traced, example),
             swing=made and recipe.synthesis.swing,
             sparse=made and recipe.synthesis.sparse.share > 0,
         )
@@ -167,7 +171,7 @@ class Run:
     def identity(self) -> dict[str, str]:
         """What every result depends on."""
         return {
-            "teacher": weights_hash(self.graph),
+            "teacher": weights_hash(self.traced),
             "input_shape": json.dumps(self.teacher.input_shape),
             "seed": str(self.seed),
         }

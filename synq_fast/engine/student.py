@@ -35,7 +35,15 @@ def network_of(
         TraceError: it cannot be traced.
         ModelError: it does not have the form that is to be rewritten.
     """
-    graph = trace(module, example, leaves)
+    return rewritten(trace(module, example, leaves), recipe)
+
+
+def rewritten(graph: fx.GraphModule, recipe: Quantization) -> fx.GraphModule:
+    """The same function in the form that the recipe quantizes; the graph itself where that is it.
+
+    Raises:
+        ModelError: it does not have the form that is to be rewritten.
+    """
     if recipe.rotate != "never":
         try:
             graph = rotated(graph)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import synq_fast
 from synq_fast import cli
 from synq_fast.cli import main
+from synq_fast.cli.quantize import _print_metrics
 from synq_fast.data import load_dataset
 from synq_fast.finetune.training import Training
 from synq_fast.synthesis.synthesizer import Synthesizer
@@ -100,6 +101,17 @@ def test_quantize_prints_a_table_of_all_widths(finished):
     assert len(rows["w8a8"]) == 3 and float(rows["w8a8"][0]) > 95
     assert (folder / "w8a8" / "model.safetensors").exists()
     assert (folder / "w4a4" / "model.safetensors").exists()
+
+
+def test_a_row_names_its_recipe_where_widths_have_several(capsys):
+    counts = {name: {"top1": value} for name, value in (("float32", 90.0), ("quantized", 80.0))}
+    rows = {bits: {**counts, "seconds": {"calibration": 2.0}} for bits in ("w8a8", "w4a4")}
+    recipes = {"w8a8": "synq-fast-vit-8bit", "w4a4": "synq-fast-vit"}
+    _print_metrics("net", recipes, "digits", rows)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "net, synq-fast-vit-8bit and synq-fast-vit: top-1 in % on digits" in printed
+    for bits, recipe in recipes.items():
+        assert re.search(rf"{bits} │ +{recipe} │ +90\.00 │ +80\.00 │ +2 ", printed), printed
 
 
 def test_widths_share_one_bank(finished):

@@ -112,6 +112,18 @@ def test_a_recipe_of_batchnorms_takes_patches_for_a_transformer_and_says_so():
     assert names == {"Classes", "Patches", "Roughness"}
 
 
+def test_widths_share_images_whatever_form_of_the_network_they_quantize(tmp_path):
+    """The recipe for 8 bits leaves the network as it is, the other one rotates it."""
+    made = {}
+    for bits, rotate in (("w8a8", "never"), ("w4a4", "always")):
+        result = silently(
+            tiny_vit(), recipe=None, bits=bits, overrides=FEW, bank=tmp_path, output=None
+        )
+        assert result.recipe.quantization.rotate == rotate
+        made[bits] = [(p.name, p.stat().st_mtime_ns) for p in tmp_path.glob("shard-*.safetensors")]
+    assert made["w8a8"] and made["w8a8"] == made["w4a4"]
+
+
 def test_images_stay_within_valid_pixels(tmp_path):
     silently(tiny_vit(), recipe="synq-fast-vit-8bit", output=tmp_path)
     teacher = tiny_vit()
