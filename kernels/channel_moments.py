@@ -87,11 +87,12 @@ def moments_kernel(
     first = tl.zeros((ROWS, 1, COLUMNS), tl.float32)
     second = tl.zeros((ROWS, 1, COLUMNS), tl.float32)
     while at < length:  # the interpreter cannot run `range` over tensors with every NumPy
-        inside = number + depth < tl.minimum(length - at, DEPTH * step).to(tl.int32)
-        mask = inside & in_group
+        left = tl.minimum(length - at, DEPTH * step).to(tl.int32)
+        mask = (number + depth < left) & in_group
         x = tl.load(x_ptr + at * stride + (lanes + depth * stride), mask=mask, other=0.0)
         difference = tl.where(mask, x.to(tl.float32) - centre, 0.0)
-        count += tl.sum(inside.to(tl.float32), 1, keep_dims=True)
+        # Not by a sum: the compiler would move it from thread to thread.
+        count += tl.maximum((left - number + step - 1) // step, 0).to(tl.float32)
         first += tl.sum(difference, 1, keep_dims=True)
         second += tl.sum(difference * difference, 1, keep_dims=True)
         at += splits * (DEPTH * step)
