@@ -316,7 +316,7 @@ def gradient_of(
             statistics if var_scale is None else var_scale.float(),
             weight, rows, columns, layout.channels, layout.outer * layout.inner,
             statistics.stride(0), MEAN=mean_scale is not None, VAR=var_scale is not None,
-            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=4,
+            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=8,
         )  # fmt: skip
     return finished(y, x)
 

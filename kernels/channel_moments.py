@@ -25,7 +25,7 @@ WARPS = 4
 MAXIMUM_COLUMNS = 64  # channels side by side where they are innermost
 TARGET_PROGRAMS = 2048
 MINIMUM_ROWS = 8  # of a lane, before a channel is split
-PARTS = 256  # that a program puts together at a time
+PARTS = 128  # that a program puts together at a time
 
 
 @triton.jit

@@ -144,6 +144,9 @@ def launch_learned_and_relu(dtype: torch.dtype) -> None:
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)
         launch_affine(x)
+    # Odd sizes drawn from an odd place, where registers are scarcest.
+    odd = torch.zeros(3, 5, 7, 9, dtype=dtype)
+    kernels.fake_quantize_learned_dropped(odd, one[:5], one[:5], seed, 4, 1, 0.5, 0.5, 1)
     kernels.fake_quantize_dynamic(image, 4, 1, 4, True)
     kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1, None, True)
 
