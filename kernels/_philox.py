@@ -66,12 +66,12 @@ def kept_quads(quad, seed, threshold):
 
 @triton.jit
 def kept_between(quad, turn, seed, threshold):
-    """Returns what is kept of four elements each, of which the first has word `turn` of its counter.
+    """Returns what is kept of four elements each, the first with word `turn` of its counter.
 
     `turn`, 1 to 3, is the same for all: two counters for four elements, where one for each would
     take more registers than there are.
     """
-    a, b, c, d = philox(quad, seed)
+    _, b, c, d = philox(quad, seed)
     e, f, g, _ = philox(quad + 1, seed)
     one = tl.where(turn == 1, b, tl.where(turn == 2, c, d))
     two = tl.where(turn == 1, c, tl.where(turn == 2, d, e))

@@ -8,7 +8,6 @@ element, so neither a mean far from zero nor one far from the running mean costs
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -22,12 +21,16 @@ from synq_fast.kernels._layout import (
     output_like,
     power_of_two,
 )
+from synq_fast.kernels._tiles import (
+    MAXIMUM_COLUMNS,
+    WARPS,
+    Division,
+    elements_at_once,
+    splits_of,
+)
 
 TILE = 2048  # of the gradient
-WARPS = 4
-MAXIMUM_COLUMNS = 64  # channels side by side where they are innermost
-TARGET_PROGRAMS = 2048
-MINIMUM_ROWS = 8  # of a lane, before a channel is split
+MOST_DEPTH = 4  # as far as `reciprocal` goes
 PARTS = 256  # that a program puts together at a time
 TERMS = 1024
 
@@ -47,14 +50,14 @@ def partials_kernel(
 ):  # fmt: skip
     """Program (group, split) reduces every `splits`-th tile of DEPTH times ROWS by COLUMNS.
 
-    A group is one channel, or COLUMNS of them when BY_COLUMN. What is innermost, channels or a piece
-    of one, is `units` times UNIT long. Partials are (3, channels, splits): count, mean minus
+    A group is one channel, or COLUMNS of them when BY_COLUMN. What is innermost, channels or a
+    piece of one, is `units` times UNIT long. Partials are (3, channels, splits): count, mean minus
     the first element, sum of squared deviations.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
-    # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, and not at all.
+    # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, if at all.
     lane_row = tl.arange(0, ROWS)[:, None, None]
     lane_column = tl.arange(0, COLUMNS)[None, None, :]
     depth = tl.arange(0, DEPTH)[None, :, None] * ROWS
@@ -97,7 +100,8 @@ def partials_kernel(
         share = added / tl.maximum(count, 1.0)
         delta = tl.where(added > 0.0, centre - mean, 0.0)
         mean += delta * share
-        deviation += tl.sum(distance * distance, 1, keep_dims=True) + delta * delta * (before * share)
+        deviation += tl.sum(distance * distance, 1, keep_dims=True)
+        deviation += delta * delta * (before * share)
         tile += splits
     if BY_COLUMN:
         total = tl.sum(count)
@@ -224,33 +228,18 @@ def gradient_kernel(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-class Division(NamedTuple):
-    """Tiles of `depth` times `rows` by `columns`, for programs of `groups` by `splits`.
-
-    What is innermost is a multiple of `unit` long.
-    """
-
-    unit: int
-    depth: int
-    rows: int
-    columns: int
-    groups: int
-    splits: int
-
-
 def divide(layout: Layout, size: int) -> Division:
-    """Returns how memory with elements of `size` bytes is divided; lanes take 16 bytes at a time."""
+    """Returns how memory with elements of `size` bytes is divided; tiles are deep along `outer`."""
     outer, channels, inner = layout
-    pack = 16 // size
-    tile = 32 * WARPS * pack
+    tile = elements_at_once(size)
     length = channels if layout.by_column else inner
     columns = min(power_of_two(length), MAXIMUM_COLUMNS if layout.by_column else tile)
     rows = min(power_of_two(outer), tile // columns)
-    depth = min(power_of_two(triton.cdiv(outer, rows)), 4)
+    depth = min(power_of_two(triton.cdiv(outer, rows)), MOST_DEPTH)
     groups = triton.cdiv(channels, columns) if layout.by_column else channels
     tiles = triton.cdiv(outer, rows) * (1 if layout.by_column else triton.cdiv(inner, columns))
-    splits = min(triton.cdiv(tiles, MINIMUM_ROWS), triton.cdiv(TARGET_PROGRAMS, groups))
-    return Division(math.gcd(length, pack), depth, rows, columns, groups, splits)
+    unit = math.gcd(length, 16 // size)
+    return Division(unit, depth, rows, columns, groups, splits_of(groups, tiles))
 
 
 def statistics_of(

@@ -5,7 +5,6 @@ channel's first value, and parts of a channel merge in float64.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -19,12 +18,15 @@ from synq_fast.kernels._layout import (
     output_like,
     power_of_two,
 )
+from synq_fast.kernels._tiles import (
+    MAXIMUM_COLUMNS,
+    WARPS,
+    Division,
+    elements_at_once,
+    splits_of,
+)
 
 TILE = 1024  # of the gradient
-WARPS = 4
-MAXIMUM_COLUMNS = 64  # channels side by side where they are innermost
-TARGET_PROGRAMS = 2048
-MINIMUM_ROWS = 8  # of a lane, before a channel is split
 PARTS = 128  # that a program puts together at a time
 
 
@@ -43,16 +45,16 @@ def moments_kernel(
     """Program (group, split) reduces every `splits`-th tile; WHOLE: the only one, to the moments.
 
     A group is ROWS rows, all of which are `total`; with channels innermost it is COLUMNS columns of
-    one sample. A tile is DEPTH times as long, so that as many loads of a lane wait together. Partials
-    are (3, channels of all samples, splits): count, sum, squared deviations. A row has
-    `column_units` times UNIT columns.
+    one sample. A tile is DEPTH times as long, so that as many loads of a lane wait together. A row
+    has `column_units` times UNIT columns. Partials are (3, channels of all samples, splits): count,
+    sum, squared deviations.
     """
     columns = column_units * UNIT
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
     groups = tl.cdiv(columns, COLUMNS)
-    # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, and not at all.
+    # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, if at all.
     lane_row = tl.arange(0, ROWS)[:, None, None]
     lane_column = tl.arange(0, COLUMNS)[None, None, :]
     if INNERMOST:
@@ -188,24 +190,9 @@ def moments_backward_kernel(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-class Division(NamedTuple):
-    """Tiles of `depth` times `rows` by `columns`, for programs of `groups` by `splits`.
-
-    Rows are a multiple of `unit` long.
-    """
-
-    unit: int
-    depth: int
-    rows: int
-    columns: int
-    groups: int
-    splits: int
-
-
 def divide(shape: ImageLayout, size: int) -> Division:
-    """Returns how memory with elements of `size` bytes is divided; lanes take 16 bytes at a time."""
-    pack = 16 // size
-    tile = 32 * WARPS * pack
+    """Returns how memory with elements of `size` bytes is divided, deep along positions."""
+    tile = elements_at_once(size)
     if shape.innermost:
         columns = min(power_of_two(shape.columns), MAXIMUM_COLUMNS)
         rows = min(power_of_two(shape.rows), tile // columns)
@@ -216,9 +203,9 @@ def divide(shape: ImageLayout, size: int) -> Division:
         rows = tile // columns
         groups = triton.cdiv(shape.samples * shape.rows, rows)
         tiles = triton.cdiv(shape.columns, columns)
-    depth = min(power_of_two(tiles), size)  # registers hold no more of what is converted
-    splits = min(triton.cdiv(tiles, MINIMUM_ROWS), triton.cdiv(TARGET_PROGRAMS, groups))
-    return Division(math.gcd(shape.columns, pack), depth, rows, columns, groups, splits)
+    depth = min(power_of_two(tiles), size)  # of halves, registers hold fewer once they are wide
+    unit = math.gcd(shape.columns, 16 // size)
+    return Division(unit, depth, rows, columns, groups, splits_of(groups, tiles))
 
 
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

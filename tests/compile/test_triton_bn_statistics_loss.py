@@ -16,7 +16,7 @@ __all__ = ["compiler", "pytestmark"]  # used by pytest
 
 
 def launch_all(dtype: torch.dtype) -> None:
-    """Calls every launcher on both layouts, on pieces of channels and on whole ones, of many parts too."""
+    """Calls every launcher on both layouts, on channels of one part and of many."""
     from synq_fast import kernels
 
     scale, stored = torch.zeros(()), torch.zeros(32)

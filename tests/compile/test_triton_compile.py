@@ -7,11 +7,12 @@ collected, not run.
 import contextlib
 import io
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.triton_code import Driver
 from tests.compile.ptx_checks import (
     divisions,
     entries,
@@ -36,21 +37,6 @@ pytestmark = [
 CAPABILITIES = (80, 90, 100, 120)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAXIMUM_REGISTERS = 128
-
-
-class Driver(NamedTuple):
-    """The part of a Triton driver that compiling needs."""
-
-    capability: int
-
-    def get_current_device(self) -> int:
-        return self.capability
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return triton.backends.compiler.GPUTarget("cuda", self.capability, 32)
 
 
 class Compiler:

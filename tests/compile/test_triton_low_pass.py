@@ -24,7 +24,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     assert compiled
     assert [kernel for kernel in compiled if kernel.spilled_bytes > 0] == []
     assert [kernel for kernel in compiled if kernel.registers > MAXIMUM_REGISTERS] == []
-    # What is read or written once leaves the cache first: images and results, not what lies between.
+    # Images and results leave the cache first, not what lies between the passes.
     for kind in ("ld", "st"):
         assert sum(f"{kind}.global.L1::evict_first" in ptx for _, ptx in compiler.ptx) == 1
     wide = 0

@@ -110,15 +110,14 @@ def test_chunks_change_no_bit(kernels, monkeypatch, dtype, layout) -> None:
 
 def test_parts_are_joined_some_at_a_time(kernels, monkeypatch) -> None:
     """As many as there are at once give the same, but for rounding to float32."""
-    module = sys.modules[kernels.bn_statistics_loss.__module__]
-    moments = sys.modules[kernels.channel_moments.__module__]
+    from synq_fast.kernels import _tiles
+
     x = torch.randn(3, 8, 40, 41).add(10).to(memory_format=torch.channels_last)
     arguments = x, torch.zeros(8), torch.ones(8)
-    for target in (module, moments):
-        monkeypatch.setattr(target, "MINIMUM_ROWS", 1)
+    monkeypatch.setattr(_tiles, "MINIMUM_TILES", 1)
     at_once = *kernels.bn_statistics_loss(*arguments)[2], *kernels.channel_moments(x)
-    for target in (module, moments):
-        monkeypatch.setattr(target, "PARTS", 4)
+    for launcher in (kernels.bn_statistics_loss, kernels.channel_moments):
+        monkeypatch.setattr(sys.modules[launcher.__module__], "PARTS", 4)
     again = *kernels.bn_statistics_loss(*arguments)[2], *kernels.channel_moments(x)
     flat = x.double().movedim(1, 0).flatten(1)
     expected = flat.mean(1), flat.mean(1), flat.var(1, correction=0) - 1
