@@ -161,9 +161,27 @@ def compile_kernels(source: Path, arch: str, folder: Path) -> list[Kernel]:
         MachineCodeError: A tool is missing or fails.
     """
     nvcc = _tool("nvcc", Path("/usr/local/cuda/bin"))
-    disassembler = _tool("cuobjdump", *disassembler_folders(Path(nvcc)))
+    disassembler = disassembler_of(Path(nvcc))
     cubin = folder / f"{source.stem}.cubin"
     _output(nvcc, "-cubin", f"-arch=sm_{arch}", *FLAGS, "-o", cubin, source)
+    return read_kernels(cubin, disassembler)
+
+
+def disassembler_of(nvcc: Path | None = None) -> str:
+    """Returns the path of cuobjdump.
+
+    Raises:
+        MachineCodeError: There is none.
+    """
+    return _tool("cuobjdump", *disassembler_folders(nvcc))
+
+
+def read_kernels(cubin: Path, disassembler: str) -> list[Kernel]:
+    """Reads the kernels of a compiled object for one architecture.
+
+    Raises:
+        MachineCodeError: The disassembler fails.
+    """
     usage = {
         m[1]: (int(m[2]), int(m[3]))
         for m in _USAGE.finditer(_output(disassembler, "-res-usage", cubin))

@@ -14,11 +14,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from .gpu_model import CARDS, Card, Launch, predict
 from .machine_code import Kernel, MachineCodeError, compile_kernels
 from .roofline_cases import Case, cases
 from .tables import Table
+
+
+class Kernels(Protocol):
+    """Finds the kernel of a launch."""
+
+    def kernel(self, launch: Launch) -> Kernel:
+        """Returns the kernel of a launch."""
 
 
 class Tree:
@@ -40,9 +48,9 @@ class Tree:
         return kernel
 
 
-def version(root: Path, reference: str, folder: Path) -> Path:
-    """Writes the C++ sources of a commit into a folder."""
-    command = ["git", "-C", str(root), "archive", reference, "csrc"]
+def version(root: Path, reference: str, folder: Path, sources: str = "csrc") -> Path:
+    """Writes a folder of sources of a commit, those in C++, into another folder."""
+    command = ["git", "-C", str(root), "archive", reference, sources]
     archive = subprocess.run(command, capture_output=True)
     if archive.returncode:
         raise MachineCodeError(f"git has no {reference}: {archive.stderr.decode().strip()}")
@@ -58,7 +66,7 @@ COLUMNS = (
 
 
 def row(
-    card: Card, case: Case, code: str, launches: Sequence[Launch], tree: Tree
+    card: Card, case: Case, code: str, launches: Sequence[Launch], tree: Kernels
 ) -> tuple[str | float | None, ...]:
     """Returns one line of the table; the columns between bytes and time are the main kernel's."""
     predictions = [predict(card, tree.kernel(launch), launch) for launch in launches]

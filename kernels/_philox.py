@@ -51,11 +51,33 @@ def philox(quad, seed):
 
 
 @triton.jit
+def below(a, b, c, d, threshold):
+    """Returns which words are kept, those of a counter side by side in the last axis."""
+    words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+    return (words >> 8).to(tl.int32) < threshold
+
+
+@triton.jit
 def kept_quads(quad, seed, threshold):
     """Returns what is kept of four elements for each counter, side by side in the last axis."""
     a, b, c, d = philox(quad, seed)
-    words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
-    return (words >> 8).to(tl.int32) < threshold
+    return below(a, b, c, d, threshold)
+
+
+@triton.jit
+def kept_between(quad, turn, seed, threshold):
+    """Returns what is kept of four elements each, the first with word `turn` of its counter.
+
+    `turn`, 1 to 3, is the same for all: two counters for four elements, where one for each would
+    take more registers than there are.
+    """
+    _, b, c, d = philox(quad, seed)
+    e, f, g, _ = philox(quad + 1, seed)
+    one = tl.where(turn == 1, b, tl.where(turn == 2, c, d))
+    two = tl.where(turn == 1, c, tl.where(turn == 2, d, e))
+    three = tl.where(turn == 1, d, tl.where(turn == 2, e, f))
+    four = tl.where(turn == 1, e, tl.where(turn == 2, f, g))
+    return below(one, two, three, four, threshold)
 
 
 @triton.jit
@@ -65,10 +87,11 @@ def kept_block(start, seed, threshold, offset, QUADS: tl.constexpr, BLOCK: tl.co
     QUADS: the offset is a multiple of four too.
     """
     first = start.to(tl.int64) + offset
+    quad = first // 4 + tl.arange(0, BLOCK // 4)
     if QUADS:
-        kept = kept_quads(first // 4 + tl.arange(0, BLOCK // 4), seed, threshold)
+        kept = kept_quads(quad, seed, threshold)
     else:
-        kept = kept_each(first + tl.arange(0, BLOCK), seed, threshold)
+        kept = kept_between(quad, first % 4, seed, threshold)
     return kept
 
 

@@ -3,9 +3,10 @@
 Programs reduce parts of a channel; a program for each channel puts its parts together in a fixed
 order and compares with the running statistics, and one adds what the channels lose. Inside a
 program each lane keeps its own running mean and squared deviations of x minus the channel's first
-element (Welford), so neither a mean far from zero nor one far from the running mean costs accuracy.
+element, so neither a mean far from zero nor one far from the running mean costs accuracy.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,95 +14,149 @@ import triton
 import triton.language as tl
 
 from synq_fast.kernels._layout import (
+    Layout,
     dense,
     finished,
     on_device_of,
     output_like,
     power_of_two,
 )
+from synq_fast.kernels._tiles import (
+    MAXIMUM_COLUMNS,
+    WARPS,
+    Division,
+    elements_at_once,
+    splits_of,
+)
 
-TILE = 2048
-TARGET_PROGRAMS = 2048
+TILE = 2048  # of the gradient
+MOST_DEPTH = 4  # as far as `reciprocal` goes
+PARTS = 256  # that a program puts together at a time
 TERMS = 1024
 
 
 @triton.jit
-def partials_kernel(
-    x_ptr, partial_ptr, outer, channels, inner, splits,
-    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Program (group, split) reduces every `splits`-th tile.
+def reciprocal(number):
+    """Returns 1 / number of 1 to 4, and 1 of 0: lanes that divide take longer than they add up."""
+    some = tl.where(number > 1.0, 0.5, 1.0)
+    return tl.where(number > 3.0, 0.25, tl.where(number > 2.0, 0.3333333432674408, some))
 
-    A group is one channel, or COLUMNS of them when BY_COLUMN. Partials are (3, channels, splits):
-    count, mean minus the first element, sum of squared deviations.
+
+@triton.jit
+def partials_kernel(
+    x_ptr, partial_ptr, outer, channels, units, splits,
+    BY_COLUMN: tl.constexpr, UNIT: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Program (group, split) reduces every `splits`-th tile of DEPTH times ROWS by COLUMNS.
+
+    A group is one channel, or COLUMNS of them when BY_COLUMN. What is innermost, channels or a
+    piece of one, is `units` times UNIT long. Partials are (3, channels, splits): count, mean minus
+    the first element, sum of squared deviations.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
-    columns = channels if BY_COLUMN else inner
-    column_tiles = 1 if BY_COLUMN else tl.cdiv(inner, COLUMNS)
-    tiles = tl.cdiv(outer, ROWS) * column_tiles
+    # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, if at all.
+    lane_row = tl.arange(0, ROWS)[:, None, None]
+    lane_column = tl.arange(0, COLUMNS)[None, None, :]
+    depth = tl.arange(0, DEPTH)[None, :, None] * ROWS
+    columns = units * UNIT
     if BY_COLUMN:
+        column_tiles = 1
+        stride = columns
         channel = group * COLUMNS + tl.arange(0, COLUMNS)
-        first = tl.load(x_ptr + tl.minimum(channel, channels - 1))[None, :]
+        origin = tl.load(x_ptr + tl.minimum(channel, channels - 1))[None, None, :]
     else:
+        column_tiles = tl.cdiv(columns, COLUMNS)
+        stride = columns * channels
         channel = group
-        first = tl.load(x_ptr + channel * inner)
-    first = first.to(tl.float32)
-    # Channels side by side have their elements in the same rows: one count for all saves registers.
-    count = tl.zeros((ROWS, 1 if BY_COLUMN else COLUMNS), tl.float32)
-    mean = tl.zeros((ROWS, COLUMNS), tl.float32)
-    deviation = tl.zeros((ROWS, COLUMNS), tl.float32)
+        origin = tl.load(x_ptr + channel * columns)
+        x_ptr += channel * columns
+    origin = origin.to(tl.float32)
+    tiles = tl.cdiv(outer, DEPTH * ROWS) * column_tiles
+    # Channels side by side have their elements in the same rows: one count for all.
+    count = tl.zeros((ROWS, 1, 1 if BY_COLUMN else COLUMNS), tl.float32)
+    mean = tl.zeros((ROWS, 1, COLUMNS), tl.float32)
+    deviation = tl.zeros((ROWS, 1, COLUMNS), tl.float32)
     tile = split
     while tile < tiles:  # the interpreter cannot run `range` over tensors with every NumPy
-        row = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
-        column = (group if BY_COLUMN else tile % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
-        if BY_COLUMN:
-            offsets = row[:, None] * channels + column[None, :]
-        else:
-            offsets = (row[:, None] * channels + group) * inner + column[None, :]
-        mask = (row < outer)[:, None] & (column < columns)[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - first
-        delta = tl.where(mask, x - mean, 0.0)
-        count += tl.where((row < outer)[:, None] if BY_COLUMN else mask, 1.0, 0.0)
-        mean += delta / tl.maximum(count, 1.0)
-        deviation += delta * tl.where(mask, x - mean, 0.0)
+        row = (tile // column_tiles) * (DEPTH * ROWS)
+        column = (group if BY_COLUMN else tile % column_tiles) * COLUMNS + lane_column
+        left = tl.minimum(outer - row, DEPTH * ROWS).to(tl.int32)
+        mask = (lane_row + depth < left) & (column < columns)
+        offsets = (row + lane_row + depth) * stride + column
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        # Not by a sum: the compiler would move it from thread to thread.
+        added = tl.maximum((left - lane_row + ROWS - 1) // ROWS, 0).to(tl.float32)
+        x = tl.where(mask, x - origin, 0.0)
+        # Of the lane's values in this tile, then with those before (Chan, Golub and LeVeque).
+        centre = tl.sum(x, 1, keep_dims=True) * reciprocal(added)
+        if not BY_COLUMN:
+            added = tl.where(column < columns, added, 0.0)
+        distance = tl.where(mask, x - centre, 0.0)
+        before = count
+        count += added
+        share = added / tl.maximum(count, 1.0)
+        delta = tl.where(added > 0.0, centre - mean, 0.0)
+        mean += delta * share
+        deviation += tl.sum(distance * distance, 1, keep_dims=True)
+        deviation += delta * delta * (before * share)
         tile += splits
-    axis: tl.constexpr = 0 if BY_COLUMN else None
-    total = tl.sum(count, axis)
-    centre = tl.sum(count * mean, axis) / tl.maximum(total, 1.0)
-    difference = mean - (centre[None, :] if BY_COLUMN else centre)
-    deviation = tl.sum(deviation + count * difference * difference, axis)
+    if BY_COLUMN:
+        total = tl.sum(count)
+        centre = tl.sum(count * mean, 0, keep_dims=True) / tl.maximum(total, 1.0)
+        difference = mean - centre
+        deviation = tl.sum(deviation + count * difference * difference, 0, keep_dims=True)
+        total = tl.zeros((COLUMNS,), tl.float32) + total
+        centre = tl.reshape(centre, (COLUMNS,))
+        deviation = tl.reshape(deviation, (COLUMNS,))
+        valid = channel < channels
+    else:
+        total = tl.sum(count)
+        centre = tl.sum(count * mean) / tl.maximum(total, 1.0)
+        difference = mean - centre
+        deviation = tl.sum(deviation + count * difference * difference)
+        valid = channel < channels
     target = partial_ptr + channel * splits + split
     step = splits * channels
-    if BY_COLUMN:
-        tl.store(target, tl.broadcast_to(total, (COLUMNS,)), mask=channel < channels)
-        tl.store(target + step, centre, mask=channel < channels)
-        tl.store(target + 2 * step, deviation, mask=channel < channels)
-    else:
-        tl.store(target, total)
-        tl.store(target + step, centre)
-        tl.store(target + 2 * step, deviation)
+    tl.store(target, total, mask=valid)
+    tl.store(target + step, centre, mask=valid)
+    tl.store(target + 2 * step, deviation, mask=valid)
 
 
 @triton.jit
 def finish_kernel(
     x_ptr, partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight,
-    channels, first_stride, splits, row_stride, total, SPLITS: tl.constexpr,
+    channels, first_stride, splits, row_stride, total, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Statistics of one channel, in float64, and what it adds to each loss; `total` terms each."""
     channel = tl.program_id(0).to(tl.int64)
-    split = tl.arange(0, SPLITS)
-    mask = split < splits
-    source = partial_ptr + channel * splits + split
+    source = partial_ptr + channel * splits
     step = (channel * 0 + channels) * splits
-    count = tl.load(source, mask=mask, other=0.0).to(tl.float64)
-    means = tl.load(source + step, mask=mask, other=0.0).to(tl.float64)
-    squares = tl.load(source + 2 * step, mask=mask, other=0.0).to(tl.float64)
-    number = tl.sum(count, 0)
-    centre = tl.sum(count * means, 0) / number
-    distance = means - centre
-    deviation = tl.sum(squares + count * distance * distance, 0)
+    counts = tl.zeros((PARTS,), tl.float64)
+    sums = tl.zeros((PARTS,), tl.float64)
+    first = 0
+    while first < splits:  # all parts at once would not fit the registers
+        split = first + tl.arange(0, PARTS)
+        mask = split < splits
+        count = tl.load(source + split, mask=mask, other=0.0).to(tl.float64)
+        counts += count
+        sums += count * tl.load(source + step + split, mask=mask, other=0.0).to(tl.float64)
+        first += PARTS
+    number = tl.sum(counts, 0)
+    centre = tl.sum(sums, 0) / number
+    squares = tl.zeros((PARTS,), tl.float64)
+    first = 0
+    while first < splits:
+        split = first + tl.arange(0, PARTS)
+        mask = split < splits
+        count = tl.load(source + split, mask=mask, other=0.0).to(tl.float64)
+        distance = tl.load(source + step + split, mask=mask, other=0.0).to(tl.float64) - centre
+        squares += tl.load(source + 2 * step + split, mask=mask, other=0.0).to(tl.float64)
+        squares += tl.where(mask, count * distance * distance, 0.0)
+        first += PARTS
+    deviation = tl.sum(squares, 0)
     var_error = deviation / number - tl.load(running_var_ptr + channel).to(tl.float64)
     mean = tl.load(x_ptr + channel * first_stride).to(tl.float64) + centre
     mean_error = mean - tl.load(running_mean_ptr + channel).to(tl.float64)
@@ -173,6 +228,20 @@ def gradient_kernel(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+def divide(layout: Layout, size: int) -> Division:
+    """Returns how memory with elements of `size` bytes is divided; tiles are deep along `outer`."""
+    outer, channels, inner = layout
+    tile = elements_at_once(size)
+    length = channels if layout.by_column else inner
+    columns = min(power_of_two(length), MAXIMUM_COLUMNS if layout.by_column else tile)
+    rows = min(power_of_two(outer), tile // columns)
+    depth = min(power_of_two(triton.cdiv(outer, rows)), MOST_DEPTH)
+    groups = triton.cdiv(channels, columns) if layout.by_column else channels
+    tiles = triton.cdiv(outer, rows) * (1 if layout.by_column else triton.cdiv(inner, columns))
+    unit = math.gcd(length, 16 // size)
+    return Division(unit, depth, rows, columns, groups, splits_of(groups, tiles))
+
+
 def statistics_of(
     x: torch.Tensor,
     running_mean: torch.Tensor,
@@ -184,26 +253,20 @@ def statistics_of(
     """Fills a layer's columns of `statistics` (3, channels of all layers) and `terms` (2, same)."""
     x, layout = dense(x, 1)
     outer, channels, inner = layout
-    if layout.by_column:
-        columns = min(power_of_two(channels), 64)
-        rows = TILE // columns
-        groups, tiles = triton.cdiv(channels, columns), triton.cdiv(outer, rows)
-    else:
-        columns = min(power_of_two(inner), TILE)
-        rows = min(power_of_two(outer), max(TILE // columns, 1))
-        groups, tiles = channels, triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
-    splits = min(triton.cdiv(tiles, 4), triton.cdiv(TARGET_PROGRAMS, groups))
+    division = divide(layout, x.element_size())
+    unit, splits = division.unit, division.splits
     partial = torch.empty(3, channels, splits, dtype=torch.float32, device=x.device)
     means, variances = (value.float().contiguous() for value in (running_mean, running_var))
     with on_device_of(x):
-        partials_kernel[(groups * splits,)](
-            x, partial, outer, channels, inner, splits,
-            BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns, num_warps=8,
+        partials_kernel[(division.groups * splits,)](
+            x, partial, outer, channels, (channels if layout.by_column else inner) // unit, splits,
+            BY_COLUMN=layout.by_column, UNIT=unit, DEPTH=division.depth, ROWS=division.rows,
+            COLUMNS=division.columns, num_warps=WARPS,
         )  # fmt: skip
         finish_kernel[(channels,)](
             x, partial, means, variances, statistics, terms, weight, channels,
             1 if layout.by_column else inner, splits, statistics.stride(0), terms.stride(0),
-            SPLITS=power_of_two(splits), num_warps=1,
+            PARTS=min(power_of_two(splits), PARTS), num_warps=1,
         )  # fmt: skip
 
 
@@ -242,7 +305,7 @@ def gradient_of(
             statistics if var_scale is None else var_scale.float(),
             weight, rows, columns, layout.channels, layout.outer * layout.inner,
             statistics.stride(0), MEAN=mean_scale is not None, VAR=var_scale is not None,
-            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=4,
+            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=8,
         )  # fmt: skip
     return finished(y, x)
 

@@ -4,22 +4,30 @@ Each lane of a program sums differences from its first value; the lanes merge re
 channel's first value, and parts of a channel merge in float64.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from synq_fast.kernels._layout import (
+    ImageLayout,
     finished,
     image_layout,
     on_device_of,
     output_like,
     power_of_two,
 )
+from synq_fast.kernels._tiles import (
+    MAXIMUM_COLUMNS,
+    WARPS,
+    Division,
+    elements_at_once,
+    splits_of,
+)
 
-TILE = 1024
-MAXIMUM_COLUMNS = 64  # channels side by side where they are innermost
-TARGET_PROGRAMS = 1024
-MAXIMUM_SPLITS = 64
+TILE = 1024  # of the gradient
+PARTS = 128  # that a program puts together at a time
 
 
 @triton.jit
@@ -30,91 +38,127 @@ def usable_centre(value):
 
 @triton.jit
 def moments_kernel(
-    x_ptr, mean_ptr, variance_ptr, partial_ptr, rows, columns, total, splits,
-    INNERMOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
+    x_ptr, mean_ptr, variance_ptr, partial_ptr, rows, column_units, total, splits,
+    INNERMOST: tl.constexpr, UNIT: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Program (group, split) reduces every `splits`-th tile; WHOLE: the only one, to the moments.
 
     A group is ROWS rows, all of which are `total`; with channels innermost it is COLUMNS columns of
-    one sample. Partials are (3, channels of all samples, splits): count, sum, squared deviations.
+    one sample. A tile is DEPTH times as long, so that as many loads of a lane wait together. A row
+    has `column_units` times UNIT columns. Partials are (3, channels of all samples, splits): count,
+    sum, squared deviations.
     """
+    columns = column_units * UNIT
     program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
     groups = tl.cdiv(columns, COLUMNS)
+    # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, if at all.
+    lane_row = tl.arange(0, ROWS)[:, None, None]
+    lane_column = tl.arange(0, COLUMNS)[None, None, :]
     if INNERMOST:
-        lane_column = (group % groups) * COLUMNS + tl.arange(0, COLUMNS)
-        place = group // groups * columns + lane_column
-        valid = lane_column < columns
-        start = group // groups * rows * columns + lane_column
+        sample = group // groups
+        column = (group % groups) * COLUMNS + tl.arange(0, COLUMNS)
+        place = sample * columns + column
+        valid = column < columns
+        x_ptr += sample * rows * columns
+        origin = tl.load(x_ptr + column, mask=valid, other=0.0)
+        shift = usable_centre(origin.to(tl.float32))[None, None, :]
+        lanes = lane_row * columns + column[None, None, :]
+        in_group = valid[None, None, :]
+        number = lane_row
+        length, step, stride = rows, ROWS, columns
     else:
         place = group * ROWS + tl.arange(0, ROWS)
         valid = place < total
-        start = place * columns
-    origin = usable_centre(tl.load(x_ptr + start, mask=valid, other=0.0).to(tl.float32))
-    shift = origin[None, :] if INNERMOST else origin[:, None]
-    count = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    centre = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    first = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    second = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    tiles = tl.cdiv(rows, ROWS) if INNERMOST else groups
-    tile = split
-    while tile < tiles:  # the interpreter cannot run `range` over tensors with every NumPy
-        if INNERMOST:
-            row = tile * ROWS + tl.arange(0, ROWS)
-            column = (group % groups) * COLUMNS + tl.arange(0, COLUMNS)
-            mask = (row < rows)[:, None] & (column < columns)[None, :]
-            row += group // groups * rows
-        else:
-            row = group * ROWS + tl.arange(0, ROWS)
-            column = tile * COLUMNS + tl.arange(0, COLUMNS)
-            mask = (row < total)[:, None] & (column < columns)[None, :]
-        offsets = row[:, None] * columns + column[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        centre = tl.where(count > 0.0, centre, usable_centre(x))
-        difference = tl.where(mask, x - centre, 0.0)
-        count += tl.where(mask, 1.0, 0.0)
-        first += difference
-        second += difference * difference
-        tile += splits
-    axis: tl.constexpr = 0 if INNERMOST else 1
+        origin = tl.load(x_ptr + place * columns, mask=valid, other=0.0)
+        shift = usable_centre(origin.to(tl.float32))[:, None, None]
+        lanes = place[:, None, None] * columns + lane_column
+        in_group = valid[:, None, None]
+        number = lane_column
+        length, step, stride = columns, COLUMNS, 1
+    # Where the program is in the dimension along which tiles are deep.
+    at = split * (DEPTH * step)
+    begins = in_group & (at + number < length)
+    centre = usable_centre(
+        tl.load(x_ptr + lanes + at * stride, mask=begins, other=0.0).to(tl.float32)
+    )
+    depth = tl.arange(0, DEPTH)[None, :, None] * step
+    count = tl.zeros(number.shape, tl.float32)
+    first = tl.zeros((ROWS, 1, COLUMNS), tl.float32)
+    second = tl.zeros((ROWS, 1, COLUMNS), tl.float32)
+    while at < length:  # the interpreter cannot run `range` over tensors with every NumPy
+        left = tl.minimum(length - at, DEPTH * step).to(tl.int32)
+        mask = (number + depth < left) & in_group
+        x = tl.load(x_ptr + at * stride + (lanes + depth * stride), mask=mask, other=0.0)
+        difference = tl.where(mask, x.to(tl.float32) - centre, 0.0)
+        # Not by a sum: the compiler would move it from thread to thread.
+        count += tl.maximum((left - number + step - 1) // step, 0).to(tl.float32)
+        first += tl.sum(difference, 1, keep_dims=True)
+        second += tl.sum(difference * difference, 1, keep_dims=True)
+        at += splits * (DEPTH * step)
+    across: tl.constexpr = 0 if INNERMOST else 2
     # Of each lane, relative to the channel's first value.
-    own_mean = centre - shift + first / tl.maximum(count, 1.0)
-    deviation = second - first * first / tl.maximum(count, 1.0)
-    number = tl.sum(count, axis)
-    difference_sum = tl.sum(tl.where(count > 0.0, count * (centre - shift) + first, 0.0), axis)
-    mean = difference_sum / tl.maximum(number, 1.0)
-    distance = own_mean - (mean[None, :] if INNERMOST else mean[:, None])
+    divisor = tl.maximum(count, 1.0)
+    own_mean = centre - shift + first / divisor
+    deviation = second - first * first / divisor
+    values = tl.sum(count)
+    own_sum = tl.where(count > 0.0, count * (centre - shift) + first, 0.0)
+    difference_sum = tl.sum(own_sum, across, keep_dims=True)
+    distance = own_mean - difference_sum / tl.maximum(values, 1.0)
     deviation = tl.where(count > 0.0, deviation + count * distance * distance, 0.0)
-    deviation = tl.maximum(tl.sum(deviation, axis), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    difference_sum = tl.reshape(difference_sum, place.shape)
+    mean = difference_sum / tl.maximum(values, 1.0)
+    deviation = tl.reshape(tl.sum(deviation, across, keep_dims=True), place.shape)
+    deviation = tl.maximum(deviation, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    origin = usable_centre(origin.to(tl.float32))
     if WHOLE:
         tl.store(mean_ptr + place, mean + origin, mask=valid)
-        tl.store(variance_ptr + place, deviation / tl.maximum(number, 1.0), mask=valid)
+        tl.store(variance_ptr + place, deviation / tl.maximum(values, 1.0), mask=valid)
     else:
         target = partial_ptr + place * splits + split
-        number = number.to(tl.float64)
-        tl.store(target, number, mask=valid)
-        sum_of_x = difference_sum.to(tl.float64) + number * origin.to(tl.float64)
+        values = values.to(tl.float64)
+        sum_of_x = difference_sum.to(tl.float64) + values * origin.to(tl.float64)
+        tl.store(target, tl.zeros_like(sum_of_x) + values, mask=valid)
         tl.store(target + total * splits, sum_of_x, mask=valid)
         tl.store(target + 2 * total * splits, deviation.to(tl.float64), mask=valid)
 
 
 @triton.jit
-def finish_moments_kernel(partial_ptr, mean_ptr, variance_ptr, total, splits, SPLITS: tl.constexpr):
-    """Merges the parts of one channel of one sample."""
-    group = tl.program_id(0).to(tl.int64)
-    split = tl.arange(0, SPLITS)
-    mask = split < splits
-    source = partial_ptr + group * splits + split
-    count = tl.load(source, mask=mask, other=0.0)
-    sums = tl.load(source + total * splits, mask=mask, other=0.0)
-    deviation = tl.load(source + 2 * total * splits, mask=mask, other=0.0)
-    number = tl.sum(count, 0)
-    mean = tl.sum(sums, 0) / number
-    distance = sums / tl.maximum(count, 1.0) - mean
-    deviation += tl.where(mask, count * distance * distance, 0.0)
-    tl.store(mean_ptr + group, mean.to(tl.float32))
-    tl.store(variance_ptr + group, (tl.sum(deviation, 0) / number).to(tl.float32))
+def finish_moments_kernel(
+    partial_ptr, mean_ptr, variance_ptr, total, splits,
+    CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Merges the parts of CHANNELS channels of samples, PARTS at a time."""
+    channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < total
+    source = partial_ptr + channel[:, None] * splits
+    step = (channel[:, None] * 0 + total) * splits
+    count = tl.zeros((CHANNELS, PARTS), tl.float64)
+    sums = tl.zeros((CHANNELS, PARTS), tl.float64)
+    first = 0
+    while first < splits:
+        split = first + tl.arange(0, PARTS)[None, :]
+        mask = inside[:, None] & (split < splits)
+        count += tl.load(source + split, mask=mask, other=0.0)
+        sums += tl.load(source + step + split, mask=mask, other=0.0)
+        first += PARTS
+    number = tl.sum(count, 1)
+    mean = tl.sum(sums, 1) / number
+    deviation = tl.zeros((CHANNELS, PARTS), tl.float64)
+    first = 0
+    while first < splits:
+        split = first + tl.arange(0, PARTS)[None, :]
+        mask = inside[:, None] & (split < splits)
+        count = tl.load(source + split, mask=mask, other=0.0)
+        sums = tl.load(source + step + split, mask=mask, other=0.0)
+        distance = sums / tl.maximum(count, 1.0) - mean[:, None]
+        deviation += tl.load(source + 2 * step + split, mask=mask, other=0.0)
+        deviation += tl.where(mask, count * distance * distance, 0.0)
+        first += PARTS
+    tl.store(mean_ptr + channel, mean.to(tl.float32), mask=inside)
+    tl.store(variance_ptr + channel, (tl.sum(deviation, 1) / number).to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -146,34 +190,44 @@ def moments_backward_kernel(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+def divide(shape: ImageLayout, size: int) -> Division:
+    """Returns how memory with elements of `size` bytes is divided, deep along positions."""
+    tile = elements_at_once(size)
+    if shape.innermost:
+        columns = min(power_of_two(shape.columns), MAXIMUM_COLUMNS)
+        rows = min(power_of_two(shape.rows), tile // columns)
+        groups = shape.samples * triton.cdiv(shape.columns, columns)
+        tiles = triton.cdiv(shape.rows, rows)
+    else:
+        columns = min(power_of_two(shape.columns), tile)
+        rows = tile // columns
+        groups = triton.cdiv(shape.samples * shape.rows, rows)
+        tiles = triton.cdiv(shape.columns, columns)
+    depth = min(power_of_two(tiles), size)  # of halves, registers hold fewer once they are wide
+    unit = math.gcd(shape.columns, 16 // size)
+    return Division(unit, depth, rows, columns, groups, splits_of(groups, tiles))
+
+
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the mean and the variance, both `(B, C)` in float32."""
     mean, variance = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         return mean.fill_(float("nan")), variance.fill_(float("nan"))
     x, shape = image_layout(x)
-    if shape.innermost:
-        columns = min(power_of_two(shape.columns), MAXIMUM_COLUMNS)
-        rows = min(power_of_two(shape.rows), TILE // columns)
-        groups = shape.samples * triton.cdiv(shape.columns, columns)
-        tiles = triton.cdiv(shape.rows, rows)
-    else:
-        columns = min(power_of_two(shape.columns), TILE)
-        rows = TILE // columns
-        groups = triton.cdiv(shape.samples * shape.rows, rows)
-        tiles = triton.cdiv(shape.columns, columns)
-    wanted = triton.cdiv(TARGET_PROGRAMS, groups)
-    splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
-    total = mean.numel()
+    division = divide(shape, x.element_size())
+    splits, total = division.splits, mean.numel()
     partials = mean if splits == 1 else mean.new_empty(3, total * splits, dtype=torch.float64)
     with on_device_of(x):
-        moments_kernel[(groups * splits,)](
-            x, mean, variance, partials, shape.rows, shape.columns, total, splits,
-            INNERMOST=shape.innermost, ROWS=rows, COLUMNS=columns, WHOLE=splits == 1, num_warps=4,
+        moments_kernel[(division.groups * splits,)](
+            x, mean, variance, partials, shape.rows, shape.columns // division.unit, total, splits,
+            INNERMOST=shape.innermost, UNIT=division.unit, DEPTH=division.depth,
+            ROWS=division.rows, COLUMNS=division.columns, WHOLE=splits == 1, num_warps=WARPS,
         )  # fmt: skip
         if splits > 1:
-            finish_moments_kernel[(total,)](
-                partials, mean, variance, total, splits, SPLITS=power_of_two(splits), num_warps=1
+            parts = min(power_of_two(splits), PARTS)
+            channels = PARTS // parts
+            finish_moments_kernel[(triton.cdiv(total, channels),)](
+                partials, mean, variance, total, splits, CHANNELS=channels, PARTS=parts, num_warps=4
             )
     return mean, variance
 

@@ -220,7 +220,8 @@ def launch(
     options = {
         "RESULT": int(result), "BEFORE": int(before), "LEARNED": learned,
         "MANTISSA": bits - 3 if minifloat else EQUAL_STEPS,
-        "num_warps": 4, "enable_fp_fusion": False,
+        # Sixteen elements of a residual too would leave a thread too few registers.
+        "num_warps": 4 if residual is None else 8, "enable_fp_fusion": False,
     }  # fmt: skip
     with on_device_of(x):
         if layout.channels == 1 and affine_map is None:

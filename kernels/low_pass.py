@@ -9,6 +9,7 @@ import triton.language as tl
 from synq_fast import reference
 from synq_fast.kernels._layout import (
     INTERPRETED,
+    PlaneLayout,
     finished,
     on_device_of,
     output_like,
@@ -21,19 +22,26 @@ LONGEST_SIDE = 1024  # beyond it transforms take fewer operations
 LINES = 32
 ROWS = 32
 DEPTH = 16
+# What lies between the passes over a chunk, as in csrc/cuda/low_pass.cu: it stays in an H100's
+# second-level cache. No bit of a result depends on it.
+CHUNK_BYTES = 38 << 20
 
 
 @triton.jit
 def axis_kernel(
     x_ptr, y_ptr, matrix_ptr, lines, inner, n,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LINES: tl.constexpr, PRECISION: tl.constexpr,
+    BACKWARDS: tl.constexpr, READ: tl.constexpr, WRITTEN: tl.constexpr,
 ):  # fmt: skip
     """Memory is (outer, n, inner); y = matrix * x along the middle, LINES lines in a program.
 
     A line's values lie `inner` apart. Programs of the same lines follow each other, so that what
-    one reads is in cache for the next.
+    one reads is in cache for the next. BACKWARDS: from the last line on. READ and WRITTEN say what
+    leaves the cache first.
     """
     program = tl.program_id(0).to(tl.int64)
+    if BACKWARDS:
+        program = tl.num_programs(0) - 1 - program
     blocks = tl.cdiv(n, ROWS)
     row = (program % blocks) * ROWS + tl.arange(0, ROWS)
     line = (program // blocks) * LINES + tl.arange(0, LINES)
@@ -49,6 +57,7 @@ def axis_kernel(
             x_ptr + start[None, :] + k[:, None] * inner,
             mask=in_lines & (k < n)[:, None],
             other=0.0,
+            eviction_policy=READ,
         ).to(tl.float32)
         sums = tl.dot(factors, values, sums, input_precision=PRECISION)
         first += DEPTH
@@ -56,6 +65,7 @@ def axis_kernel(
         y_ptr + start[None, :] + row[:, None] * inner,
         sums.to(y_ptr.dtype.element_ty),
         mask=in_lines & (row < n)[:, None],
+        eviction_policy=WRITTEN,
     )
 
 
@@ -86,18 +96,36 @@ def matrix_of(n: int, cutoff: float, device: torch.device) -> torch.Tensor:
 
 
 def filter_axis(
-    x: torch.Tensor, y: torch.Tensor, n: int, outer: int, inner: int, cutoff: float
+    x: torch.Tensor, y: torch.Tensor, n: int, inner: int, matrix: torch.Tensor, *, last: bool
 ) -> None:
-    """Writes the filtered `x`, in memory (outer, n, inner), to `y`."""
+    """Writes the filtered `x`, in memory (outer, n, inner), to `y`; the `last` pass or the first.
+
+    The last one begins with what the first wrote last.
+    """
     rows = min(ROWS, max(16, power_of_two(n)))
-    lines = outer * inner
+    lines = x.numel() // n
     precision = "tf32" if matmul_uses_tensor_float32() else "tf32x3"
+    axis_kernel[(triton.cdiv(lines, LINES) * triton.cdiv(n, rows),)](
+        x, y, matrix, lines, inner, n, ROWS=rows, DEPTH=min(DEPTH, rows), LINES=LINES,
+        PRECISION="ieee" if INTERPRETED else precision, BACKWARDS=last,
+        READ="" if last else "evict_first", WRITTEN="evict_first" if last else "", num_warps=4,
+    )  # fmt: skip
+
+
+def filter_chunks(x: torch.Tensor, y: torch.Tensor, images: PlaneLayout, cutoff: float) -> None:
+    """Writes the filtered `x` to `y`, which is laid out alike."""
+    planes, height, width, step = images
+    size = height * width * step
+    fitting = max(CHUNK_BYTES // (4 * size), 1)
+    chunk = size * triton.cdiv(planes, triton.cdiv(planes, fitting))
+    middle = x.new_empty(chunk, dtype=torch.float32)
+    by_height, by_width = (matrix_of(n, cutoff, x.device) for n in (height, width))
+    source, target = (value.as_strided((value.numel(),), (1,)) for value in (x, y))
     with on_device_of(x):
-        axis_kernel[(triton.cdiv(lines, LINES) * triton.cdiv(n, rows),)](
-            x, y, matrix_of(n, cutoff, x.device), lines, inner, n,
-            ROWS=rows, DEPTH=min(DEPTH, rows), LINES=LINES,
-            PRECISION="ieee" if INTERPRETED else precision, num_warps=4,
-        )  # fmt: skip
+        for values, results in zip(source.split(chunk), target.split(chunk), strict=True):
+            between = middle[: values.numel()]
+            filter_axis(values, between, height, width * step, by_height, last=False)
+            filter_axis(between, results, width, step, by_width, last=True)
 
 
 def low_pass(
@@ -117,8 +145,5 @@ def low_pass(
         return torch.empty_like(x).copy_(filtered)
     y = output_like(x)
     if x.numel() > 0:
-        planes, height, width, step = images
-        middle = torch.empty_like(x, dtype=torch.float32)
-        filter_axis(x, middle, height, planes, width * step, cutoff)
-        filter_axis(middle, y, width, planes * height, step, cutoff)
+        filter_chunks(x, y, images, cutoff)
     return finished(y, x)

@@ -55,6 +55,12 @@ def widest_access(instructions: Counter[str], kind: str) -> int:
     return max((int(m[2]) * int(m[3]) for m in found if m and m[1] == kind), default=0)
 
 
+def wide_accesses(instructions: Counter[str], kind: str) -> int:
+    """Returns the number of 128-bit loads (`ld`) or stores (`st`) of global memory."""
+    found = ((VECTOR.fullmatch(name), count) for name, count in instructions.items())
+    return sum(n for m, n in found if m and m[1] == kind and int(m[2]) * int(m[3]) >= 128)
+
+
 def divisions(instructions: Counter[str]) -> int:
     """Returns the number of correctly rounded divisions and reciprocals."""
     return instructions["div.rn.f32"] + instructions["rcp.rn.f32"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.compile.ptx_checks import entries, inexact, resources, widest_access
+from tests.compile.ptx_checks import entries, inexact, resources, wide_accesses, widest_access
 from tests.compile.test_triton_compile import (
     DTYPES,
     MAXIMUM_REGISTERS,
@@ -16,7 +16,7 @@ __all__ = ["compiler", "pytestmark"]  # used by pytest
 
 
 def launch_all(dtype: torch.dtype) -> None:
-    """Calls every launcher on both layouts, on pieces of channels and on whole ones."""
+    """Calls every launcher on both layouts, on channels of one part and of many."""
     from synq_fast import kernels
 
     scale, stored = torch.zeros(()), torch.zeros(32)
@@ -43,11 +43,15 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     assert kernels
     assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
     assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
-    wide = set()
+    wide, waiting = set(), []
     for name, ptx in compiler.ptx:
         for instructions in entries(ptx).values():
+            if name == "partials_kernel":
+                waiting.append(wide_accesses(instructions, "ld"))
             wrong = inexact(instructions)
             assert not [w for w in wrong if w.startswith(("atom", "red"))], name
             if widest_access(instructions, "ld") >= 128:
                 wide.add(name)
     assert wide >= {"gradient_kernel", "partials_kernel"}
+    # Of large images, four rows of a lane at a time in both layouts.
+    assert sum(count >= 4 for count in waiting) >= 2

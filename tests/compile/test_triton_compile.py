@@ -7,11 +7,12 @@ collected, not run.
 import contextlib
 import io
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.triton_code import Driver
 from tests.compile.ptx_checks import (
     divisions,
     entries,
@@ -36,21 +37,6 @@ pytestmark = [
 CAPABILITIES = (80, 90, 100, 120)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAXIMUM_REGISTERS = 128
-
-
-class Driver(NamedTuple):
-    """The part of a Triton driver that compiling needs."""
-
-    capability: int
-
-    def get_current_device(self) -> int:
-        return self.capability
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return triton.backends.compiler.GPUTarget("cuda", self.capability, 32)
 
 
 class Compiler:
@@ -144,6 +130,9 @@ def launch_learned_and_relu(dtype: torch.dtype) -> None:
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, 6.0, True)
             kernels.relu_fake_quantize_backward(x, x, *pair, 4, axis, None, False)
         launch_affine(x)
+    # Odd sizes drawn from an odd place, where registers are scarcest.
+    odd = torch.zeros(3, 5, 7, 9, dtype=dtype)
+    kernels.fake_quantize_learned_dropped(odd, one[:5], one[:5], seed, 4, 1, 0.5, 0.5, 1)
     kernels.fake_quantize_dynamic(image, 4, 1, 4, True)
     kernels.fake_quantize_dynamic(torch.zeros(4096, 32, dtype=dtype), 4, 1, None, True)
 

@@ -24,6 +24,9 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     assert compiled
     assert [kernel for kernel in compiled if kernel.spilled_bytes > 0] == []
     assert [kernel for kernel in compiled if kernel.registers > MAXIMUM_REGISTERS] == []
+    # Images and results leave the cache first, not what lies between the passes.
+    for kind in ("ld", "st"):
+        assert sum(f"{kind}.global.L1::evict_first" in ptx for _, ptx in compiler.ptx) == 1
     wide = 0
     for _, ptx in compiler.ptx:
         for instructions in entries(ptx).values():

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
@@ -70,6 +71,60 @@ def test_filters_by_matrices(kernels) -> None:
     assert _stored_matrix.cache_info().misses == 2
     assert _stored_matrix.cache_info().maxsize is not None
     assert (y - CASES["low_pass"].oracle(x.double(), cutoff=2.0)).abs().max() < 5e-6
+
+
+def product(a, b, dtype):
+    """The product of two matrices, each element by the same operations."""
+    return (a[:, :, None] * b[None, :, :]).sum(1, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_chunks_change_no_bit(kernels, monkeypatch, dtype, layout) -> None:
+    """Seven planes in chunks of all, of three, three and one, and of one; memory for a chunk."""
+    module = sys.modules[kernels.low_pass.__module__]
+    filter_axis, passes = module.filter_axis, []
+
+    def counted(x, y, *arguments, last) -> None:
+        passes.append((last, x.numel()))
+        filter_axis(x, y, *arguments, last=last)
+
+    # NumPy's product rounds by the place of a column in its block, which tensor cores do not.
+    monkeypatch.setattr(numpy, "matmul", product)
+    monkeypatch.setattr(module, "filter_axis", counted)
+    channels = 3 if layout is torch.channels_last else 1
+    x = torch.randn(7, channels, 22, 35).to(dtype).to(memory_format=layout)
+    plane = channels * 22 * 35
+    results = []
+    for fitting, chunks in ((7, [7]), (3.5, [3, 3, 1]), (1, [1] * 7), (0.5, [1] * 7)):
+        monkeypatch.setattr(module, "CHUNK_BYTES", int(fitting * plane * 4))
+        passes.clear()
+        results.append(kernels.low_pass(x, 4.0, "gaussian", 2, "auto"))
+        assert passes == [(last, size * plane) for size in chunks for last in (False, True)]
+    assert all(torch.equal(results[0], other) for other in results)
+    assert results[0].stride() == x.stride()
+    oracle = CASES["low_pass"].oracle(x.double(), cutoff=4.0)
+    bound = 5e-6 if dtype == torch.float32 else 2e-2
+    assert (results[0].double() - oracle).abs().max() < bound
+
+
+def test_parts_are_joined_some_at_a_time(kernels, monkeypatch) -> None:
+    """As many as there are at once give the same, but for rounding to float32."""
+    from synq_fast.kernels import _tiles
+
+    x = torch.randn(3, 8, 40, 41).add(10).to(memory_format=torch.channels_last)
+    arguments = x, torch.zeros(8), torch.ones(8)
+    monkeypatch.setattr(_tiles, "MINIMUM_TILES", 1)
+    at_once = *kernels.bn_statistics_loss(*arguments)[2], *kernels.channel_moments(x)
+    for launcher in (kernels.bn_statistics_loss, kernels.channel_moments):
+        monkeypatch.setattr(sys.modules[launcher.__module__], "PARTS", 4)
+    again = *kernels.bn_statistics_loss(*arguments)[2], *kernels.channel_moments(x)
+    flat = x.double().movedim(1, 0).flatten(1)
+    expected = flat.mean(1), flat.mean(1), flat.var(1, correction=0) - 1
+    for one, other in zip(at_once, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    for value, true in zip(again, expected, strict=False):
+        torch.testing.assert_close(value, true, rtol=1e-6, atol=2e-6)
 
 
 def test_a_search_returns_to_its_sums(kernels, monkeypatch) -> None:
