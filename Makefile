@@ -15,7 +15,7 @@ CXX_SOURCES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o
 # What must hold with any torch.
 CONFORMANCE := tests/conformance tests/ops tests/kernels tests/emulation tests/compile tests/quant tests/finetune
 
-.PHONY: demo test docs wheel native-test sanitize lint typecheck bench compile-check compile-check-all build format clean \
+.PHONY: demo test bench-test docs wheel native-test sanitize lint typecheck bench compile-check compile-check-all build format clean \
 	newest oldest conformance
 
 # A new run each time; `synq-fast quantize --resume` is for interrupted ones.
@@ -24,11 +24,15 @@ demo: build
 	$(BIN)/synq-fast quantize --bits w4a4 w3a3 w2a2 --output runs/demo
 
 # Waiting threads sleep: spinning ones starve the others on a machine with few or busy cores.
-test demo conformance: export OMP_WAIT_POLICY = passive
+test bench-test demo conformance: export OMP_WAIT_POLICY = passive
 # Hundreds of processes import the same files, which are compiled once, also where that is switched off.
-test conformance compile-check: export PYTHONDONTWRITEBYTECODE =
+test bench-test conformance compile-check: export PYTHONDONTWRITEBYTECODE =
 test: build
-	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/compile
+	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/compile --ignore=tests/benchmarks
+
+# The benchmarks and what they compare with, on small inputs.
+bench-test: build
+	$(BIN)/python -m pytest $(PARALLEL) tests/benchmarks
 
 # csrc without Python and torch; a build folder for each variant.
 native-test: $(STAMP)
