@@ -45,8 +45,8 @@ SYNQ_HOST_DEVICE float fake_quantize_minifloat(float x, Affine affine, Minifloat
   return dequantize(minifloat_level(steps_of(x, affine), grid), affine);
 }
 
-// Whether a number of steps rounds to a level that the grid does not have; a NaN does not. Half a step below zero rounds
-// to it, half a step of the last octave, 64 wide, above the largest level rounds away from that.
+// Whether a number of steps rounds to a level that the grid does not have; a NaN does not. Half a step below zero
+// rounds to it, half a step of the last octave, 64 wide, above the largest level rounds away from that.
 SYNQ_HOST_DEVICE bool is_beyond(float steps, Minifloat grid) {
   return (steps < -0.5f) | (steps >= grid.largest + 32.0f);
 }

@@ -58,8 +58,8 @@ int with_kernel_types(const ActivationFakeQuantizeParams& params, Launch launch)
   return with_activation(params.activation, [&](auto tag) {
     return with_levels(params.minifloat, params.bits, [&](auto levels) {
       return with_element_type(params.dtype, [&](auto element) {
-        return launch(KernelTypes<Curve<decltype(tag)::kActivation>, decltype(levels),
-                                  typename decltype(element)::Type>{});
+        return launch(
+            KernelTypes<Curve<decltype(tag)::kActivation>, decltype(levels), typename decltype(element)::Type>{});
       });
     });
   });
@@ -70,8 +70,7 @@ int with_kernel_types(const ActivationFakeQuantizeParams& params, Launch launch)
 int activation_fake_quantize_cuda(const ActivationFakeQuantizeParams& params, void* stream) {
   return with_kernel_types(params, [&](auto tag) {
     using Tag = decltype(tag);
-    using Operation =
-        ActivationFakeQuantize<typename Tag::Curve, typename Tag::Levels, typename Tag::Element>;
+    using Operation = ActivationFakeQuantize<typename Tag::Curve, typename Tag::Levels, typename Tag::Element>;
     return launch_affine_map<Operation>(params, arguments_of(params), stream);
   });
 }

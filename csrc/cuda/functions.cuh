@@ -65,9 +65,7 @@ struct Curve<Activation::kHardswish> {
 
   __device__ __forceinline__ explicit Curve(float x) : x(x) {}
 
-  __device__ __forceinline__ float value() const {
-    return mul(mul(x, add(clamp(x, -3.0f, 3.0f), 3.0f)), 1.0f / 6);
-  }
+  __device__ __forceinline__ float value() const { return mul(mul(x, add(clamp(x, -3.0f, 3.0f), 3.0f)), 1.0f / 6); }
   __device__ __forceinline__ float slope() const {
     const float inside = x >= 3.0f ? 1.0f : add(mul(x, 1.0f / 3), 0.5f);
     return x <= -3.0f ? 0.0f : inside;

@@ -87,9 +87,9 @@ def _reference_backward(
     minifloat: bool,
     gradient_scale: float,
 ) -> Triple:
-    pair = (as_range(value, x, None) for value in (scale, zero_point))
+    factor, offset = (as_range(value, x, None) for value in (scale, zero_point))
     of_x, of_scale, of_zero = activation_fake_quantize_gradients(
-        ACTIVATIONS[activation], grad, x, *pair, bits, minifloat, gradient_scale
+        ACTIVATIONS[activation], grad, x, factor, offset, bits, minifloat, gradient_scale
     )
     return like(of_x, x), of_scale.reshape(scale.shape), of_zero.reshape(zero_point.shape)
 
