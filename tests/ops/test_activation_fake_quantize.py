@@ -87,6 +87,8 @@ def test_beside_torch(device, function, bits):  # noqa: F811
 def test_small_floats_are_those_of_their_op(device, function, bits):  # noqa: F811
     """The composition, both ways, but where rounding turned a level."""
     x, gradient = torch.randn(2, 9, 197, 31, device=device).mul(2).unbind()
+    # Not far below zero: where zero itself is a tie, all that is nearly zero is turned.
+    x = x.abs() - 1.5
     low, high = torch.tensor([LEAST[function] - 0.03, 4.0], device=device)
     # In the arithmetic of that op.
     scale = 1 / (high - low) * float((2 ** (bits - 2) - 1) * 64)
@@ -101,7 +103,7 @@ def test_small_floats_are_those_of_their_op(device, function, bits):  # noqa: F8
     assert (leaf.grad == 0).any() and y.unique().numel() > 2 ** (bits - 1)
 
 
-@pytest.mark.parametrize("zero_point", [-9.3, 0.4])
+@pytest.mark.parametrize("zero_point", [-20.3, 0.4])
 def test_gradients_of_small_floats_are_straight_through(device, function, zero_point):  # noqa: F811
     """Rounding passes gradients on, in float64 by autograd; the levels are as given."""
     x, gradient = torch.randn(2, 3000, device=device).mul(3).unbind()
@@ -124,13 +126,11 @@ def test_gradients_of_small_floats_are_straight_through(device, function, zero_p
         torch.testing.assert_close(mine.double(), 0.5 * theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_the_lowest_value_takes_few_codes(device, function):  # noqa: F811
+def test_the_lowest_value_takes_one_code(device, function):  # noqa: F811
     x = torch.linspace(-12, 12, 4001, device=device)
-    scale = 15 / 3
-    y = FUSED[function](x, scale, 7.0, 4)
-    lowest = round(LEAST[function] * scale)
-    assert y.min() == pytest.approx(lowest / scale) and y.max() == pytest.approx(14 / scale)
-    assert y.unique().numel() == 15 - lowest
+    y = FUSED[function](x, 3.5, 7.0, 4)
+    assert y.min() == pytest.approx(-1 / 3.5) and y.max() == pytest.approx(14 / 3.5)
+    assert y.unique().numel() == 16
 
 
 def test_tails_end(device, function):  # noqa: F811
@@ -141,7 +141,9 @@ def test_tails_end(device, function):  # noqa: F811
     assert (y[x < -10] == 0).all() and (slope[x < -25].abs() < 1e-9).all()
     wide = x.detach().double().requires_grad_()
     (expected,) = torch.autograd.grad(function(wide).sum(), wide)
-    torch.testing.assert_close(slope.double(), expected, atol=5e-7, rtol=0)
+    # PyTorch's derivative of a sigmoid takes it from 1, of which few digits are left.
+    atol = 2e-6 if function is functional.silu else 5e-7
+    torch.testing.assert_close(slope.double(), expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -159,4 +159,5 @@ def make_case(
         variants=({"grid": "minifloat"},),
         gradcheck=False,
         saves=26,
+        registered="activation_fake_quantize",
     )
