@@ -22,7 +22,7 @@ from synq_fast.kernels._minifloat_grid import largest_level, minifloat_level, mi
 from synq_fast.kernels.fake_quantize import EQUAL_STEPS, load_grid
 
 BLOCK = 1024
-# In the order of csrc/activation_fake_quantize.h.
+# In the order of csrc/activation_functions.h.
 GELU = tl.constexpr(0)
 SILU = tl.constexpr(1)
 HARDSWISH = tl.constexpr(2)

@@ -1,6 +1,6 @@
 // Activation functions with fake quantization for one instruction set; what fake_quantize.cpp says about shared code
 // holds here too.
-#include "activation_fake_quantize.h"
+#include "cpu/activation_fake_quantize.h"
 
 #include "cpu/block_sums.h"
 #include "cpu/fake_quantize_loops.h"

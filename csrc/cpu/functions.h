@@ -1,7 +1,7 @@
 // Activation functions and their slopes on vectors of float32. NaN stays NaN, in the slope too.
 #pragma once
 
-#include "activation_fake_quantize.h"
+#include "activation_functions.h"
 #include "cpu/normal.h"
 
 namespace synq::cpu {

@@ -1,7 +1,7 @@
 // Activation functions and their slopes. NaN stays NaN, in the slope too.
 #pragma once
 
-#include "../activation_fake_quantize.h"
+#include "../activation_functions.h"
 #include "../affine.h"
 
 namespace synq {

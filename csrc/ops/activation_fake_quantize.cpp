@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "cpu/activation_fake_quantize.h"
 #include "ops/channel_sums.h"
 #include "ops/device.h"
 #include "ops/learned_table.h"

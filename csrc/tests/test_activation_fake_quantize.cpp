@@ -1,5 +1,5 @@
 // The CPU kernels of activation functions with fake quantization, on every instruction set that can run here.
-#include "activation_fake_quantize.h"
+#include "cpu/activation_fake_quantize.h"
 
 #include <cmath>
 

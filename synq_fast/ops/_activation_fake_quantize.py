@@ -33,7 +33,7 @@ from synq_fast.reference._affine import as_range
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
 
-# In the order of csrc/activation_fake_quantize.h.
+# In the order of csrc/activation_functions.h.
 ACTIVATIONS = (GELU, SILU, HARDSWISH)
 
 
