@@ -235,7 +235,7 @@ def hardswish_fake_quantize() -> Figure:
     """
     grid = {"grid": "minifloat"}
     return _over_curve(
-        "hardswish", functional.hardswish, ops.hardswish_fake_quantize, 16.0, -6.0, **grid
+        "hardswish", functional.hardswish, ops.hardswish_fake_quantize, 11.0, -4.0, **grid
     )
 
 
