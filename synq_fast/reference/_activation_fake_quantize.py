@@ -27,12 +27,14 @@ class Activation(NamedTuple):
 
 def _gelu(x: Tensor) -> Tensor:
     # Exact; torch's own gives NaN at infinity in some sizes.
-    return x * torch.special.ndtr(x)
+    y: Tensor = x * torch.special.ndtr(x)
+    return y
 
 
 def _gelu_slope(x: Tensor) -> Tensor:
     density = torch.exp(x.square() * -0.5) / math.sqrt(2 * math.pi)
-    return torch.special.ndtr(x) + x * density
+    y: Tensor = torch.special.ndtr(x) + x * density
+    return y
 
 
 def _silu(x: Tensor) -> Tensor:
