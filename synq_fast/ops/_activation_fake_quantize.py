@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import has_torch_function_variadic
 
 from synq_fast.ops._checks import (
     check_bits,
@@ -19,22 +18,16 @@ from synq_fast.ops._checks import (
     is_minifloat,
     to_range,
 )
-from synq_fast.ops._overrides import overridden
 from synq_fast.ops._registry import like, register
-from synq_fast.reference._activation_fake_quantize import (
-    GELU,
-    HARDSWISH,
-    SILU,
-    activation_fake_quantize,
-    activation_fake_quantize_gradients,
-)
+from synq_fast.reference import _activation_fake_quantize as reference
 from synq_fast.reference._affine import as_range
 
 Tensor = torch.Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
 
 # In the order of csrc/activation_functions.h.
-ACTIVATIONS = (GELU, SILU, HARDSWISH)
+ACTIVATIONS = (reference.GELU, reference.SILU, reference.HARDSWISH)
+GELU, SILU, HARDSWISH = range(len(ACTIVATIONS))
 
 
 def _fake(
@@ -73,7 +66,8 @@ def _reference(
     gradient_scale: float,
 ) -> Tensor:
     grid = "minifloat" if minifloat else "uniform"
-    y = activation_fake_quantize(ACTIVATIONS[activation], x, scale, zero_point, bits, grid=grid)
+    function = ACTIVATIONS[activation]
+    y = reference.activation_fake_quantize(function, x, scale, zero_point, bits, grid=grid)
     return like(y, x)
 
 
@@ -88,7 +82,7 @@ def _reference_backward(
     gradient_scale: float,
 ) -> Triple:
     factor, offset = (as_range(value, x, None) for value in (scale, zero_point))
-    of_x, of_scale, of_zero = activation_fake_quantize_gradients(
+    of_x, of_scale, of_zero = reference.activation_fake_quantize_gradients(
         ACTIVATIONS[activation], grad, x, factor, offset, bits, minifloat, gradient_scale
     )
     return like(of_x, x), of_scale.reshape(scale.shape), of_zero.reshape(zero_point.shape)
@@ -120,21 +114,20 @@ _op = register(
 
 
 def compute(
-    public: Callable[..., Tensor],
     plain: Callable[..., Tensor],
-    activation: Any,
-    given: dict[str, Any],
+    activation: int,
+    x: Tensor,
+    scale: Tensor | float,
+    zero_point: Tensor | float,
+    bits: int,
+    gradient_scale: float,
+    grid: str,
 ) -> Tensor:
-    """Calls the op, or the reference, on what a public function was given, its `locals()`."""
-    x, scale, zero_point, bits, gradient_scale, grid = given.values()
-    if has_torch_function_variadic(x, scale, zero_point):
-        overriding: Tensor = overridden(public, given)
-        return overriding
+    """Calls the op, or the reference, on the arguments of a public function."""
     minifloat = is_minifloat(grid)
     scale = to_range("scale", scale, x, None)
     zero_point = to_range("zero_point", zero_point, x, None)
-    function = ACTIVATIONS.index(activation)
-    arguments = (x, scale, zero_point, function, bits, minifloat, gradient_scale)
+    arguments = (x, scale, zero_point, activation, bits, minifloat, gradient_scale)
     op = _op.on(x)
     if op is None or type(bits) is not int:
         _op.check(*arguments)

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._activation_fake_quantize import compute
-from synq_fast.reference._activation_fake_quantize import GELU
+from synq_fast.ops._activation_fake_quantize import GELU, compute
+from synq_fast.ops._overrides import overridden
 from synq_fast.reference.gelu_fake_quantize import gelu_fake_quantize as _plain
 
 
@@ -67,4 +68,7 @@ def gelu_fake_quantize(
     Source: Gaussian Error Linear Units (Hendrycks and Gimpel, 2016); for the grids, those of
     `fake_quantize_learned` and `fake_quantize_minifloat`.
     """
-    return compute(gelu_fake_quantize, _plain, GELU, locals())
+    if has_torch_function_variadic(x, scale, zero_point):
+        overriding: torch.Tensor = overridden(gelu_fake_quantize, locals())
+        return overriding
+    return compute(_plain, GELU, x, scale, zero_point, bits, gradient_scale, grid)

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._activation_fake_quantize import compute
-from synq_fast.reference._activation_fake_quantize import HARDSWISH
+from synq_fast.ops._activation_fake_quantize import HARDSWISH, compute
+from synq_fast.ops._overrides import overridden
 from synq_fast.reference.hardswish_fake_quantize import hardswish_fake_quantize as _plain
 
 
@@ -59,4 +60,7 @@ def hardswish_fake_quantize(
     Source: Searching for MobileNetV3 (Howard et al., ICCV 2019); for the grids, those of
     `fake_quantize_learned` and `fake_quantize_minifloat`.
     """
-    return compute(hardswish_fake_quantize, _plain, HARDSWISH, locals())
+    if has_torch_function_variadic(x, scale, zero_point):
+        overriding: torch.Tensor = overridden(hardswish_fake_quantize, locals())
+        return overriding
+    return compute(_plain, HARDSWISH, x, scale, zero_point, bits, gradient_scale, grid)

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._activation_fake_quantize import compute
-from synq_fast.reference._activation_fake_quantize import SILU
+from synq_fast.ops._activation_fake_quantize import SILU, compute
+from synq_fast.ops._overrides import overridden
 from synq_fast.reference.silu_fake_quantize import silu_fake_quantize as _plain
 
 
@@ -59,4 +60,7 @@ def silu_fake_quantize(
     Source: Sigmoid-Weighted Linear Units (Elfwing et al., 2017), swish; for the grids, those of
     `fake_quantize_learned` and `fake_quantize_minifloat`.
     """
-    return compute(silu_fake_quantize, _plain, SILU, locals())
+    if has_torch_function_variadic(x, scale, zero_point):
+        overriding: torch.Tensor = overridden(silu_fake_quantize, locals())
+        return overriding
+    return compute(_plain, SILU, x, scale, zero_point, bits, gradient_scale, grid)
