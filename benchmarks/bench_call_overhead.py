@@ -64,9 +64,10 @@ def registered_call(case: OpCase, inputs: Inputs) -> tuple[Any, tuple[Any, ...],
     Raises:
         LookupError: There is no such op, or the public function does not call it here.
     """
-    if not hasattr(torch.ops.synq_fast, case.name):
-        raise LookupError(f"{case.name} is not a registered op")
-    with _Recorder(case.name) as recorder:
+    name = case.registered or case.name
+    if not hasattr(torch.ops.synq_fast, name):
+        raise LookupError(f"{name} is not a registered op")
+    with _Recorder(name) as recorder:
         public_call(case, inputs)()
     if recorder.call is None:
         raise LookupError(f"{case.name} runs on the reference here")

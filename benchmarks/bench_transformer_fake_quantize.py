@@ -1,4 +1,4 @@
-"""GELU, LayerNorm and softmax with fake quantization, uneven grids; float32, both ways."""
+"""Activation functions, LayerNorm and softmax with fake quantization, uneven grids; both ways."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from . import columns, harness
 BITS = 8
 # Of DeiT-Tiny with a batch of 8, and on a GPU of ViT-Base with 64.
 SIZES = {
-    "gelu": harness.sizes(cpu=[(8, 197, 768)], cuda=[(8, 197, 768), (64, 197, 3072)]),
+    **dict.fromkeys(
+        ("gelu", "silu", "hardswish"),
+        harness.sizes(cpu=[(8, 197, 768)], cuda=[(8, 197, 768), (64, 197, 3072)]),
+    ),
     "layer_norm": harness.sizes(cpu=[(8, 197, 192)], cuda=[(8, 197, 192), (64, 197, 768)]),
     "softmax": harness.sizes(cpu=[(8, 3, 197, 197)], cuda=[(8, 3, 197, 197), (64, 12, 197, 197)]),
 }
 CASES = [(name, shape) for name, shapes in SIZES.items() for shape in shapes]
+CURVES: dict[str, Callable[..., Tensor]] = {
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "hardswish": functional.hardswish,
+}
 
 
 class Activation(NamedTuple):
@@ -46,9 +54,9 @@ def activation(name: str, shape: tuple[int, ...]) -> Activation:
     row = torch.linspace(0.5, 1.5, shape[-1], device=harness.DEVICE)
     zero = torch.tensor([100.0], device=harness.DEVICE)
     scale = torch.tensor([60.0], device=harness.DEVICE)
-    if name == "gelu":
-        fused = "gelu_fake_quantize"
-        leaves, values = [x, scale, zero], lambda x, *_: functional.gelu(x)
+    if name in CURVES:
+        fused, curve = f"{name}_fake_quantize", CURVES[name]
+        leaves, values = [x, scale, zero], lambda x, *_: curve(x)
     elif name == "layer_norm":
         fused = "layer_norm_fake_quantize"
         leaves = [x, row, row - 1, scale, zero]
@@ -199,3 +207,64 @@ def bench_fake_quantize_minifloat(
     plain, op = ("plain", plain_minifloat), "fake_quantize_minifloat"
     # The gradient is passed on as it is.
     compare_roundings("minifloat", compare, op, plain, x, *ends, passes=2)
+
+
+def plain_on_floats(x: Tensor, scale: Tensor, zero: Tensor, bits: int, name: str) -> Tensor:
+    """Returns the activation function on small floats as one would write it, straight through."""
+    values = CURVES[name](x)
+    largest = (2 ** (bits - 2) - 1) * 2**6
+    low = zero.round() / scale
+    return plain_minifloat(values, low, low + largest / scale, bits)
+
+
+@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("shape", SIZES["gelu"], ids=str)
+def bench_activation_on_small_floats(
+    shape: tuple[int, ...], name: str, compare: Callable[..., harness.Comparison]
+) -> None:
+    """Activation functions on small floats, beside the composition of ops and plain PyTorch."""
+    bits = 4
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    x = drawn.requires_grad_()
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(harness.DEVICE)
+    low, high = (torch.tensor([end], device=harness.DEVICE) for end in (-0.375, 5.0))
+    scale = 1 / (high - low) * 192.0
+    zero = torch.round(scale * low)
+
+    def step(y: Tensor) -> list[Tensor]:
+        return [y, *torch.autograd.grad(y, x, gradient)]
+
+    def fused(namespace: Any) -> list[Tensor]:
+        op = getattr(namespace, f"{name}_fake_quantize")
+        return step(op(x, scale, zero, bits, grid="minifloat"))
+
+    def separate() -> list[Tensor]:
+        return step(ops.fake_quantize_minifloat(CURVES[name](x), low, high, bits, ste="clip"))
+
+    ours, omitted = columns.our_columns(fused, ops)
+    expected = fused(reference)[0]
+    plain = {"plain": lambda: step(plain_on_floats(x, scale, zero, bits, name))}
+    for column, call in (ours | plain | {"composition": separate}).items():
+        # A level that rounding turns is some steps off.
+        wrong = (call()[0] - expected).abs() > 1e-6
+        assert wrong.sum() <= 1e-4 * wrong.numel(), f"{column} differs"
+    rows: dict[str, Callable[[], object]] = dict(ours)
+    rows[f"{name}, then our fake_quantize_minifloat"] = separate
+    rows["plain, eager"] = plain["plain"]
+    compiled, reason = columns.compiled_column(
+        plain_on_floats, x, scale, zero, bits, name, own=True
+    )
+    if compiled is None:
+        omitted["plain, torch.compile"] = reason
+    else:
+        rows["plain, torch.compile"] = lambda: torch.autograd.grad(compiled(), x, gradient)
+    rows["reference, eager"] = lambda: fused(reference)
+    rows["clone"] = x.detach().clone
+    compare(
+        f"{name} on small floats {'x'.join(map(str, shape))} {bits} bits, forward and backward",
+        rows,
+        ours=next(iter(ours), None),
+        copy="clone",
+        bytes_moved=5 * 4 * math.prod(shape),
+        omitted=omitted,
+    )

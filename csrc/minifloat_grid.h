@@ -45,11 +45,15 @@ SYNQ_HOST_DEVICE float fake_quantize_minifloat(float x, Affine affine, Minifloat
   return dequantize(minifloat_level(steps_of(x, affine), grid), affine);
 }
 
-// The clipped straight-through gradient; at NaN it passes. Half a step below zero rounds to it, half a step of the last
-// octave, 64 wide, above the largest level rounds away from that.
+// Whether a number of steps rounds to a level that the grid does not have; a NaN does not. Half a step below zero
+// rounds to it, half a step of the last octave, 64 wide, above the largest level rounds away from that.
+SYNQ_HOST_DEVICE bool is_beyond(float steps, Minifloat grid) {
+  return (steps < -0.5f) | (steps >= grid.largest + 32.0f);
+}
+
+// The clipped straight-through gradient; at NaN it passes.
 SYNQ_HOST_DEVICE float minifloat_gradient(float gradient, float x, Affine affine, Minifloat grid) {
-  const float steps = steps_of(x, affine);
-  return (steps < -0.5f) | (steps >= grid.largest + 32.0f) ? 0.0f : gradient;
+  return is_beyond(steps_of(x, affine), grid) ? 0.0f : gradient;
 }
 
 }  // namespace

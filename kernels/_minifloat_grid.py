@@ -27,12 +27,27 @@ def minifloat_level(x, scale, zero_point, largest, MANTISSA: tl.constexpr):
 
 
 @triton.jit
-def minifloat_gradient(gradient, x, scale, zero_point, largest):
-    """Returns the gradient where `x` lies within the grid; NaN lies on neither side."""
+def is_beyond(steps, largest):
+    """Returns whether steps round to a level that the grid does not have; a NaN does not."""
     # Half a step below zero rounds to it; half a step above the largest level, where steps are 64
     # wide, rounds away from that: the float before is the last that does not.
-    steps = scale * x - zero_point
     last = (largest + 32.0) * LAST_BELOW
     inside = tl.clamp(steps, -0.5, last, propagate_nan=tl.PropagateNan.ALL)
     # One comparison, which NaN does not meet: two would cost registers.
-    return tl.where(tl.abs(steps - inside) > 0.0, 0.0, gradient)
+    return tl.abs(steps - inside) > 0.0
+
+
+@triton.jit
+def minifloat_gradient(gradient, x, scale, zero_point, largest):
+    """Returns the gradient where `x` lies within the grid; NaN lies on neither side."""
+    return tl.where(is_beyond(scale * x - zero_point, largest), 0.0, gradient)
+
+
+@triton.jit
+def minifloat_terms(gradient, x, scale, zero_point, largest, MANTISSA: tl.constexpr):
+    """Returns the gradient of `x`, and terms as `learned_terms`, with a level for the code."""
+    steps = scale * x - zero_point
+    level = minifloat_level(x, scale, zero_point, largest, MANTISSA)
+    beyond = is_beyond(steps, largest)
+    distance = tl.where(beyond, -(level + zero_point), steps - level)
+    return tl.where(beyond, 0.0, gradient), gradient * distance, tl.where(beyond, gradient, 0.0)

@@ -86,6 +86,16 @@ SECTIONS: dict[str, dict[str, Entry]] = {
             "transformer_fake_quantize",
             f"gelu 8x197x768 {_STEP}",
         ),
+        "silu_fake_quantize": Entry(
+            quantizers.silu_fake_quantize,
+            "transformer_fake_quantize",
+            f"silu 8x197x768 {_STEP}",
+        ),
+        "hardswish_fake_quantize": Entry(
+            quantizers.hardswish_fake_quantize,
+            "transformer_fake_quantize",
+            f"hardswish 8x197x768 {_STEP}",
+        ),
         "fake_quantize_log": Entry(
             quantizers.fake_quantize_log,
             "transformer_fake_quantize",

@@ -27,6 +27,9 @@ from synq_fast.ops.fake_quantize_minifloat import (
 from synq_fast.ops.gelu_fake_quantize import gelu_fake_quantize as gelu_fake_quantize
 from synq_fast.ops.grad_cam import grad_cam as grad_cam
 from synq_fast.ops.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
+from synq_fast.ops.hardswish_fake_quantize import (
+    hardswish_fake_quantize as hardswish_fake_quantize,
+)
 from synq_fast.ops.hires_cam import hires_cam as hires_cam
 from synq_fast.ops.inter_head_similarity_loss import (
     inter_head_similarity_loss as inter_head_similarity_loss,
@@ -45,6 +48,7 @@ from synq_fast.ops.quantized_attention import quantized_attention as quantized_a
 from synq_fast.ops.random_mix import random_mix as random_mix
 from synq_fast.ops.relu_fake_quantize import relu_fake_quantize as relu_fake_quantize
 from synq_fast.ops.search_range import search_range as search_range
+from synq_fast.ops.silu_fake_quantize import silu_fake_quantize as silu_fake_quantize
 from synq_fast.ops.soft_round import soft_round as soft_round
 from synq_fast.ops.softmax_fake_quantize import softmax_fake_quantize as softmax_fake_quantize
 from synq_fast.ops.structural_similarity_loss import (

@@ -40,6 +40,15 @@ def is_log2(name: str, grid: object) -> bool:
     raise ValueError(f'{name} must be "uniform" or "log2", got {grid!r}')
 
 
+def is_minifloat(grid: object) -> bool:
+    """Returns whether levels are small floats; raises unless that is a name."""
+    if grid == "uniform":
+        return False
+    if grid == "minifloat":
+        return True
+    raise ValueError(f'grid must be "uniform" or "minifloat", got {grid!r}')
+
+
 def check_upper(upper: object) -> None:
     """Raises unless `upper` is None or a positive, finite number."""
     if upper is None:

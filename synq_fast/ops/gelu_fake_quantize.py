@@ -1,81 +1,13 @@
-"""GELU and fake quantization over a learned grid, in one pass."""
+"""GELU and fake quantization over a trained grid, in one pass."""
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch.overrides import has_torch_function_variadic
 
-from synq_fast.ops._checks import (
-    check_bits,
-    check_gradient,
-    check_input,
-    check_range,
-    check_scale,
-    to_range,
-)
+from synq_fast.ops._activation_fake_quantize import GELU, compute
 from synq_fast.ops._overrides import overridden
-from synq_fast.ops._registry import like, register
-from synq_fast.reference._affine import as_range
 from synq_fast.reference.gelu_fake_quantize import gelu_fake_quantize as _plain
-from synq_fast.reference.gelu_fake_quantize import gelu_fake_quantize_gradients
-
-Tensor = torch.Tensor
-Triple = tuple[Tensor, Tensor, Tensor]
-
-
-def _fake(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gradient_scale: float) -> Tensor:
-    check_bits(bits)
-    check_input(x, None)
-    check_range("scale", scale, x, None)
-    check_range("zero_point", zero_point, x, None)
-    return torch.empty_like(x)
-
-
-def _fake_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, *arguments: Any
-) -> Triple:
-    result = _fake(x, scale, zero_point, *arguments)
-    check_gradient(grad, x)
-    return result, scale.new_empty(scale.shape), scale.new_empty(zero_point.shape)
-
-
-def _reference(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gradient_scale: float
-) -> Tensor:
-    return like(_plain(x, scale, zero_point, bits), x)
-
-
-def _reference_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gradient_scale: float
-) -> Triple:
-    factor, offset = (as_range(value, x, None) for value in (scale, zero_point))
-    of_x, of_scale, of_zero = gelu_fake_quantize_gradients(
-        grad, x, factor, offset, bits, gradient_scale
-    )
-    return like(of_x, x), of_scale.reshape(scale.shape), of_zero.reshape(zero_point.shape)
-
-
-register(
-    "gelu_fake_quantize_backward",
-    "(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int bits, float gradient_scale)"
-    " -> (Tensor of_x, Tensor of_scale, Tensor of_zero_point)",
-    fake=_fake_backward,
-    reference=_reference_backward,
-    check_values=lambda grad, x, scale, *_: check_scale(scale),
-    once="gelu_fake_quantize",
-)
-_op = register(
-    "gelu_fake_quantize",
-    "(Tensor x, Tensor scale, Tensor zero_point, int bits, float gradient_scale) -> Tensor",
-    fake=_fake,
-    reference=_reference,
-    check_values=lambda x, scale, *_: check_scale(scale),
-    gradients={
-        "x, scale, zero_point": "gelu_fake_quantize_backward("
-        "grad, x, scale, zero_point, bits, gradient_scale)"
-    },
-    triton_arguments=4,
-)
 
 
 def gelu_fake_quantize(
@@ -85,6 +17,7 @@ def gelu_fake_quantize(
     bits: int,
     *,
     gradient_scale: float = 1.0,
+    grid: Literal["uniform", "minifloat"] = "uniform",
 ) -> torch.Tensor:
     """Rounds GELU's values to the `2^bits` levels of a grid whose scale and zero point are trained.
 
@@ -95,11 +28,15 @@ def gelu_fake_quantize(
         q = clamp(round(scale * a - z), -2^(bits - 1), 2^(bits - 1) - 1)
         y = (q + z) / scale
 
+    With `grid="minifloat"` q is instead the small float next to `scale * a - z`, as in
+    `fake_quantize_minifloat`: `y` has the bits that op gives for `a` over a range whose scale and
+    zero point these are.
+
     `a` is never stored: where a gradient is wanted, `x` is saved and `a` is computed again. With g
     the gradient of y, that of `x` is `g * (P(x) + x * p(x))` where the clamp changes no code and
-    zero elsewhere; those of scale and zero point are those of `fake_quantize_learned` for `a`. One
-    pass over memory gives each direction. Sums are accumulated in float32 or better in a fixed
-    order.
+    zero elsewhere; those of scale and zero point are those of `fake_quantize_learned` for `a`, on
+    small floats with levels for codes. One pass over memory gives each direction. Sums are
+    accumulated in float32 or better in a fixed order.
 
     The quantizer is exact, and backends round `a` differently, by a few units in the last place of
     `x`: where `scale * a - z` lies that close to the middle between two codes, one backend may
@@ -113,35 +50,25 @@ def gelu_fake_quantize(
         zero_point: The code that stands for zero, with its sign turned; may be fractional. GELU is
             never below -0.17: at 4 bits a range up to 2.5 spends one code on what is negative. Like
             `scale`.
-        bits: Width of the codes, from 2 to 16.
+        bits: Width of the codes, from 2 to 16; with `grid="minifloat"` from 3 to 8.
         gradient_scale: Multiplies the gradients of scale and zero point, as in
             `fake_quantize_learned`.
+        grid: Levels: "uniform", equal steps, or "minifloat", small floats.
 
     Returns:
         The quantized values, with the shape, type and layout of `x`. There is no second derivative.
 
     Raises:
         TypeError: An argument is of another type than said above.
-        ValueError: `bits` is not allowed, or a parameter has more than one element or lies on
-            another device, or the scale is not positive (for tensors on a GPU the values are not
-            read).
+        ValueError: `bits` or `grid` is not allowed, or a parameter has more than one element or
+            lies on another device, or the scale is not positive (for tensors on a GPU the values
+            are not read).
         BackendUnavailableError: The backend asked for cannot run here.
 
-    Source: Gaussian Error Linear Units (Hendrycks and Gimpel, 2016); for the grid, those of
-    `fake_quantize_learned`.
+    Source: Gaussian Error Linear Units (Hendrycks and Gimpel, 2016); for the grids, those of
+    `fake_quantize_learned` and `fake_quantize_minifloat`.
     """
     if has_torch_function_variadic(x, scale, zero_point):
-        overriding: Tensor = overridden(gelu_fake_quantize, locals())
+        overriding: torch.Tensor = overridden(gelu_fake_quantize, locals())
         return overriding
-    scale = to_range("scale", scale, x, None)
-    zero_point = to_range("zero_point", zero_point, x, None)
-    arguments = (x, scale, zero_point, bits, gradient_scale)
-    op = _op.on(x)
-    if op is None or type(bits) is not int:
-        _op.check(*arguments)
-        return _plain(x, scale, zero_point, bits, gradient_scale=gradient_scale)
-    try:
-        result: Tensor = op(*arguments)
-    except Exception as error:
-        _op.refuse(error, *arguments)
-    return result
+    return compute(_plain, GELU, x, scale, zero_point, bits, gradient_scale, grid)

@@ -41,6 +41,8 @@ class ActivationQuantizer(FullPrecision):
     """Widen the range to hold zero whatever is observed: integer runtimes pad with it."""
     spacing: Literal["uniform", "log2"] = "uniform"
     """How levels lie, as ops that quantize probabilities take it."""
+    small_floats = False
+    """Whether levels are those of small floats, which only follow activation functions."""
     symmetric = False
     """Make the range symmetric about zero, so that the zero point is the middle code."""
     keep = 1.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 from torch.nn import functional
@@ -42,18 +42,43 @@ class QuantizedFunction(nn.Module, ABC):
         """The value on the grid, in one op."""
 
 
-class QuantizedGelu(QuantizedFunction):
-    """GELU."""
+class Activation(NamedTuple):
+    """An activation function that joins a quantizer."""
+
+    module: type[nn.Module]
+    function: Callable[..., Tensor]
+    quantized: Callable[..., Tensor]
+
+
+ACTIVATIONS = (
+    Activation(nn.GELU, functional.gelu, ops.gelu_fake_quantize),
+    Activation(nn.SiLU, functional.silu, ops.silu_fake_quantize),
+    Activation(nn.Hardswish, functional.hardswish, ops.hardswish_fake_quantize),
+)
+
+
+class QuantizedElementwise(QuantizedFunction):
+    """An activation function of each element, which quantizers over small floats join too."""
+
+    def __init__(self, quantizer: ActivationQuantizer, activation: Activation) -> None:
+        """Share the quantizer."""
+        super().__init__(quantizer)
+        self.activation = activation
 
     def function(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        """GELU of ``x``."""
-        return functional.gelu(x)
+        """The activation function of ``x``."""
+        return self.activation.function(x)
 
     def quantized(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        """GELU of ``x`` on the grid."""
+        """The activation function of ``x`` on the grid."""
         grid, factor = self.quantizer.learned(x.shape)
-        return ops.gelu_fake_quantize(
-            x, grid.scale, grid.zero_point, self.quantizer.bits, gradient_scale=factor
+        return self.activation.quantized(
+            x,
+            grid.scale,
+            grid.zero_point,
+            self.quantizer.bits,
+            gradient_scale=factor,
+            grid="minifloat" if self.quantizer.small_floats else "uniform",
         )
 
 
@@ -158,8 +183,11 @@ def _function(
         if factor is None or len(x.users) > 1 or x.name in keep:
             return QuantizedSoftmax(quantizer, 1.0), (x,)
         return QuantizedSoftmax(quantizer, factor), (x.all_input_nodes[0],)
-    if _is_gelu(module, node):
-        return QuantizedGelu(quantizer), (x,)
+    for activation in ACTIVATIONS:
+        if _calls(module, node, activation):
+            return QuantizedElementwise(quantizer, activation), (x,)
+    if quantizer.small_floats:
+        return None
     called = called_module(module, node)
     if type(called) is nn.LayerNorm and len(called.normalized_shape) == 1:
         with module.graph.inserting_before(node):
@@ -179,14 +207,19 @@ def _function(
     return None
 
 
-def _is_gelu(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls the exact GELU, not an approximation of it."""
+def _calls(module: fx.GraphModule, node: fx.Node, activation: Activation) -> bool:
+    """Whether a node calls an activation function, not an approximation of it.
+
+    A traced network's calls write to none of their operands.
+    """
     called = called_module(module, node)
     if called is not None:
-        return type(called) is nn.GELU and called.approximate == "none"
+        exact = getattr(called, "approximate", "none") == "none"
+        return type(called) is activation.module and exact
+    idle = {"approximate": "none", "inplace": False}
     return (
         node.op == "call_function"
-        and node.target is functional.gelu
-        and node.kwargs.get("approximate", "none") == "none"
-        and len(node.args) == 1
+        and node.target is activation.function
+        and not any(node.args[1:])
+        and all(value == idle.get(name) for name, value in node.kwargs.items())
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from synq_fast import ops
 from synq_fast.errors import ModelError
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.observers import build_observer
-from synq_fast.quant.quantizer import Grid
+from synq_fast.quant.quantizer import Grid, minifloat_grid
 
 LEAST_BITS = 3
 """An exponent has three bits."""
@@ -30,6 +32,8 @@ class MinifloatQuantizer(ActivationQuantizer):
     what is made of the values it holds all of them, for the range of least error of a uniform grid
     would cut the tail off.
     """
+
+    small_floats = True
 
     def __init__(self, bits: int, *, policy: str = "minmax", shrink: float = 1.0) -> None:
         """Prepare a quantizer; arguments as those of ``ActivationQuantizer``."""
@@ -56,6 +60,19 @@ class MinifloatQuantizer(ActivationQuantizer):
         zeros = apart * torch.arange(ZEROS, dtype=torch.float32, device=high.device)
         steps = (high.clamp_min(0.0) * shares).view(-1, 1) / (largest - zeros)
         return (-zeros * steps).flatten(), ((largest - zeros) * steps).flatten()
+
+    def learned(self, shape: Sequence[int]) -> tuple[Grid, float]:
+        """Scale and zero point of the range, as ops take them with its levels; not trained."""
+        return minifloat_grid(self.range_min, self.range_max, self.bits), 1.0
+
+    @property
+    def joins(self) -> bool:
+        """With the function before it."""
+        return True
+
+    def quantizes_all(self, x: Tensor) -> bool:
+        """Whether nothing is observed, left out or passed."""
+        return self.keep == 1 and super().is_grid(x, trained=True)
 
     def is_grid(self, x: Tensor, trained: bool) -> bool:
         """No op with a uniform grid does what this does."""

@@ -48,3 +48,11 @@ def grid_of(range_min: Tensor, range_max: Tensor, bits: int) -> Grid:
     _, scale, zero_point = ops.quantize_codes(nothing, range_min, range_max, bits, axis=axis)
     half = 2 ** (bits - 1)
     return Grid(scale, zero_point, -half, half - 1)
+
+
+def minifloat_grid(range_min: Tensor, range_max: Tensor, bits: int) -> Grid:
+    """The grid of small floats over a range, 0-d, in the arithmetic of the ops."""
+    largest = ((2 << (bits - 3)) - 1) << 6
+    half = (range_max * 0.5 - range_min * 0.5).clamp_min(5e-9)
+    scale = half.reciprocal() * (largest / 2)
+    return Grid(scale, torch.round(scale * range_min), 0, largest)

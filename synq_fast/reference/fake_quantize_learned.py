@@ -7,11 +7,23 @@ import torch
 from synq_fast.reference._affine import along_axis, as_range, clamp_codes, outside, unclamped_codes
 from synq_fast.reference._forward_mode import in_forward_mode
 from synq_fast.reference._philox import as_seed, kept
+from synq_fast.reference.fake_quantize_minifloat import largest_level, unclamped_levels
 
 
 def whole(zero_point: torch.Tensor) -> torch.Tensor:
     """Rounds half to even; zero has no sign."""
     return torch.round(zero_point) + 0.0
+
+
+def codes_of(
+    x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, bits: int, minifloat: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns codes, or levels of small floats, before and after they are clamped to the grid."""
+    if minifloat:
+        levels = unclamped_levels(x, scale, offset, bits)
+        return levels, levels.clamp(0.0, float(largest_level(bits)))
+    codes = unclamped_codes(x, scale, offset)
+    return codes, clamp_codes(codes, bits)
 
 
 def learned_gradients(
@@ -22,6 +34,8 @@ def learned_gradients(
     bits: int,
     gradient_scale: float,
     chosen: torch.Tensor | None = None,
+    *,
+    minifloat: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the gradients of `x` and of a scale and a zero point that broadcast over it.
 
@@ -29,8 +43,7 @@ def learned_gradients(
     """
     gradient = gradient.float()
     offset = whole(zero_point)
-    codes = unclamped_codes(x, scale, offset)
-    clamped = clamp_codes(codes, bits)
+    codes, clamped = codes_of(x, scale, offset, bits, minifloat)
     y = (clamped + offset) / scale
     clipped = outside(codes, clamped)
     of_scale = gradient * torch.where(clipped, -y, x.float() - y) / scale
@@ -60,17 +73,19 @@ class LearnedGrid(torch.autograd.Function):
         gradient_scale: float,
         keep: float,
         offset: int,
+        minifloat: bool,
     ) -> torch.Tensor:
         """Returns the quantized values in float32, and with a seed some of `x` as they are."""
         zero = whole(zero_point)
-        codes = clamp_codes(unclamped_codes(x, scale, zero), bits)
+        _, codes = codes_of(x, scale, zero, bits, minifloat)
         y = (codes + zero) / scale
         return y if seed is None else torch.where(kept(x, seed, keep, offset), y, x.float())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Saves what the derivatives need."""
-        *tensors, ctx.bits, ctx.gradient_scale, ctx.keep, ctx.offset = inputs
+        tensors = inputs[:4]
+        ctx.bits, ctx.gradient_scale, ctx.keep, ctx.offset, ctx.minifloat = inputs[4:]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -79,9 +94,16 @@ class LearnedGrid(torch.autograd.Function):
         x, scale, zero_point, seed = ctx.saved_tensors
         chosen = None if seed is None else kept(x, seed, ctx.keep, ctx.offset)
         results = learned_gradients(
-            gradients[0], x, scale, zero_point, ctx.bits, ctx.gradient_scale, chosen
+            gradients[0],
+            x,
+            scale,
+            zero_point,
+            ctx.bits,
+            ctx.gradient_scale,
+            chosen,
+            minifloat=ctx.minifloat,
         )
-        return *results, None, None, None, None, None
+        return *results, None, None, None, None, None, None
 
 
 class _LearnedGridForward(LearnedGrid):
@@ -99,8 +121,7 @@ class _LearnedGridForward(LearnedGrid):
         x, scale, zero_point, seed = ctx.saved_tensors
         of_x, of_scale, of_zero = tangents[:3]
         offset = whole(zero_point)
-        codes = unclamped_codes(x, scale, offset)
-        clamped = clamp_codes(codes, ctx.bits)
+        codes, clamped = codes_of(x, scale, offset, ctx.bits, ctx.minifloat)
         y = (clamped + offset) / scale
         clipped = outside(codes, clamped)
         by_scale = torch.where(clipped, -y, x.float() - y) * of_scale
@@ -125,12 +146,39 @@ def fake_quantize_learned(
     offset: int = 0,
 ) -> torch.Tensor:
     """Rounds `x` to a learned grid; see `synq_fast.ops.fake_quantize_learned`."""
+    return on_learned_grid(
+        x,
+        scale,
+        zero_point,
+        bits,
+        axis=axis,
+        gradient_scale=gradient_scale,
+        keep=keep,
+        seed=seed,
+        offset=offset,
+    )
+
+
+def on_learned_grid(
+    x: torch.Tensor,
+    scale: torch.Tensor | float,
+    zero_point: torch.Tensor | float,
+    bits: int,
+    *,
+    axis: int | None = None,
+    gradient_scale: float = 1.0,
+    keep: float = 1.0,
+    seed: torch.Tensor | int | None = None,
+    offset: int = 0,
+    minifloat: bool = False,
+) -> torch.Tensor:
+    """Rounds `x` to a learned grid of equal steps or of small floats."""
     pair = (as_range(value, x, axis) for value in (scale, zero_point))
     scale, zero_point = (along_axis(value, x, axis) for value in pair)
     # Inside the function a conversion that changes nothing would lose the gradient when compiled.
     function = _LearnedGridForward if in_forward_mode() else LearnedGrid
     drawn = None if keep == 1 else as_seed(seed, x.device)
     y: torch.Tensor = function.apply(
-        x, scale, zero_point, drawn, bits, gradient_scale, keep, offset
+        x, scale, zero_point, drawn, bits, gradient_scale, keep, offset, minifloat
     )
     return y.to(x.dtype)

@@ -95,6 +95,7 @@ class OpCase:
             constant.
         maps: Whether `torch.func.vmap` goes over the first tensor.
         saves: Elements that a typical call saves for its gradients, at most.
+        registered: The op under `torch.ops.synq_fast` that it calls, where that is not its name.
         judge: Says what is wrong with results that need not be the oracle's; takes the sample
             and the results.
     """
@@ -120,6 +121,7 @@ class OpCase:
     gradcheck: bool = True
     maps: bool = True
     saves: int | None = None
+    registered: str | None = None
     judge: Callable[[Sample, tuple[torch.Tensor, ...]], str] | None = None
 
     @property

@@ -1,5 +1,7 @@
 """The Triton kernels of transformers' quantizers compile for every GPU."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,8 +20,8 @@ __all__ = ["compiler", "pytestmark"]  # used by pytest
 EXPONENTIALS = {"ex2.approx.f32", "ex2.approx.ftz.f32"}
 MEANS = {"div.full.f32", "div.full.ftz.f32", "sqrt.approx.f32", "sqrt.approx.ftz.f32"}
 TOLERANT = {
-    "gelu_kernel": EXPONENTIALS,
-    "gelu_gradient_kernel": EXPONENTIALS,
+    "activation_kernel": EXPONENTIALS,
+    "activation_gradient_kernel": EXPONENTIALS,
     "norm_kernel": MEANS,
     "norm_gradient_kernel": MEANS,
     "norm_total_kernel": set(),
@@ -29,10 +31,11 @@ TOLERANT = {
 # Of these, registers leave a thread four elements of a row at a time.
 NARROW = {"norm_gradient_kernel", "softmax_gradient_kernel"}
 WIDE = {
-    *("gelu_kernel", "gelu_gradient_kernel", "log_kernel", "sums_kernel"),
+    *("activation_kernel", "activation_gradient_kernel", "log_kernel", "sums_kernel"),
     *("tensor_kernel", "channel_kernel"),
     *("norm_kernel", "softmax_kernel", *NARROW),
 }
+DIVIDING = ("activation_kernel", "log_kernel", "norm_kernel", "softmax_kernel")
 
 
 def launch_all(x: torch.Tensor) -> None:
@@ -40,8 +43,10 @@ def launch_all(x: torch.Tensor) -> None:
     from synq_fast import kernels
 
     one = torch.ones(1)
-    kernels.gelu_fake_quantize(x, one, one, 4)
-    kernels.gelu_fake_quantize_backward(x, x, one, one, 4, 0.5)
+    for activation, minifloat in itertools.product(range(3), (False, True)):
+        given = x, one, one, activation, 4, minifloat
+        kernels.activation_fake_quantize(*given)
+        kernels.activation_fake_quantize_backward(x, *given, 0.5)
     for scale, axis in ((one, None), (torch.ones(x.shape[0]), 0)):
         kernels.fake_quantize_log(x, scale, 4, axis)
         kernels.fake_quantize_log_backward(x, x, scale, 4, axis)
@@ -71,10 +76,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     for name, ptx in compiler.ptx:
         for instructions in entries(ptx).values():
             assert set(inexact(instructions)) <= TOLERANT.get(name, set()), name
-            assert (
-                not name.endswith(("gelu_kernel", "log_kernel", "norm_kernel", "softmax_kernel"))
-                or divisions(instructions) > 0
-            )
+            assert not name.endswith(DIVIDING) or divisions(instructions) > 0
             if all(widest_access(instructions, kind) >= 128 for kind in ("ld", "st")):
                 wide.add(name)
     assert wide >= (WIDE if dtype == torch.float32 else WIDE - NARROW)

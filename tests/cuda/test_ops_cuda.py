@@ -73,9 +73,10 @@ def samples(name: str):
                 (noise(8_000_003), constant(3.0), constant(0.3)),
                 {"keep": 0.5, "seed": 4, "offset": 2**34 - 4_000_001},
             )
-        case "gelu_fake_quantize":
+        case "gelu_fake_quantize" | "silu_fake_quantize" | "hardswish_fake_quantize":
             for shape in ((8, 197, 3072), (8_000_003,)):
                 yield (noise(*shape), constant(6.0), constant(7.2)), {}
+                yield (noise(*shape), constant(48.0), constant(-8.2)), {"grid": "minifloat"}
         case "fake_quantize_log":
             for shape in ((8, 12, 197, 197), (8_000_003,)):
                 yield (noise(*shape).abs(), constant(2.0)), {}

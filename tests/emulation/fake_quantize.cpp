@@ -8,7 +8,7 @@
 #include "../../csrc/cuda/relu_fake_quantize.cu"
 #include "../../csrc/cuda/fake_quantize_log.cu"
 #include "../../csrc/cuda/fake_quantize_minifloat.cu"
-#include "../../csrc/cuda/gelu_fake_quantize.cu"
+#include "../../csrc/cuda/activation_fake_quantize.cu"
 // clang-format on
 
 namespace synq {
@@ -38,9 +38,9 @@ int learned_dropped_backward(const synq::FakeQuantizeLearnedParams* p) {
   return synq::fake_quantize_learned_dropped_backward_cuda(*p, nullptr);
 }
 
-int gelu(const synq::FakeQuantizeLearnedParams* p) { return synq::gelu_fake_quantize_cuda(*p, nullptr); }
-int gelu_backward(const synq::FakeQuantizeLearnedParams* p) {
-  return synq::gelu_fake_quantize_backward_cuda(*p, nullptr);
+int activation(const synq::ActivationFakeQuantizeParams* p) { return synq::activation_fake_quantize_cuda(*p, nullptr); }
+int activation_backward(const synq::ActivationFakeQuantizeParams* p) {
+  return synq::activation_fake_quantize_backward_cuda(*p, nullptr);
 }
 
 int log_grid(const synq::FakeQuantizeLearnedParams* p) { return synq::fake_quantize_log_cuda(*p, nullptr); }

@@ -49,6 +49,12 @@ class LearnedParams(ctypes.Structure):
     )
 
 
+class ActivationParams(ctypes.Structure):
+    """ActivationFakeQuantizeParams of csrc/activation_fake_quantize.h."""
+
+    _fields_ = (*LearnedParams._fields_, *fields((INT, "activation"), (BOOL, "minifloat")))
+
+
 class ReluParams(ctypes.Structure):
     """ReluFakeQuantizeParams of csrc/relu_fake_quantize.h."""
 
@@ -155,10 +161,23 @@ class Quantization:
         name = "learned_dropped"
         return self._learned(name, x, scale, zero_point, axis, gradient_scale, bits=bits, **drops)
 
-    def gelu_fake_quantize(
-        self, x: Any, scale: Any, zero_point: Any, bits: int, *, gradient_scale=1.0
-    ) -> Any:
-        return self._learned("gelu", x, scale, zero_point, None, gradient_scale, bits=bits)
+    def gelu_fake_quantize(self, *given: Any, **options: Any) -> Any:
+        return self._activation(0, *given, **options)
+
+    def silu_fake_quantize(self, *given: Any, **options: Any) -> Any:
+        return self._activation(1, *given, **options)
+
+    def hardswish_fake_quantize(self, *given: Any, **options: Any) -> Any:
+        return self._activation(2, *given, **options)
+
+    def _activation(
+        self, activation: int, x: Any, scale: Any, zero_point: Any, bits: int, *,
+        gradient_scale=1.0, grid="uniform",
+    ) -> Any:  # fmt: skip
+        return self._learned(
+            "activation", x, scale, zero_point, None, gradient_scale, ActivationParams,
+            bits=bits, activation=activation, minifloat=grid == "minifloat",
+        )  # fmt: skip
 
     def fake_quantize_log(self, x: Any, scale: Any, bits: int, *, axis=None) -> Any:
         unread = torch.full_like(scale, float("nan"))
@@ -176,7 +195,7 @@ class Quantization:
 
     def _learned(
         self, name: str, x: Any, scale: Any, zero_point: Any, axis: int | None, factor: float,
-        **values: Any,
+        struct: Any = LearnedParams, **values: Any,
     ) -> Any:  # fmt: skip
         place = arrange(x, axis)
         pair = [bound(v.detach(), place.channels) for v in (scale, zero_point)]
@@ -185,14 +204,14 @@ class Quantization:
         def backward(_: Any, g: torch.Tensor) -> Any:
             sums = torch.full((2, place.channels), float("nan") if x.numel() else 0.0)
             y = self._call(
-                f"{name}_backward", LearnedParams, place, place.memory, **values, gradient=g,
+                f"{name}_backward", struct, place, place.memory, **values, gradient=g,
                 gradient_scale=factor, grad_scale=sums[0], grad_zero_point=sums[1],
                 workspace=("learned_workspace", torch.float64),
             )  # fmt: skip
             return place.restored(y), sums[0].view(scale.shape), sums[1].view(scale.shape)
 
         def forward(*_: Any) -> Any:
-            y = self._call(name, LearnedParams, place, place.memory, **values)
+            y = self._call(name, struct, place, place.memory, **values)
             return place.restored(y), None
 
         return differentiable(forward, backward, x, scale, zero_point)

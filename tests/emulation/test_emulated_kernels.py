@@ -39,7 +39,13 @@ LONG = {
         "many blocks of Triton and CUDA, odd, axis None",
         "channels in two long odd pieces, axis 1",
     ),
-    "gelu_fake_quantize": ("many blocks of Triton and CUDA, odd, axis None",),
+    **dict.fromkeys(
+        ("gelu_fake_quantize", "silu_fake_quantize", "hardswish_fake_quantize"),
+        (
+            "many blocks of Triton and CUDA, odd, axis None",
+            "many blocks of Triton and CUDA, odd, axis None, small floats",
+        ),
+    ),
     "layer_norm_fake_quantize": ("more rows than parts", "four dimensions"),
     "softmax_fake_quantize": (
         "more rows than parts",

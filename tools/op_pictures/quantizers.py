@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -215,18 +217,51 @@ def gelu_fake_quantize() -> Figure:
 
     Beside it the gradient: that of GELU where the grid reaches, zero above it.
     """
+    return _over_curve("gelu", functional.gelu, ops.gelu_fake_quantize, 3.0, 3.0)
+
+
+def silu_fake_quantize() -> Figure:
+    """A staircase over SiLU's curve whose lowest level lies below zero.
+
+    Beside it the gradient: that of SiLU where the grid reaches, zero above it.
+    """
+    return _over_curve("silu", functional.silu, ops.silu_fake_quantize, 3.0, 3.0)
+
+
+def hardswish_fake_quantize() -> Figure:
+    """A staircase of small floats over hard-swish's curve, fine near its least value.
+
+    Beside it the gradient: that of hard-swish, which is steepest just below 3 and 1 from there on.
+    """
+    grid = {"grid": "minifloat"}
+    return _over_curve(
+        "hardswish", functional.hardswish, ops.hardswish_fake_quantize, 11.0, -4.0, **grid
+    )
+
+
+def _over_curve(
+    name: str,
+    function: Callable[[Tensor], Tensor],
+    op: Callable[..., Tensor],
+    scale: float,
+    zero_point: float,
+    **grid: str,
+) -> Figure:
+    """The function and its quantized form, and the slopes of both."""
     figure, (left, right) = panels(2)
-    x = torch.linspace(-3, 3, 801)
+    x = torch.linspace(-4, 4, 1601)
 
-    def op(x: Tensor) -> Tensor:
-        return ops.gelu_fake_quantize(x, 3.0, 3.0, 3)
+    def rounded(x: Tensor) -> Tensor:
+        return op(x, scale, zero_point, 3, **grid)
 
-    float_curve(left, x, functional.gelu(x), "gelu(x)")
-    curve(left, x, op(x), "gelu_fake_quantize(x)")
-    label(left, "3 bits, scale 3, zero point 3", "x")
+    float_curve(left, x, function(x), f"{name}(x)")
+    curve(left, x, rounded(x), f"{name}_fake_quantize(x)")
+    levels = ", small floats" if grid else ""
+    label(left, f"3 bits, scale {scale:g}, zero point {zero_point:g}{levels}", "x")
     left.legend()
-    _gradients(right, x, {"gelu": slope(functional.gelu, x), "gelu_fake_quantize": slope(op, x)})
-    right.set_ylim(-0.2, 1.6)
+    slopes = {name: slope(function, x), f"{name}_fake_quantize": slope(rounded, x)}
+    _gradients(right, x, slopes)
+    right.set_ylim(-0.6, 2.2)
     return figure
 
 

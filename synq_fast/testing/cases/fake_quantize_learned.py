@@ -1,6 +1,6 @@
 """Fake quantization over a learned grid."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -99,10 +99,14 @@ def oracle(
     keep: float = 1.0,
     seed: Any = None,
     offset: int = 0,
+    rounding: Callable[..., tuple[torch.Tensor, ...]] = quantized,
 ) -> torch.Tensor:
-    """The definition: float32 decides the codes, float64 sums the gradients."""
+    """The definition: float32 decides the codes, float64 sums the gradients.
+
+    Codes are those of `rounding`.
+    """
     s, z = (over_channels(v, x, axis) for v in (scale, zero_point))
-    y32, codes, inside = quantized(x, s.detach(), z.detach().round(), bits)
+    y32, codes, inside = rounding(x, s.detach(), z.detach().round(), bits)
     # Rounding passes gradients through to scale and zero point; a clipped code is a constant.
     whole = z + (z.round() - z).detach()
     within = ((x - y32.double()) / s).detach() * (s - s.detach()) * gradient_scale

@@ -42,6 +42,22 @@ def levels_of(bits: int) -> torch.Tensor:
     return torch.tensor(levels, dtype=torch.float64, device="cpu")
 
 
+def nearest_levels(steps: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the nearest of the listed levels, by the middles between them, and what passes.
+
+    Of a tie, the level with the even code; without a mantissa, the upper one but for zero. Steps
+    are float64.
+    """
+    levels = levels_of(bits).to(steps.device)
+    middles = (levels + torch.cat([levels[1:], levels[-1:] + TOP_STEP])) / 2
+    below = torch.bucketize(steps.contiguous(), middles)
+    upper = torch.bucketize(steps.contiguous(), middles, right=True)
+    rounds_up = (below % 2 == 1) if bits > 3 else (below > 0)
+    code = torch.where((upper > below) & rounds_up, upper, below)
+    level = torch.where(steps.isnan(), steps, levels[code.clamp(max=2**bits - 1)])
+    return level, ((steps >= -0.5) & (code < 2**bits)) | steps.isnan()
+
+
 def places(bits: int, low: float, high: float) -> torch.Tensor:
     """Returns values at and next to levels, the middles between them, and beyond both ends."""
     levels = levels_of(bits)
@@ -77,23 +93,11 @@ def oracle(
     axis: int | None = None,
     ste: str = "identity",
 ) -> torch.Tensor:
-    """The nearest of the listed levels, by the middles between them, in float64.
-
-    Of a tie, the level with the even code; without a mantissa, the upper one but for zero. Steps
-    are those of float32.
-    """
-    levels = levels_of(bits).to(x.device)
-    pair = grid_over(low.float(), high.float(), int(levels[-1]))
+    """The nearest of the listed levels, in float64; steps are those of float32."""
+    pair = grid_over(low.float(), high.float(), int(levels_of(bits)[-1]))
     scale, zero = (over_channels(v, x, axis) for v in pair)
-    steps = (scale * x.detach().float() - zero).double().contiguous()
-    middles = (levels + torch.cat([levels[1:], levels[-1:] + TOP_STEP])) / 2
-    below = torch.bucketize(steps, middles)
-    upper = torch.bucketize(steps, middles, right=True)
-    rounds_up = (below % 2 == 1) if bits > 3 else (below > 0)
-    code = torch.where((upper > below) & rounds_up, upper, below)
-    level = levels[code.clamp(max=2**bits - 1)].float()
-    y = torch.where(steps.isnan(), steps.float(), (level + zero) / scale)
-    passes = ((steps >= -0.5) & (code < 2**bits)) | steps.isnan()
+    level, passes = nearest_levels((scale * x.detach().float() - zero).double(), bits)
+    y = (level.float() + zero) / scale
     return straight_through(x, y, passes if ste == "clip" else True)
 
 
