@@ -6,12 +6,13 @@
 #include "channel_sums.cuh"
 #include "functions.cuh"
 #include "learned_operation.cuh"
+#include "one_grid.cuh"
 
 namespace synq {
 namespace {
 
 template <typename Curve, typename Levels, typename T>
-struct ActivationOperation : LearnedOperation {
+struct ActivationOperation : LearnedOperation, OfOneGrid {
   using Input = T;
   Levels levels;
 

@@ -7,6 +7,7 @@
 #include "../affine.h"
 #include "draws.cuh"
 #include "memory.cuh"
+#include "one_grid.cuh"
 #include "residual.cuh"
 
 namespace synq {
@@ -136,15 +137,17 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) affine_map_kernel(co
 template <typename Operation, int kCount>
 int launch_packs(MapArguments<Operation> arguments, void* stream) {
   arguments.packs = std::max<int64_t>(arguments.elements - arguments.head, 0) / kCount;
-  if (arguments.channels == 1) {
-    const int64_t needed = std::max<int64_t>(ceil_divide(arguments.packs, kThreads), 1);
-    return launch_striding(affine_map_kernel<Operation, kCount, false>, needed, kThreads, 0, stream, arguments);
+  if constexpr (!kHasOneGrid<Operation>) {
+    if (arguments.channels > 1) {
+      const auto kernel = affine_map_kernel<Operation, kCount, true>;
+      const MapGrid grid = map_grid(arguments.packs, kThreads * kCount, arguments.channels * arguments.inner,
+                                    resident_blocks(kernel, kThreads));
+      arguments.periodic = grid.periodic;
+      return launch(kernel, grid.blocks, kThreads, 0, stream, arguments);
+    }
   }
-  const auto kernel = affine_map_kernel<Operation, kCount, true>;
-  const MapGrid grid = map_grid(arguments.packs, kThreads * kCount, arguments.channels * arguments.inner,
-                                resident_blocks(kernel, kThreads));
-  arguments.periodic = grid.periodic;
-  return launch(kernel, grid.blocks, kThreads, 0, stream, arguments);
+  const int64_t needed = std::max<int64_t>(ceil_divide(arguments.packs, kThreads), 1);
+  return launch_striding(affine_map_kernel<Operation, kCount, false>, needed, kThreads, 0, stream, arguments);
 }
 
 // Params is one of the family's parameter structs. Packs need x, the gradient and y to reach a pack boundary at the

@@ -8,6 +8,7 @@
 #include "channel_parts.cuh"
 #include "column_block.cuh"
 #include "draws.cuh"
+#include "one_grid.cuh"
 #include "residual.cuh"
 
 namespace synq {
@@ -240,10 +241,44 @@ int64_t channel_sums_workspace(const Params& params) {
   return 2 * layout.channels * (wide ? partial_sums<float>(layout) : partial_sums<__half>(layout));
 }
 
+template <typename Operation>
+int launch_columns(SumArguments<Operation> arguments, void* stream) {
+  using T = typename Operation::Input;
+  const Layout& layout = arguments.layout;
+  const ColumnPlan plan = plan_columns<T>(layout, kSumPack);
+  arguments.splits = plan.splits;
+  const size_t bytes = sizeof(T) * plan.count;
+  const bool packed = plan.count > 1 && is_aligned(arguments.x, bytes) && is_aligned(arguments.gradient, bytes) &&
+                      is_aligned(arguments.y, bytes) && is_residual_aligned<Operation>(arguments.operation, 0);
+  const auto run = [&](auto kernel, int count) {
+    const int64_t packs = layout.columns() / count;
+    const int lanes = lanes_for(packs, static_cast<int64_t>(sizeof(T)) * count);
+    const int64_t items = ceil_divide(packs, lanes) * plan.splits;
+    return launch_striding(kernel, items, kThreads, 0, stream, arguments, lanes, items);
+  };
+  return packed ? run(column_sums_kernel<Operation, kSumPack>, kSumPack) : run(column_sums_kernel<Operation, 1>, 1);
+}
+
+template <typename Operation>
+int launch_rows(SumArguments<Operation> arguments, void* stream) {
+  constexpr int kCount = pack_size<typename Operation::Input>();
+  const Layout& layout = arguments.layout;
+  arguments.splits = channel_splits(layout, kCount);
+  const int64_t items = layout.channels * arguments.splits;
+  // A single channel may start and end anywhere; rows that follow each other must all start at a boundary.
+  const bool single = layout.channels == 1;
+  const int64_t head = single ? std::min(elements_to_boundary(arguments.x), layout.inner) : 0;
+  const bool packed = (single || layout.inner % kCount == 0) && is_aligned(arguments.x + head, kPackBytes) &&
+                      is_aligned(arguments.gradient + head, kPackBytes) && is_aligned(arguments.y + head, kPackBytes) &&
+                      is_residual_aligned<Operation>(arguments.operation, head);
+  if (!packed) return launch_striding(channel_sums_kernel<Operation, 1>, items, kThreads, 0, stream, arguments);
+  arguments.head = head;
+  return launch_striding(channel_sums_kernel<Operation, kCount>, items, kThreads, 0, stream, arguments);
+}
+
 template <typename Operation, typename Params>
 int launch_channel_sums(const Params& params, const typename Operation::Arguments& operation, void* stream) {
   using T = typename Operation::Input;
-  constexpr int kCount = pack_size<T>();
   const Layout layout = layout_of(params);
   SumArguments<Operation> arguments = {static_cast<const T*>(params.x),
                                        static_cast<const T*>(params.gradient),
@@ -254,34 +289,10 @@ int launch_channel_sums(const Params& params, const typename Operation::Argument
                                        1,
                                        0};
   int error;
-  if (is_narrow(layout)) {
-    const ColumnPlan plan = plan_columns<T>(layout, kSumPack);
-    arguments.splits = plan.splits;
-    const size_t bytes = sizeof(T) * plan.count;
-    const bool packed = plan.count > 1 && is_aligned(arguments.x, bytes) && is_aligned(arguments.gradient, bytes) &&
-                        is_aligned(arguments.y, bytes) && is_residual_aligned<Operation>(operation, 0);
-    const auto run = [&](auto kernel, int count) {
-      const int64_t packs = layout.columns() / count;
-      const int lanes = lanes_for(packs, static_cast<int64_t>(sizeof(T)) * count);
-      const int64_t items = ceil_divide(packs, lanes) * plan.splits;
-      return launch_striding(kernel, items, kThreads, 0, stream, arguments, lanes, items);
-    };
-    error = packed ? run(column_sums_kernel<Operation, kSumPack>, kSumPack) : run(column_sums_kernel<Operation, 1>, 1);
+  if constexpr (kHasOneGrid<Operation>) {
+    error = launch_rows(arguments, stream);
   } else {
-    arguments.splits = channel_splits(layout, kCount);
-    const int64_t items = layout.channels * arguments.splits;
-    // A single channel may start and end anywhere; rows that follow each other must all start at a boundary.
-    const bool single = layout.channels == 1;
-    const int64_t head = single ? std::min(elements_to_boundary(arguments.x), layout.inner) : 0;
-    const bool packed = (single || layout.inner % kCount == 0) && is_aligned(arguments.x + head, kPackBytes) &&
-                        is_aligned(arguments.gradient + head, kPackBytes) &&
-                        is_aligned(arguments.y + head, kPackBytes) && is_residual_aligned<Operation>(operation, head);
-    if (packed) {
-      arguments.head = head;
-      error = launch_striding(channel_sums_kernel<Operation, kCount>, items, kThreads, 0, stream, arguments);
-    } else {
-      error = launch_striding(channel_sums_kernel<Operation, 1>, items, kThreads, 0, stream, arguments);
-    }
+    error = is_narrow(layout) ? launch_columns(arguments, stream) : launch_rows(arguments, stream);
   }
   if (error != cudaSuccess) return error;
   const int64_t count = partial_sums<T>(layout);
