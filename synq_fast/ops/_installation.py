@@ -14,7 +14,7 @@ from synq_fast.runtime.allocator import can_keep_freed_memory
 from synq_fast.runtime.extras import EXTRAS, missing_modules
 from synq_fast.runtime.threads import usable_cores
 
-PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors")
+PACKAGES = ("torchvision", "triton", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def report() -> Info:
         versions={
             "synq-fast": _version("synq-fast"),
             "Python": platform.python_version(),
+            "torch": torch.__version__,  # also says for what it was built
             **{name: _version(name) for name in PACKAGES},
         },
         system={
