@@ -50,9 +50,9 @@ RULES = (
     # Element by element at both ends of the tensor, one store in all; a gradient beside it, two.
     Rule(rf"17affine_map_kernelI\w*?QuantizeCodesI(?:{TYPE}){ELEMENT}EE{COUNT}", 1),
     Rule(rf"17affine_map_kernelI\w*?ResidualReluGradientI{ELEMENT}EE{COUNT}", 2),
-    Rule(rf"17affine_map_kernelI\w*?I{ELEMENT}EE{COUNT}", 1),
+    Rule(rf"17affine_map_kernelI\w*?[IE]{ELEMENT}EE{COUNT}", 1),
     Rule(rf"19channel_sums_kernelI\w*?ResidualReluGradientsI{ELEMENT}EE{COUNT}", 2),
-    Rule(rf"19channel_sums_kernelI\w*?I{ELEMENT}EE{COUNT}", 1),
+    Rule(rf"19channel_sums_kernelI\w*?[IE]{ELEMENT}EE{COUNT}", 1),
     Rule(rf"18column_sums_kernelI\w*?I{ELEMENT}EE{COUNT}", 0),
     Rule(rf"22column_gradient_kernelI{ELEMENT}{COUNT}", 0),
     Rule(rf"15gradient_kernelI{ELEMENT}{COUNT}", 0),
