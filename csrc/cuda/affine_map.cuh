@@ -138,7 +138,7 @@ template <typename Operation, int kCount>
 int launch_packs(MapArguments<Operation> arguments, void* stream) {
   arguments.packs = std::max<int64_t>(arguments.elements - arguments.head, 0) / kCount;
   if constexpr (!kHasOneGrid<Operation>) {
-    if (arguments.channels > 1) {
+    if (arguments.channels != 1) {
       const auto kernel = affine_map_kernel<Operation, kCount, true>;
       const MapGrid grid = map_grid(arguments.packs, kThreads * kCount, arguments.channels * arguments.inner,
                                     resident_blocks(kernel, kThreads));
