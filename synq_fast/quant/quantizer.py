@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from synq_fast import ops
+from synq_fast.reference._affine import affine_over
+from synq_fast.reference.fake_quantize_minifloat import largest_level
 
 
 class Grid(NamedTuple):
@@ -51,8 +53,6 @@ def grid_of(range_min: Tensor, range_max: Tensor, bits: int) -> Grid:
 
 
 def minifloat_grid(range_min: Tensor, range_max: Tensor, bits: int) -> Grid:
-    """The grid of small floats over a range, 0-d, in the arithmetic of the ops."""
-    largest = ((2 << (bits - 3)) - 1) << 6
-    half = (range_max * 0.5 - range_min * 0.5).clamp_min(5e-9)
-    scale = half.reciprocal() * (largest / 2)
-    return Grid(scale, torch.round(scale * range_min), 0, largest)
+    """The grid of small floats over a range, 0-d, as the ops find it."""
+    largest = largest_level(bits)
+    return Grid(*affine_over(range_min, range_max, largest, 0), 0, largest)

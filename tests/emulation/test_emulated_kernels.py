@@ -100,13 +100,22 @@ def test_the_device_changes_no_bit(name: str) -> None:
                 assert same_bits(mine, theirs) == "", sample.reason
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 2049), 0), ((2, 3, 700), 1), ((60, 4), 1)])
-def test_a_channel_is_searched_as_if_alone(shape, axis: int) -> None:
+@pytest.mark.parametrize(
+    ("shape", "axis", "candidates"),
+    [
+        ((3, 2049), 0, 9),
+        ((2, 3, 700), 1, 9),
+        ((60, 4), 1, 9),
+        # A block has all candidates of so many channels, and half of those of one.
+        ((300, 5), 0, 16),
+    ],
+)
+def test_a_channel_is_searched_as_if_alone(shape, axis: int, candidates: int) -> None:
     namespace = Emulated(Setting())
     x = torch.randn(shape).pow(3)
-    ends = namespace.search_range(x, 3, candidates=9, axis=axis)
+    ends = namespace.search_range(x, 3, candidates=candidates, axis=axis)
     for index, channel in enumerate(x.unbind(axis)):
-        alone = namespace.search_range(channel, 3, candidates=9)
+        alone = namespace.search_range(channel, 3, candidates=candidates)
         assert [end[index] for end in ends] == list(alone)
 
 
