@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
                     if options.op and options.op not in call.name:
                         continue
                     compiled = Compiled(call, kernels, options.arch, folder)
-                    case = Case(call.name, compiled.launches, compiled.launches)
+                    case = Case(call.name, (), compiled.launches)
                     rows.append(row(CARDS[options.card], case, code, compiled.launches, compiled))
     except (MachineCodeError, ImportError) as error:
         print(error, file=sys.stderr)
