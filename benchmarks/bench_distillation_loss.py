@@ -1,4 +1,4 @@
-"""Distillation losses on logits, forward and backward to the student, float32."""
+"""Distillation losses on logits, forward and backward to the student."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ def _aten(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     return ALPHA * TEMPERATURE**2 * kl, functional.cross_entropy(student, labels)
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward_backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def bench_distillation_loss(
-    shape: tuple[int, int], backward: bool, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, int],
+    backward: bool,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against eager, compiled, kl_div with cross_entropy, and a copy of both logits."""
     generator = torch.Generator().manual_seed(0)
@@ -40,6 +44,7 @@ def bench_distillation_loss(
     labels = torch.randint(shape[1], shape[:1], generator=generator).to(harness.DEVICE)
     # Half of the samples are easy.
     teacher[torch.arange(shape[0])[::2], labels[::2]] += 15
+    student, teacher = student.to(dtype), teacher.to(dtype)
     both = torch.stack([student, teacher])
     student.requires_grad_(backward)
 
@@ -50,8 +55,9 @@ def bench_distillation_loss(
 
     ours, omitted = columns.our_columns(step, ops.distillation_loss)
     expected = step(reference.distillation_loss)
+    relative = 1e-5 if dtype == torch.float32 else 1e-2
     for name, call in ours.items():
-        torch.testing.assert_close(call(), expected, rtol=1e-5, atol=5e-3, msg=name)
+        torch.testing.assert_close(call(), expected, rtol=relative, atol=5e-3, msg=name)
     rows: dict[str, Callable[[], object]] = dict(ours)
     rows["reference, eager"] = lambda: step(reference.distillation_loss)
     # The compiled part is the loss: its backward is compiled with it.
@@ -67,9 +73,10 @@ def bench_distillation_loss(
     rows["aten kl_div, cross_entropy"] = lambda: step(_aten)
     rows["clone of both logits"] = both.clone
     # Both logits in; with a gradient, that of the student out.
-    moved = 4 * math.prod(shape) * (3 if backward else 2)
+    moved = student.nbytes * (3 if backward else 2)
     compare(
-        f"{'x'.join(map(str, shape))} {'forward and backward' if backward else 'forward'}",
+        f"{'x'.join(map(str, shape))} {'forward and backward' if backward else 'forward'}"
+        + harness.kind("contiguous", dtype),
         rows,
         ours=next(iter(ours), None),
         copy="clone of both logits",

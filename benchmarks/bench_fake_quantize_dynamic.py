@@ -1,4 +1,4 @@
-"""Fake quantization over the tensor's own range: the weights of a step, forward, float32."""
+"""Fake quantization over the tensor's own range: the weights of a step, forward."""
 
 from __future__ import annotations
 
@@ -27,16 +27,23 @@ def _aten(x: Tensor, axis: int) -> Tensor:
     return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, 0, last)
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 @pytest.mark.parametrize(("shape", "axis"), CASES, ids=str)
 def bench_fake_quantize_dynamic(
     shape: tuple[int, ...],
     axis: int,
     symmetric: bool,
+    layout: str,
+    dtype: torch.dtype,
     compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against eager, compiled, ATen's range and fake quantization, and a copy."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    if layout != "contiguous" and len(shape) != 4:
+        pytest.skip("a matrix has one layout")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = harness.laid(x, layout, dtype)
     options = {"axis": axis, "symmetric": symmetric}
     expected = reference.fake_quantize_dynamic(x, BITS, **options)
     ours, omitted = columns.our_columns(ops.fake_quantize_dynamic, x, BITS, **options)
@@ -53,10 +60,14 @@ def bench_fake_quantize_dynamic(
         # A compiler may contract multiply and add, which moves values that sit on a tie.
         assert (compiled()[0] != expected[0]).float().mean() < 1e-3
         rows["reference, torch.compile"] = compiled
-    rows["aten aminmax + fake_quantize_per_channel_affine"] = lambda: _aten(x, axis)
+    if dtype == torch.float32:
+        rows["aten aminmax + fake_quantize_per_channel_affine"] = lambda: _aten(x, axis)
+    else:
+        omitted["aten aminmax + fake_quantize_per_channel_affine"] = "float32 alone"
     rows["clone"] = x.clone
     compare(
-        f"{'symmetric' if symmetric else 'asymmetric'} {'x'.join(map(str, shape))} axis {axis}",
+        f"{'symmetric' if symmetric else 'asymmetric'} {'x'.join(map(str, shape))} axis {axis}"
+        + harness.kind(layout, dtype),
         rows,
         ours=next(iter(ours), None),
         copy="clone",

@@ -1,8 +1,7 @@
-"""Fake quantization over a learned grid, forward and backward, float32."""
+"""Fake quantization over a learned grid, forward and backward."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,11 +34,15 @@ def composed(
     return torch.where(torch.rand_like(x) < keep, y, x)
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize(("shape", "axis", "keep"), CASES, ids=str)
 def bench_fake_quantize_learned(
     shape: tuple[int, ...],
     axis: int | None,
     keep: float,
+    layout: str,
+    dtype: torch.dtype,
     compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against eager, compiled and ATen's learnable fake quantization, and a copy.
@@ -47,7 +50,8 @@ def bench_fake_quantize_learned(
     Where elements are dropped, against dropping them around it.
     """
     generator = torch.Generator().manual_seed(0)
-    x, gradient = torch.randn(2, *shape, generator=generator).to(harness.DEVICE).unbind()
+    drawn = torch.randn(2, *shape, generator=generator)
+    x, gradient = (harness.laid(values, layout, dtype) for values in drawn)
     x.requires_grad_()
     channels = () if axis is None else (shape[axis],)
     scale = torch.full(channels, 3.0, device=harness.DEVICE, requires_grad=True)
@@ -86,8 +90,10 @@ def bench_fake_quantize_learned(
     if keep < 1:
         rivals["where(rand_like)"] = composed
         rows["where(rand_like) of ours, eager"] = lambda: step(composed, *leaves)
-    else:
+    elif dtype == torch.float32:
         rows["aten _fake_quantize_learnable_affine"] = aten
+    else:
+        omitted["aten _fake_quantize_learnable_affine"] = "float32 alone"
     for title, function in rivals.items():
         compiled, reason = columns.compiled_column(function, *leaves, BITS, own=True, **options)
         if compiled is None:
@@ -100,11 +106,12 @@ def bench_fake_quantize_learned(
     granularity = "per_tensor" if axis is None else "per_channel"
     dropped = f", keep {keep}" if keep < 1 else ""
     compare(
-        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits{dropped}, forward and backward",
+        f"{granularity} {'x'.join(map(str, shape))} {BITS} bits{dropped}, forward and backward"
+        + harness.kind(layout, dtype),
         rows,
         ours=next(iter(ours), None),
         copy="clone",
         # x in and y out; then x and the gradient in, and the gradient of x out.
-        bytes_moved=5 * 4 * math.prod(shape),
+        bytes_moved=5 * x.nbytes,
         omitted=omitted,
     )

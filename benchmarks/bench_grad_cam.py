@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -24,13 +23,15 @@ KINDS = ["grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.MEMORY_FORMATS)
 @pytest.mark.parametrize(("shape", "size", "grid"), CASES, ids=str)
 def bench_grad_cam(
     shape: tuple[int, ...],
     size: tuple[int, int],
     grid: tuple[int, int] | None,
     layout: str,
+    dtype: torch.dtype,
     kind: str,
     compare: Callable[..., harness.Comparison],
 ) -> None:
@@ -38,10 +39,7 @@ def bench_grad_cam(
     if layout == "channels_last" and grid is not None:
         pytest.skip("tokens have one layout")
     generator = torch.Generator().manual_seed(0)
-    a = torch.rand(shape, generator=generator).to(harness.DEVICE)
-    g = torch.rand(shape, generator=generator).to(harness.DEVICE)
-    if layout == "channels_last":
-        a, g = (x.to(memory_format=torch.channels_last) for x in (a, g))
+    a, g = (harness.laid(torch.rand(shape, generator=generator), layout, dtype) for _ in "ag")
     score = (torch.ones(shape[0], device=a.device),) if kind == "grad_cam_plus_plus" else ()
     arguments = (a, g, *score, size)
     function = getattr(reference, kind)
@@ -64,10 +62,11 @@ def bench_grad_cam(
     rows["aten upsample_bilinear2d alone"] = lambda: torch.nn.functional.interpolate(
         coarse, size, mode="bilinear", align_corners=False
     )
-    moved = 4 * (2 * math.prod(shape) + expected.numel())
+    moved = 2 * a.nbytes + expected.nbytes
     rows["copy of as many bytes"] = columns.copy_column(moved)
     compare(
-        f"{kind} {'x'.join(map(str, shape))} {layout} to {size[0]}x{size[1]}",
+        f"{kind} {'x'.join(map(str, shape))} {layout} to {size[0]}x{size[1]}"
+        + harness.kind("contiguous", dtype),
         rows,
         ours=next(iter(ours), None),
         copy="copy of as many bytes",

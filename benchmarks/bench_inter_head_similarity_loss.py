@@ -1,4 +1,4 @@
-"""Inter-head similarity of attention's logits, alone and with its gradient, float32; and memory."""
+"""Inter-head similarity of attention's logits, alone and with its gradient; and memory."""
 
 from __future__ import annotations
 
@@ -36,15 +36,19 @@ def _published(logits: Tensor) -> Tensor:
     return (1 - (similarity * (2 * covariance + 9e-4) / spread).square()).mean()
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "with_backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def bench_inter_head_similarity_loss(
-    shape: tuple[int, ...], backward: bool, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, ...],
+    backward: bool,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against the reference, eager and compiled, the published expression and a copy."""
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(shape[0], 1, *shape[2:], generator=generator)
-    logits = (shared + torch.randn(shape, generator=generator)).to(harness.DEVICE)
+    logits = (shared + torch.randn(shape, generator=generator)).to(harness.DEVICE, dtype)
     leaf = logits.clone().requires_grad_(backward)
 
     def step(function: Function, given: Tensor = leaf) -> Tensor:
@@ -62,7 +66,9 @@ def bench_inter_head_similarity_loss(
         omitted["published, all products"] = "needs more than 1 GiB for the products alone"
     for name, call in rows.items():
         distance = (call().double() - expected).norm() / expected.norm()
-        assert distance < 2e-5, f"{name} is {distance:.1e} from the reference in float64"
+        # In half precision the expressions beside ours are off by their own roundings.
+        limit = 2e-5 if dtype == torch.float32 else 1e-2 if name.startswith("ours") else 1.0
+        assert distance < limit, f"{name} is {distance:.1e} from the reference in float64"
     compiled, reason = columns.compiled_column(reference.inter_head_similarity_loss, leaf, own=True)
     if compiled is None:
         omitted["reference, torch.compile"] = reason
@@ -70,7 +76,8 @@ def bench_inter_head_similarity_loss(
         rows["reference, torch.compile"] = lambda: step(lambda _: compiled())
     rows["clone"] = logits.clone
     compare(
-        f"{'with backward' if backward else 'forward'} {'x'.join(map(str, shape))}",
+        f"{'with backward' if backward else 'forward'} {'x'.join(map(str, shape))}"
+        + harness.kind("contiguous", dtype),
         rows,
         ours=next(iter(ours), None),
         copy="clone",

@@ -1,4 +1,4 @@
-"""Patch similarity entropy, alone and with its gradient, float32; and peak memory."""
+"""Patch similarity entropy, alone and with its gradient; and peak memory."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _published(tokens: Tensor) -> Tensor:
     return torch.trapezoid(-density * density.log(), grid)
 
 
-def _tokens(shape: tuple[int, int, int]) -> Tensor:
+def _tokens(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     """Tokens with a direction in common, as the patches of one image have."""
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(shape, generator=generator)
     common = torch.randn(shape[0], 1, shape[2], generator=generator)
-    return (own + 0.5 * common).to(harness.DEVICE)
+    return (own + 0.5 * common).to(harness.DEVICE, dtype)
 
 
 def _step(function: Function, tokens: Tensor, backward: bool) -> Callable[[], Tensor]:
@@ -65,13 +65,17 @@ def _products(tokens: Tensor, backward: bool) -> Callable[[], Tensor]:
     return call
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "with_backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def bench_patch_similarity_entropy(
-    shape: tuple[int, int, int], backward: bool, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, int, int],
+    backward: bool,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against eager, compiled, the published expression, its matrix products and a copy."""
-    tokens = _tokens(shape)
+    tokens = _tokens(shape, dtype)
     expected = _step(reference.patch_similarity_entropy, tokens.double(), backward)()
 
     rows: dict[str, Callable[[], Tensor]] = {}
@@ -79,7 +83,9 @@ def bench_patch_similarity_entropy(
     def add(name: str, function: Function) -> None:
         call = _step(function, tokens, backward)
         distance = (call().double() - expected).norm() / expected.norm()
-        assert distance < 2e-4, f"{name} is {distance:.1e} from the reference in float64"
+        # In half precision the expressions beside ours are off by their own roundings.
+        limit = 2e-4 if dtype == torch.float32 else 1e-2 if name.startswith("ours") else math.inf
+        assert distance < limit, f"{name} is {distance:.1e} from the reference in float64"
         rows[name] = call
 
     by_backend, omitted = columns.our_columns(ops.patch_similarity_entropy, tokens)
@@ -104,11 +110,11 @@ def bench_patch_similarity_entropy(
     rows["clone"] = tokens.clone
     name = "with backward" if backward else "forward"
     compare(
-        f"{name} {'x'.join(map(str, shape))}",
+        f"{name} {'x'.join(map(str, shape))}{harness.kind('contiguous', dtype)}",
         rows,
         ours=next(iter(by_backend), None),
         copy="clone",
-        bytes_moved=2 * 4 * math.prod(shape),
+        bytes_moved=2 * tokens.nbytes,
         omitted=omitted,
     )
 

@@ -1,4 +1,4 @@
-"""Elements of one tensor or of another by chance, forward and backward, float32."""
+"""Elements of one tensor or of another by chance, forward and backward."""
 
 from __future__ import annotations
 
@@ -23,11 +23,21 @@ def composed(a: Tensor, b: Tensor, keep: float, seed: Tensor) -> Tensor:
     return torch.where(torch.rand_like(a) < keep, a, b)
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize("shape", CASES, ids=str)
-def bench_random_mix(shape: tuple[int, ...], compare: Callable[..., harness.Comparison]) -> None:
+def bench_random_mix(
+    shape: tuple[int, ...],
+    layout: str,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
+) -> None:
     """Ours against eager and compiled compositions, the references, and a copy."""
+    if layout != "contiguous" and len(shape) != 4:
+        pytest.skip("tokens have one layout")
     generator = torch.Generator().manual_seed(0)
-    a, b, gradient = torch.randn(3, *shape, generator=generator).to(harness.DEVICE).unbind()
+    drawn = torch.randn(3, *shape, generator=generator)
+    a, b, gradient = (harness.laid(values, layout, dtype) for values in drawn)
     leaves = a.requires_grad_(), b.requires_grad_()
     seed = torch.tensor(1, device=harness.DEVICE)
 
@@ -53,7 +63,7 @@ def bench_random_mix(shape: tuple[int, ...], compare: Callable[..., harness.Comp
             )
     rows["clone"] = a.detach().clone
     compare(
-        f"{'x'.join(map(str, shape))}, forward and backward",
+        f"{'x'.join(map(str, shape))}, forward and backward{harness.kind(layout, dtype)}",
         rows,
         ours=next(iter(ours), None),
         copy="clone",

@@ -1,4 +1,4 @@
-"""The search of 80 ranges for the one with the least quantization error, float32."""
+"""The search of 80 ranges for the one with the least quantization error."""
 
 from __future__ import annotations
 
@@ -25,19 +25,31 @@ ROUNDS = 5
 
 
 @functools.cache
-def _compiled(shape: tuple[int, ...]) -> tuple[Callable[..., object] | None, str]:
+def _compiled(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> tuple[Callable[..., object] | None, str]:
     """The compiled reference: its 80 passes are unrolled, and compiling them takes minutes."""
-    return columns.compiled_column(reference.search_range, _input(shape), BITS)
+    return columns.compiled_column(reference.search_range, _input(shape, layout, dtype), BITS)
 
 
-def _input(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+def _input(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> torch.Tensor:
+    if layout != "contiguous" and len(shape) != 4:
+        pytest.skip("fewer dimensions than 4 have one layout")
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return harness.laid(drawn, layout, dtype)
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-def bench_search_range(shape: tuple[int, ...], compare: Callable[..., harness.Comparison]) -> None:
+def bench_search_range(
+    shape: tuple[int, ...],
+    layout: str,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
+) -> None:
     """Ours against the eager and the compiled reference, the extrema alone and a copy."""
-    x = _input(shape)
+    x = _input(shape, layout, dtype)
     expected = reference.search_range(x, BITS)
     ours, omitted = columns.our_columns(ops.search_range, x, BITS)
     for name, call in ours.items():
@@ -45,7 +57,7 @@ def bench_search_range(shape: tuple[int, ...], compare: Callable[..., harness.Co
 
     rows: dict[str, Callable[[], object]] = dict(ours)
     rows["reference, eager"] = lambda: reference.search_range(x, BITS)
-    compiled, reason = _compiled(shape)
+    compiled, reason = _compiled(shape, layout, dtype)
     if compiled is None:
         omitted["reference, torch.compile"] = reason
     else:
@@ -55,7 +67,7 @@ def bench_search_range(shape: tuple[int, ...], compare: Callable[..., harness.Co
     rows["aten aminmax"] = x.aminmax
     rows["clone"] = x.clone
     compare(
-        f"{'x'.join(map(str, shape))} {BITS} bits",
+        f"{'x'.join(map(str, shape))} {BITS} bits{harness.kind(layout, dtype)}",
         rows,
         ours=next(iter(ours), None),
         copy="clone",
@@ -72,12 +84,17 @@ def _one_by_one(function: Callable[..., tuple[Tensor, Tensor]], x: Tensor) -> tu
     return tuple(torch.stack(ends) for ends in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize("shape", WEIGHTS, ids=lambda s: "x".join(map(str, s)))
 def bench_search_range_by_channel(
-    shape: tuple[int, ...], compare: Callable[..., harness.Comparison]
+    shape: tuple[int, ...],
+    layout: str,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """One call for all channels against a call for each, ours and the reference's."""
-    x = _input(shape)
+    x = _input(shape, layout, dtype)
     expected = _one_by_one(ops.search_range, x)
     ours, omitted = columns.our_columns(ops.search_range, x, BITS, axis=0)
     for name, call in ours.items():
@@ -93,7 +110,7 @@ def bench_search_range_by_channel(
     rows["aten aminmax"] = lambda: x.flatten(1).aminmax(dim=1)
     rows["clone"] = x.clone
     compare(
-        f"{'x'.join(map(str, shape))} {BITS} bits, per channel",
+        f"{'x'.join(map(str, shape))} {BITS} bits, per channel{harness.kind(layout, dtype)}",
         rows,
         ours=next(iter(ours), None),
         copy="clone",

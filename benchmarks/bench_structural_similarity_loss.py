@@ -1,4 +1,4 @@
-"""Structural similarity of heads, forward and with the student's gradient, float32."""
+"""Structural similarity of heads, forward and with the student's gradient."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ def _centred(teacher: Tensor, student: Tensor) -> Tensor:
     return 1 - ((2 * covariance + 9e-4) / (variances + 9e-4)).mean()
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "with_backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def bench_structural_similarity_loss(
-    shape: tuple[int, ...], backward: bool, compare: Callable[..., harness.Comparison]
+    shape: tuple[int, ...],
+    backward: bool,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
 ) -> None:
     """Ours against the reference, eager and compiled, the eager expression and a copy."""
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(shape, generator=generator).to(harness.DEVICE)
-    student = (teacher + torch.randn(shape, generator=generator).to(harness.DEVICE)).detach()
+    student = teacher + torch.randn(shape, generator=generator).to(harness.DEVICE)
+    teacher, student = teacher.to(dtype), student.to(dtype)
     student.requires_grad_(backward)
 
     def step(function: Function) -> Tensor:
@@ -53,7 +58,9 @@ def bench_structural_similarity_loss(
     rows["transposed, eager"] = lambda: step(_centred)
     for name, call in rows.items():
         distance = (call().double() - expected).norm() / expected.norm()
-        assert distance < 1e-5, f"{name} is {distance:.1e} from the reference in float64"
+        # In half precision the expressions beside ours are off by their own roundings.
+        limit = 1e-5 if dtype == torch.float32 else 1e-2 if name.startswith("ours") else 1.0
+        assert distance < limit, f"{name} is {distance:.1e} from the reference in float64"
     compiled, reason = columns.compiled_column(
         reference.structural_similarity_loss, teacher, student, own=True
     )
@@ -64,7 +71,8 @@ def bench_structural_similarity_loss(
     rows["clone"] = student.detach().clone
     size = student.nbytes
     compare(
-        f"{'with backward' if backward else 'forward'} {'x'.join(map(str, shape))}",
+        f"{'with backward' if backward else 'forward'} {'x'.join(map(str, shape))}"
+        + harness.kind("contiguous", dtype),
         rows,
         ours=next(iter(ours), None),
         copy="clone",

@@ -1,4 +1,4 @@
-"""A batch's extrema folded into a running range, float32: large tensors, and what a call costs."""
+"""A batch's extrema folded into a running range: large tensors, and what a call costs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,20 @@ def _aten(x: Tensor) -> Callable[[], object]:
     )
 
 
+@pytest.mark.parametrize("dtype", harness.dtypes(), ids=str)
+@pytest.mark.parametrize("layout", harness.layouts())
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-def bench_update_range(shape: tuple[int, ...], compare: Callable[..., harness.Comparison]) -> None:
+def bench_update_range(
+    shape: tuple[int, ...],
+    layout: str,
+    dtype: torch.dtype,
+    compare: Callable[..., harness.Comparison],
+) -> None:
     """Ours, registered and public, against the references, ATen's observer and aminmax."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(harness.DEVICE)
+    if layout != "contiguous" and len(shape) != 4:
+        pytest.skip("fewer dimensions than 4 have one layout")
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = harness.laid(drawn, layout, dtype)
     expected = _state()
     reference.update_range(x, *expected)
 
@@ -68,11 +78,14 @@ def bench_update_range(shape: tuple[int, ...], compare: Callable[..., harness.Co
         omitted["reference, torch.compile"] = reason
     else:
         rows["reference, torch.compile"] = compiled
-    rows["aten fused_moving_avg_obs_fake_quant"] = _aten(x)
+    if dtype == torch.float32:
+        rows["aten fused_moving_avg_obs_fake_quant"] = _aten(x)
+    else:
+        omitted["aten fused_moving_avg_obs_fake_quant"] = "float32 alone"
     rows["aten aminmax"] = x.aminmax
     rows["clone"] = x.clone
     compare(
-        "x".join(map(str, shape)),
+        "x".join(map(str, shape)) + harness.kind(layout, dtype),
         rows,
         ours=next(iter(rows)),
         copy="clone",

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from synq_fast.runtime.replay import WARM_UP
 from synq_fast.runtime.turns import in_turns
@@ -68,6 +69,11 @@ def dtypes() -> list[torch.dtype]:
 def layouts() -> list[str]:
     """How activations lie in memory, where a suite has no layouts of its own on a CPU."""
     return ["contiguous"] if DEVICE.type == "cpu" else ["contiguous", "channels_last"]
+
+
+def laid(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
+    """Returns values on the measured device, in a type and a layout."""
+    return values.to(DEVICE, dtype, memory_format=MEMORY_FORMATS[layout])
 
 
 def kind(layout: str, dtype: torch.dtype) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,45 +124,112 @@ def test_peak_memory_on_a_gpu_is_that_of_the_recording(monkeypatch):
     assert peak_from == [WARM_UP] and len(calls) == harness.RECORDED
 
 
-SUITES = [
-    "bench_fake_quantize",
-    "bench_relu_fake_quantize",
-    "bench_channel_moments",
-    "bench_bn_statistics_loss",
-]
 SMALL = (2, 4, 5, 3)
+MAP = {"shape": (2, 4, 5, 3), "size": (10, 6), "grid": None}
+TOKENS = {"shape": (2, 9, 8)}
+# What each suite is given here of what it does not take from `KINDS`.
+SUITES: dict[str, dict[str, object]] = {
+    "bn_statistics_loss.bench_bn_statistics_loss": {"shape": SMALL},
+    "cam_alignment_loss.bench_cam_alignment_loss": MAP,
+    "channel_moments.bench_channel_moments": {"backward": True},
+    "distillation_loss.bench_distillation_loss": {"shape": (6, 10), "backward": True},
+    "fake_quantize.bench_fake_quantize": {"shape": SMALL, "axis": 1},
+    "fake_quantize_dynamic.bench_fake_quantize_dynamic": {
+        "shape": SMALL,
+        "axis": 0,
+        "symmetric": False,
+    },
+    "fake_quantize_learned.bench_fake_quantize_learned": {"shape": SMALL, "axis": 0, "keep": 0.5},
+    "grad_cam.bench_grad_cam": {**MAP, "kind": "grad_cam"},
+    "inter_head_similarity_loss.bench_inter_head_similarity_loss": {
+        "shape": (2, 3, 9, 9),
+        "backward": True,
+    },
+    "low_pass.bench_low_pass": {"kind": "gaussian", "shape": (2, 3, 9, 8), "cutoff": 2.0},
+    "patch_similarity_entropy.bench_patch_similarity_entropy": {**TOKENS, "backward": True},
+    "quantized_attention.bench_quantized_attention": {
+        "shape": (2, 3, 9, 8),
+        "bits": 8,
+        "p_grid": "uniform",
+        "backward": True,
+    },
+    "random_mix.bench_random_mix": {"shape": SMALL},
+    "relu_fake_quantize.bench_relu_fake_quantize": {
+        "shape": SMALL,
+        "op": "affine_residual_relu",
+        "backward": True,
+    },
+    "search_range.bench_search_range": {"shape": SMALL},
+    "search_range.bench_search_range_by_channel": {"shape": SMALL},
+    "soft_round.bench_soft_round": {"shape": SMALL},
+    "structural_similarity_loss.bench_structural_similarity_loss": {
+        "shape": (2, 3, 9, 8),
+        "backward": True,
+    },
+    "total_variation.bench_total_variation": {"shape": SMALL},
+    "transformer_fake_quantize.bench_activation_on_small_floats": {**TOKENS, "name": "silu"},
+    "transformer_fake_quantize.bench_fake_quantize_log": TOKENS,
+    "transformer_fake_quantize.bench_fake_quantize_minifloat": TOKENS,
+    "transformer_fake_quantize.bench_transformer_fake_quantize": {**TOKENS, "name": "layer_norm"},
+    "update_range.bench_update_range": {"shape": SMALL},
+}
+# What has neither types nor layouts to choose from, and why.
+OTHER_SUITES = {
+    "blocks": "whole steps",
+    "bn_statistics_loss.bench_network": "the layers of a network in float32",
+    "call_overhead": "the cost of a call",
+    "inter_head_similarity_loss.bench_peak_memory": "resident memory",
+    "pack_codes": "codes are int8 and lie in rows",
+    "patch_similarity_entropy.bench_peak_memory": "resident memory",
+    "step": "whole steps",
+    "synthesis": "whole steps",
+    "transformer": "whole steps",
+}
+
+
+def test_every_suite_is_measured_in_the_types_of_the_engine_or_has_a_reason():
+    found = set()
+    for path in sorted(Path(harness.__file__).parent.glob("bench_*.py")):
+        suite = path.stem.removeprefix("bench_")
+        benches = re.findall(r"^def (bench_\w+)", path.read_text(), re.MULTILINE)
+        found |= {suite} if suite in OTHER_SUITES else {f"{suite}.{name}" for name in benches}
+    assert found == SUITES.keys() | OTHER_SUITES.keys()
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_gpus_suites_have_the_types_and_layouts_of_the_engine(suite, monkeypatch):
     """As they are collected on a GPU, and run here, small and without torch.compile."""
-    module = importlib.import_module(f"benchmarks.{suite}")
+    file, name = suite.split(".")
+    module = importlib.import_module(f"benchmarks.bench_{file}")
+    bench, made = getattr(module, name), []
     monkeypatch.setattr(harness, "DEVICE", torch.device("cuda"))
     assert harness.dtypes() == [torch.float32, torch.bfloat16]
     assert harness.layouts() == list(harness.MEMORY_FORMATS) == ["contiguous", "channels_last"]
-    kinds = [(dtype, layout) for dtype in harness.dtypes() for layout in harness.layouts()]
+    names = inspect.signature(bench).parameters.keys() - {"compare"}
+    laid = names & {"layout", "memory_format"}
+    layouts = harness.layouts() if laid else ["contiguous"]
+    dtypes = harness.dtypes() if "dtype" in names else [torch.float32]
+    kinds = [(dtype, layout) for dtype in dtypes for layout in layouts]
     monkeypatch.setattr(harness, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(module, "SHAPE", SMALL, raising=False)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(columns, "compiled_column", lambda *_, **__: (None, "not here"))
-    bench, made = getattr(module, suite), []
     for dtype, layout in kinds:
-        choices = {"dtype": dtype, "layout": layout, "memory_format": layout, "shape": SMALL}
-        choices |= {"axis": 1, "op": "affine_residual_relu", "backward": True}
-        names = inspect.signature(bench).parameters.keys() - {"compare"}
-        moved = []
+        choices = {"dtype": dtype, "layout": layout, "memory_format": layout, **SUITES[suite]}
 
-        def compare(case, rows, moved=moved, **given):
+        def compare(case, rows, **given):
             for call in rows.values():
                 call()
-            moved.append((case, given["bytes_moved"]))
+            made.append((case, given["bytes_moved"]))
 
         bench(**{name: choices[name] for name in names}, compare=compare)
-        made += moved
     titles = [case for case, _ in made]
-    assert len(set(titles)) == 4
-    assert [case for case in titles if "bfloat16" in case] == titles[2:]
+    assert len(set(titles)) == len(kinds)
+    assert [case for case in titles if "bfloat16" in case] == titles[len(layouts) :]
+    assert [case for case in titles if "channels_last" in case] == (titles[1::2] if laid else [])
     sizes = [nbytes for _, nbytes in made]
-    assert sizes[0] == sizes[1] == 2 * sizes[2] == 2 * sizes[3] > 0
+    assert len(set(sizes)) == len(dtypes)
+    assert 0 < min(sizes) == sizes[-1] <= sizes[0]
 
 
 def test_on_a_cpu_the_suites_stay_as_they_are():
