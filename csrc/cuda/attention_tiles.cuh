@@ -232,16 +232,6 @@ __device__ __forceinline__ void write_logits(const Head& head, Stage& stage, Log
   __syncthreads();
 }
 
-__device__ __forceinline__ float maximum_of_warp(float value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, mask));
-  return value;
-}
-
-__device__ __forceinline__ float sum_of_warp(float value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-  return value;
-}
-
 // The greatest logit of each row, and the inverse of the sum of exponentials in place of `sum`. NaN meets the sum.
 template <typename Head>
 __device__ __forceinline__ void find_moments(const Head& head, Stage& stage, Logits& logits, bool held, int first_row) {
@@ -259,7 +249,7 @@ __device__ __forceinline__ void find_moments(const Head& head, Stage& stage, Log
         most = fmaxf(most, logits.at(held, row, first, column));
       }
       const float before = logits.most[row];
-      most = fmaxf(maximum_of_warp(most), before);
+      most = fmaxf(maximum_of_lanes(most), before);
       float sum = 0.0f;
       // Nothing but minus infinities so far adds nothing.
       if (most != -INFINITY) {
@@ -267,7 +257,7 @@ __device__ __forceinline__ void find_moments(const Head& head, Stage& stage, Log
           sum += expf(logits.at(held, row, first, column) - most);
         }
       }
-      sum = sum_of_warp(sum);
+      sum = sum_lanes(sum);
       __syncwarp();
       if (lane == 0) {
         logits.sum[row] = most == -INFINITY ? 0.0f : fmaf(logits.sum[row], expf(before - most), sum);

@@ -1,11 +1,10 @@
 // Sums and greatest values of what the threads of a block hold, for blocks that handle rows one after another.
 #pragma once
 
-#include "memory.cuh"
+#include "warp.cuh"
 
 namespace synq {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
 // Every thread receives the sums over the block, added in an order of their own. The number of threads is a multiple of
@@ -16,7 +15,7 @@ __device__ __forceinline__ void sum_block(float (&values)[kCount]) {
   __syncthreads();  // what was here before has been read
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) values[i] += __shfl_xor_sync(0xffffffffu, values[i], mask);
+    values[i] = sum_lanes(values[i]);
     if (threadIdx.x % kWarp == 0) shared[i][threadIdx.x / kWarp] = values[i];
   }
   __syncthreads();
@@ -34,9 +33,7 @@ __device__ __forceinline__ void maximum_block(float (&values)[kCount]) {
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      values[i] = fmaxf(values[i], __shfl_xor_sync(0xffffffffu, values[i], mask));
-    }
+    values[i] = maximum_of_lanes(values[i]);
     if (threadIdx.x % kWarp == 0) shared[i][threadIdx.x / kWarp] = values[i];
   }
   __syncthreads();

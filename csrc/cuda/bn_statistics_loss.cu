@@ -191,8 +191,8 @@ struct FinishEntry {
 // A warp per channel: its moments from consecutive parts, in float64. A block writes what its channels lose.
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Table<FinishEntry> table,
                                                           int64_t channels, int64_t row_stride, Losses* losses) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kBlockWarps + static_cast<int>(threadIdx.x) / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kBlockWarps + static_cast<int>(threadIdx.x) / kWarp;
   Losses lost = {};
   if (item < channels) {
     TablePlace place;
@@ -201,14 +201,14 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
     const Moments* parts = entry.parts + channel * entry.count;
     Sum mean = {};
 #pragma unroll 8
-    for (int64_t i = lane; i < entry.count; i += kLanes) {
+    for (int64_t i = lane; i < entry.count; i += kWarp) {
       mean.value += static_cast<double>(parts[i].count) * static_cast<double>(parts[i].mean);
     }
     mean = merge_lanes(mean, 1);
     mean.value /= entry.elements;
     Sum deviation = {};
 #pragma unroll 8
-    for (int64_t i = lane; i < entry.count; i += kLanes) {
+    for (int64_t i = lane; i < entry.count; i += kWarp) {
       const double delta = static_cast<double>(parts[i].mean) - mean.value;
       deviation.value += static_cast<double>(parts[i].deviation) + static_cast<double>(parts[i].count) * delta * delta;
     }

@@ -61,7 +61,7 @@ __device__ __forceinline__ float block_sums(const float (&sums)[kSums]) {
   __shared__ float shared[kSums][kThreads / kWarp];
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
-    const float sum = warp_sum(sums[i]);
+    const float sum = sum_lanes(sums[i]);
     if (threadIdx.x % kWarp == 0) shared[i][threadIdx.x / kWarp] = sum;
   }
   __syncthreads();

@@ -55,9 +55,9 @@ struct Share {
 template <typename T, Weighting kWeighting, unsigned kSlots, unsigned kAtOnce>
 __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
     row_coarse_kernel(const CoarseParams params, int shares, int size) {
-  __shared__ float shared[kBlockWarps][kSlots * kLanes];
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kLanes;
+  __shared__ float shared[kBlockWarps][kSlots * kWarp];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t item = blockIdx.x; item < params.images * shares; item += gridDim.x) {
     const Share<T> share(params, item, shares, size);
     float sums[kSlots] = {};
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
       for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
         for (int slot = 0; slot < kSlots; ++slot) {
-          const int position = slot * kLanes + lane;
+          const int position = slot * kWarp + lane;
           const bool inside = position < share.positions && first + i < share.end;
           const int place = (first + i) * share.positions + position;
           a[i][slot] = inside ? to_float(share.activations[place]) : 0.0f;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
           for (int slot = 0; slot < kSlots; ++slot) {
             weight += kWeighting == Weighting::kPlusPlus ? a[i][slot] : g[i][slot];
           }
-          weight = warp_sum(weight);
+          weight = sum_lanes(weight);
         }
         if constexpr (kWeighting == Weighting::kMean) {
           weight = at_least(weight / static_cast<float>(share.positions), share.clamp);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
           for (int slot = 0; slot < kSlots; ++slot) {
             weight += plus_plus_term(g[i][slot], total, share.factor, share.clamp);
           }
-          weight = warp_sum(weight);
+          weight = sum_lanes(weight);
         }
         if (kWeighting != Weighting::kElement && lane == 0 && first + i < share.end) share.weights[first + i] = weight;
 #pragma unroll
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
     }
     __syncthreads();  // what was here before has been read
 #pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) shared[warp][slot * kLanes + lane] = sums[slot];
+    for (int slot = 0; slot < kSlots; ++slot) shared[warp][slot * kWarp + lane] = sums[slot];
     __syncthreads();
     const int position = static_cast<int>(threadIdx.x);
     if (position >= share.positions) continue;
@@ -124,8 +124,8 @@ __device__ __forceinline__ float sum_rows(float (&values)[kCount]) {
   __syncthreads();  // what was here before has been read
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    for (int mask = kLanes / 2; mask >= kSides; mask /= 2) values[i] += __shfl_xor_sync(kAllLanes, values[i], mask);
-    if (thread % kLanes < kSides) shared[thread / kLanes][thread % kLanes * kCount + i] = values[i];
+    values[i] = sum_lanes<kWarp, kSides>(values[i]);
+    if (thread % kWarp < kSides) shared[thread / kWarp][thread % kWarp * kCount + i] = values[i];
   }
   __syncthreads();
   float sum = 0.0f;
@@ -204,8 +204,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
     }
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
-#pragma unroll
-      for (int mask = kSides / 2; mask > 0; mask /= 2) sums[slot] += __shfl_xor_sync(kAllLanes, sums[slot], mask);
+      sums[slot] = sum_lanes<kSides>(sums[slot]);
       const int position = slot * kRows + thread / kSides;
       if (side == 0 && position < share.positions) params.workspace[item * share.positions + position] = sums[slot];
     }

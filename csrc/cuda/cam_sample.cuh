@@ -2,19 +2,11 @@
 #pragma once
 
 #include "../cam.h"
-#include "memory.cuh"
+#include "warp.cuh"
 
 namespace synq {
 
-constexpr int kWarp = 32;
 constexpr int kMaximumThreads = 1024;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
-  return value;
-}
 
 __device__ __forceinline__ int lesser(int a, int b) { return a < b ? a : b; }
 
@@ -72,12 +64,7 @@ __device__ __forceinline__ Stretch find_stretch(const Grid& grid, float eps) {
                                     grid.row(end % 2 == 0 ? first : last).weight);
     extrema = merge(extrema, {value, value});
   }
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    const Extrema other = {__shfl_xor_sync(kAllLanes, extrema.low, mask),
-                           __shfl_xor_sync(kAllLanes, extrema.peak, mask)};
-    extrema = merge(extrema, other);
-  }
+  extrema = reduce_lanes(extrema, [](const Extrema& a, const Extrema& b) { return merge(a, b); });
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = extrema;
   __syncthreads();
   for (unsigned warp = 1; threadIdx.x == 0 && warp < blockDim.x / kWarp; ++warp) {

@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) finish_moments_kernel(const MomentsA
     for (int64_t i = static_cast<int>(threadIdx.x) / lanes; group < groups && i < arguments.splits; i += rows) {
       sums = merge(sums, arguments.partials[group * arguments.splits + i]);
     }
-    sums = merge_rows<kLanes>(sums, lanes);
+    sums = merge_rows<kWarp>(sums, lanes);
     if (static_cast<int>(threadIdx.x) < lanes && group < groups) store_moments(arguments, group, sums);
   }
 }
@@ -381,7 +381,7 @@ int channel_moments_cuda(const ChannelMomentsParams& params, void* stream) {
   if (error != cudaSuccess || splits == 1) return error;
   // As many channels side by side as leave a thread about four parts.
   int lanes = 1;
-  while (lanes < kLanes && 2 * lanes * splits <= 4 * kThreads) lanes *= 2;
+  while (lanes < kWarp && 2 * lanes * splits <= 4 * kThreads) lanes *= 2;
   return launch_striding(finish_moments_kernel, ceil_divide(params.groups(), lanes), kThreads, 0, stream, arguments,
                          lanes);
 }

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const Sums total = merge_lanes(Sums{sums[i].first, sums[i].second}, lanes);
-      if (thread % kLanes < lanes) shared[thread / kLanes][thread % kLanes * kCount + i] = total;
+      if (thread % kWarp < lanes) shared[thread / kWarp][thread % kWarp * kCount + i] = total;
     }
     __syncthreads();
     if (thread < width && begin + thread < columns) {

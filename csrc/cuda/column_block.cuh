@@ -1,37 +1,21 @@
 // Blocks that read memory as a matrix: threads side by side on packs of neighbouring columns, the others on other rows.
 #pragma once
 
-#include <cstring>
-
 #include "memory.cuh"
+#include "warp.cuh"
 
 namespace synq {
 
-constexpr int kLanes = 32;                      // threads of a warp
-constexpr int kBlockWarps = kThreads / kLanes;  // of a whole block
-constexpr int64_t kLineBytes = 128;             // what a row of threads reads at most
-constexpr int kSumPack = 4;  // columns of a thread that sums: registers hold no more, whatever the type
+constexpr int kBlockWarps = kThreads / kWarp;
+constexpr int64_t kLineBytes = 128;  // what a row of threads reads at most
+constexpr int kSumPack = 4;          // columns of a thread that sums: registers hold no more, whatever the type
 
 // Threads side by side, a power of two: as many as the row has packs, at most a cache line and a warp.
 inline int lanes_for(int64_t packs, int64_t pack_bytes) {
-  const int64_t most = std::min<int64_t>(kLanes, kLineBytes / pack_bytes);
+  const int64_t most = std::min<int64_t>(kWarp, kLineBytes / pack_bytes);
   int lanes = 1;
   while (lanes < most && lanes < packs) lanes *= 2;
   return lanes;
-}
-
-// What the lane at a distance of `mask` holds. Every lane of the warp takes part.
-template <typename Value>
-__device__ __forceinline__ Value exchanged(const Value& value, int mask) {
-  constexpr int kWords = sizeof(Value) / sizeof(unsigned);
-  static_assert(sizeof(Value) % sizeof(unsigned) == 0);
-  unsigned words[kWords];
-  memcpy(words, &value, sizeof(value));
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) words[i] = __shfl_xor_sync(0xffffffffu, words[i], mask);
-  Value result;
-  memcpy(&result, words, sizeof(value));
-  return result;
 }
 
 template <typename Value>
@@ -43,7 +27,7 @@ __device__ __forceinline__ void merge_exchanged(Value& value, int mask) {
 // large type has its own merge_exchanged, which needs no second one in registers.
 template <typename Value>
 __device__ __forceinline__ Value merge_lanes(Value value, int lanes) {
-  for (int mask = kLanes / 2; mask >= lanes; mask /= 2) merge_exchanged(value, mask);
+  for (int mask = kWarp / 2; mask >= lanes; mask /= 2) merge_exchanged(value, mask);
   return value;
 }
 
@@ -52,14 +36,14 @@ __device__ __forceinline__ Value merge_lanes(Value value, int lanes) {
 template <int kMost, typename Value>
 __device__ __forceinline__ Value merge_rows(Value value, int lanes) {
   __shared__ Value shared[kBlockWarps * kMost];
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   value = merge_lanes(value, lanes);
   __syncthreads();  // what was here before has been read
-  if (lane < lanes) shared[static_cast<int>(threadIdx.x) / kLanes * lanes + lane] = value;
+  if (lane < lanes) shared[static_cast<int>(threadIdx.x) / kWarp * lanes + lane] = value;
   __syncthreads();
-  if (threadIdx.x >= kLanes) return value;
+  if (threadIdx.x >= kWarp) return value;
   value = Value{};
-  for (int warp = lane / lanes; warp < static_cast<int>(blockDim.x) / kLanes; warp += kLanes / lanes) {
+  for (int warp = lane / lanes; warp < static_cast<int>(blockDim.x) / kWarp; warp += kWarp / lanes) {
     value = merge(value, shared[warp * lanes + lane % lanes]);
   }
   return merge_lanes(value, lanes);
@@ -67,7 +51,7 @@ __device__ __forceinline__ Value merge_rows(Value value, int lanes) {
 
 // Greatest number of lanes of packs of `kCount` elements.
 template <typename T, int kCount>
-constexpr int kMostLanes = kLineBytes / (sizeof(T) * kCount) < kLanes ? kLineBytes / (sizeof(T) * kCount) : kLanes;
+constexpr int kMostLanes = kLineBytes / (sizeof(T) * kCount) < kWarp ? kLineBytes / (sizeof(T) * kCount) : kWarp;
 
 // The rows of a matrix that one thread reads, from the first on, `jump` elements apart. No thread has 2^31 of them:
 // memory does not.

@@ -57,14 +57,14 @@ __device__ __forceinline__ void row_weights(const Image<T>& image, const Place& 
     for (int i = at.lane; i < image.positions; i += kWarp) {
       sum += to_float((kPlusPlus ? image.activations : image.gradients)[start + i]);
     }
-    sum = warp_sum(sum);
+    sum = sum_lanes(sum);
     if (kPlusPlus) {
       float weight = 0.0f;
 #pragma unroll 2
       for (int i = at.lane; i < image.positions; i += kWarp) {
         weight += plus_plus_term(to_float(image.gradients[start + i]), sum, image.factor, image.clamp);
       }
-      sum = warp_sum(weight);
+      sum = sum_lanes(weight);
     } else {
       sum = at_least(sum / static_cast<float>(image.positions), image.clamp);
     }
@@ -157,7 +157,7 @@ __device__ __forceinline__ void column_coarse(const Image<T>& image, const Place
         sum += weight * to_float(activations.values[i]);
       }
     }
-    sum = warp_sum(sum);
+    sum = sum_lanes(sum);
     if (at.lane == 0) image.coarse[position] = at_least(sum, 0.0f);
   }
 }

@@ -19,17 +19,8 @@ constexpr int kQueryWarps = kQueryThreads / kWarp;
 constexpr int kQueryBlocks = 4;
 constexpr int kSide = 4;
 
-__device__ __forceinline__ float sum_warp(float value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-  return value;
-}
-
 __device__ __forceinline__ int64_t least_of_warp(int64_t value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    const int64_t other = __shfl_xor_sync(0xffffffffu, value, mask);
-    value = other < value ? other : value;
-  }
-  return value;
+  return reduce_lanes(value, [](int64_t a, int64_t b) { return b < a ? b : a; });
 }
 
 // What is known of each head of a query; in shared memory.
@@ -97,10 +88,8 @@ __device__ __forceinline__ void find_means(const QueryRows<T>& rows, HeadStatist
       low = fminf(low, value);
       high = fmaxf(high, value);
     }
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      low = fminf(low, __shfl_xor_sync(0xffffffffu, low, mask));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, mask));
-    }
+    low = minimum_of_lanes(low);
+    high = maximum_of_lanes(high);
     const float inverse = 1.0f / (high - low + kLeastRange);
     float sum = 0.0f;
     int64_t first_low = rows.keys;
@@ -111,7 +100,7 @@ __device__ __forceinline__ void find_means(const QueryRows<T>& rows, HeadStatist
       if (value == low && key < first_low) first_low = key;
       if (value == high && key < first_high) first_high = key;
     }
-    sum = sum_warp(sum);
+    sum = sum_lanes(sum);
     if (places != nullptr) {
       first_low = least_of_warp(first_low);
       first_high = least_of_warp(first_high);
@@ -162,7 +151,7 @@ __device__ __forceinline__ void find_covariances(const QueryRows<T>& rows, HeadS
     for (int i = 0; i < kSide; ++i) {
 #pragma unroll
       for (int j = 0; j < kSide; ++j) {
-        const float value = sum_warp(sums[i][j]) * share;
+        const float value = sum_lanes(sums[i][j]) * share;
         const int h = one * kSide + i;
         const int g = other * kSide + j;
         // Of two sums of the same products the one is as good as the other, but both must be one.
@@ -231,9 +220,9 @@ __device__ __forceinline__ void find_factors(const HeadStatistics& known, HeadGr
       along += factor * covariance;
       factors[h * heads + g] = factor;
     }
-    offset = sum_warp(offset);
-    of_variance = sum_warp(of_variance);
-    along = sum_warp(along);
+    offset = sum_lanes(offset);
+    of_variance = sum_lanes(of_variance);
+    along = sum_lanes(along);
     if (lane != h % kWarp) continue;
     factors[h * heads + h] += of_variance;
     gradients.offset[h] = offset;

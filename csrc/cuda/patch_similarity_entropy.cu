@@ -5,19 +5,14 @@
 
 #include "memory.cuh"
 #include "patch_products.cuh"
+#include "warp.cuh"
 
 namespace synq {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kPerThread = static_cast<int>(kSimilarityBlock) / kThreads;
 constexpr float kLeastNorm = 1e-8f;
-
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-  return value;
-}
 
 // NaN stays.
 __device__ __forceinline__ float lesser(float a, float b) { return a != a || a < b ? a : b; }
@@ -32,11 +27,8 @@ struct Extrema {
     high = greater(other_high, high);
   }
   __device__ __forceinline__ void reduce_warp() {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      const float other_low = __shfl_xor_sync(0xffffffffu, low, mask);
-      const float other_high = __shfl_xor_sync(0xffffffffu, high, mask);
-      add(other_low, other_high);
-    }
+    low = reduce_lanes(low, [](float a, float b) { return lesser(b, a); });
+    high = reduce_lanes(high, [](float a, float b) { return greater(b, a); });
   }
   // Every thread of the block gets the extrema of all.
   __device__ __forceinline__ void reduce_block() {
@@ -85,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) normalize_kernel(con
 #pragma unroll
     for (int i = 0; i < kCount; ++i) squares += to_float(x.values[i]) * to_float(x.values[i]);
   }
-  const float norm = sqrtf(warp_sum(squares));
+  const float norm = sqrtf(sum_lanes(squares));
   const float divisor = norm < kLeastNorm ? kLeastNorm : norm;
   if (first == 0) p.inverse[token] = norm < kLeastNorm ? -1.0f / divisor : 1.0f / divisor;
   float* unit = p.unit + token * p.channels;
@@ -164,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks)
       const float d = s[i] - x;
       if (i < part.count) sum += exp2f(exponent * d * d);
     }
-    sum = warp_sum(sum);
+    sum = sum_lanes(sum);
     if (threadIdx.x % kWarp == 0) partial[point * kWarps + threadIdx.x / kWarp] = sum;
   }
   __syncthreads();
@@ -254,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) project_kernel(const
     for (int i = 0; i < kCount; ++i) products += u.values[i] * g.values[i];
   }
   const float inverse = p.inverse[token];
-  const float sum = warp_sum(products);
+  const float sum = sum_lanes(products);
   // A token shorter than the least norm is divided by a constant: its length has a gradient too.
   const float along = inverse < 0.0f ? 0.0f : sum;
   const float scale = fabsf(inverse);

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
     }
 #pragma unroll
     for (int i = 0; i < kOwnRows; ++i) {
-      for (int mask = kAcross / 2; mask > 0; mask /= 2) own[i] += __shfl_xor_sync(0xffffffffu, own[i], mask);
+      own[i] = sum_lanes<kAcross>(own[i]);
       if (threadIdx.x % kAcross == 0) along[own_row(i)] = own[i];
     }
     __syncthreads();

@@ -9,6 +9,7 @@
 
 #include "../candidate.h"
 #include "range.cuh"
+#include "warp.cuh"
 
 namespace synq {
 namespace {
@@ -19,15 +20,7 @@ constexpr int kItems = 8;  // elements a thread holds
 constexpr int64_t kEnoughBlocks = 528;
 constexpr int kLeastShare = 8;
 constexpr int kTile = kItems * kThreads;
-constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-
-template <typename T>
-__device__ __forceinline__ T sum_warp(T value) {
-#pragma unroll
-  for (int lane = kWarp / 2; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-  return value;
-}
 
 // 2^(norm log2 |error| + offset), relative error below 1e-6 for norms up to 4; zero gives zero.
 __device__ __forceinline__ float power_of(float error, float norm, float offset) {
@@ -112,8 +105,8 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) errors_kernel(const 
     }
     for (int c = begin; c < end; ++c) {
       const Candidate candidate = candidates[c];
-      const float sum = sum_warp(whole ? sum_powers<true>(values, left, candidate, low, high, search.norm, offset)
-                                       : sum_powers<false>(values, left, candidate, low, high, search.norm, offset));
+      const float sum = sum_lanes(whole ? sum_powers<true>(values, left, candidate, low, high, search.norm, offset)
+                                        : sum_powers<false>(values, left, candidate, low, high, search.norm, offset));
       if (first_lane) sums[warp][c] += static_cast<double>(sum);
     }
   }
@@ -134,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const Search search, f
   for (int c = threadIdx.x / kWarp; c < search.candidates; c += kWarps) {
     double sum = 0.0;
     for (int64_t i = threadIdx.x % kWarp; i < search.parts; i += kWarp) sum += sums[c * search.parts + i];
-    sum = sum_warp(sum);
+    sum = sum_lanes(sum);
     if (threadIdx.x % kWarp == 0) totals[c] = sum;
   }
   __syncthreads();

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks) statistics_kernel(co
       statistics[3 * params.channels] = share / deviations;
     }
     float total = inside ? similarity : 0.0f;
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
+    total = sum_lanes(total);
     if (lane == 0) params.workspace[item] = static_cast<double>(total);
   }
 }
