@@ -146,7 +146,7 @@ def bn_statistics_losses(
     tensors = [[values[i] for i in kept] for values in lists]
     op = _op.on(*(value for values in tensors for value in values)) if kept else _op.on(inputs[0])
     if not kept:
-        return inputs[0].new_zeros((), dtype=torch.float32)
+        return _plain(inputs, running_means, running_vars, weights)
     if op is None:
         _check(inputs, running_means, running_vars, weights)
         return _plain(inputs, running_means, running_vars, weights)

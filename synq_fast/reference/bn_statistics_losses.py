@@ -20,4 +20,7 @@ def bn_statistics_losses(
         for x, mean, var, weight in zip(inputs, running_means, running_vars, weights, strict=True)
         if weight
     ]
+    if not terms:
+        wide = any(x.dtype == torch.float64 for x in inputs)
+        return inputs[0].new_zeros((), dtype=torch.float64 if wide else torch.float32)
     return torch.stack(terms).sum() / len(inputs)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synq_fast import ops
+from synq_fast import ops, reference
 from synq_fast.testing.cases._statistics import loss_terms, stored
 from tests.tolerances import assert_close
 
@@ -103,7 +103,16 @@ def test_mean_of_a_network():
     plain = ops.bn_statistics_losses(inputs[::2], means[::2], variances[::2])
     ones = ops.bn_statistics_losses(inputs[::2], means[::2], variances[::2], [1, 1])
     assert torch.equal(plain, ones)
-    assert ops.bn_statistics_losses(inputs[:1], means[:1], variances[:1], [0.0]) == 0
+
+
+@pytest.mark.parametrize("namespace", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("types", [("float32",), ("float32", "float64")], ids=str)
+def test_no_layer_that_counts_gives_a_zero_of_the_usual_type(namespace, types):
+    inputs = [torch.rand(2, 3, dtype=getattr(torch, name)) for name in types]
+    stored = [torch.zeros(3) for _ in types]
+    loss = namespace.bn_statistics_losses(inputs, stored, stored, [0.0] * len(inputs))
+    counted = namespace.bn_statistics_losses(inputs, stored, stored)
+    assert loss == 0 and loss.dtype == counted.dtype and loss.shape == ()
 
 
 @pytest.mark.parametrize(
