@@ -138,11 +138,11 @@ def _refresh_problems(recipe: Recipe) -> list[str]:
         )
     if not refresh.every:
         return problems
-    if not refresh.restart and synthesis.parametrization != "pixels":
+    if not refresh.restart and synthesis.parametrization == "latent":
         problems.append(
-            f"synthesis.refresh.restart = false goes on with the pixels, and "
-            f'synthesis.parametrization = "{synthesis.parametrization}" has none of its own; set '
-            f'it to "pixels", or synthesis.refresh.restart = true'
+            "synthesis.refresh.restart = false goes on with the images, and no latent of "
+            'synthesis.parametrization = "latent" is known for them; set it to "pixels" or '
+            '"spectrum", or synthesis.refresh.restart = true'
         )
     if refresh.ranges and recipe.quantization.learn_ranges:
         problems.append(

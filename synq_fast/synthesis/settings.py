@@ -117,11 +117,13 @@ class Synthesis:
     steps: int = count(1000, "iterations of each batch")
     parametrization: str = choice(
         "pixels",
-        "what is optimized: the pixels, or latents and the network that draws images from them",
+        "what is optimized: the pixels, Fourier coefficients whose amplitudes fall like those of "
+        "natural images, or latents and the network that draws images from them",
         "pixels",
+        "spectrum",
         "latent",
     )
-    learning_rate: float = rate(0.5, "of the pixels or latents at the start")
+    learning_rate: float = rate(0.5, "of the pixels, coefficients or latents at the start")
     betas: tuple[float, float] = items(
         (0.9, 0.999), "Adam's memory of gradients and of their squares", low=0, high=0.99999
     )

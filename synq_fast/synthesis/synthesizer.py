@@ -38,6 +38,7 @@ from synq_fast.synthesis.parametrization import Parametrization, Pixels
 from synq_fast.synthesis.regions import enlarged, place_classes
 from synq_fast.synthesis.settings import Synthesis
 from synq_fast.synthesis.sparse import Dropping
+from synq_fast.synthesis.spectrum import SpectrumImages
 from synq_fast.synthesis.student import ImageStudent
 from synq_fast.synthesis.teacher import ClassMeans, ImageTeacher, WeightedLosses
 
@@ -139,7 +140,13 @@ class Synthesizer:
             start = normal_images(count, self.input_shape, generator)
             if before is not None:
                 start, _ = before.take(order)
-            images = Pixels(start.to(self.device), labels, self.valid)
+            start = start.to(self.device)
+            if recipe.parametrization == "pixels":
+                images = Pixels(start, labels, self.valid)
+            elif before is None:
+                images = SpectrumImages(start, labels)
+            else:
+                images = SpectrumImages.going_on(start, labels)
         shapes = self.teacher.attention_shapes
         begins = Start(labels, generator, *self._earlier(), shapes, places)
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}

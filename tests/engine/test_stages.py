@@ -74,6 +74,14 @@ IN_TURNS = {
     "finetune.steps": 5,
 }
 RECIPES["psaq-v2"] = RECIPES["maskaq"] = IN_TURNS
+# Fourier coefficients, which begin with images in the second turn.
+RECIPES["synq-digits, by the spectrum"] = {
+    **IN_TURNS,
+    "synthesis.augment_roll": 0,
+    "synthesis.parametrization": "spectrum",
+    "synthesis.refresh.restart": False,
+    "synthesis.discrepancy.weight": 1.0,
+}
 RECIPES["sardfq"] = {
     **RECIPES["synq-fast-vit"],
     "synthesis.images": 6,
