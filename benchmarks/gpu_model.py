@@ -19,6 +19,8 @@ class Card:
     Attributes:
         cache: Bytes a second to and from the L2 cache.
         product: Cycles that a multiprocessor takes for a product of 16 x 8 x 8 TF32 numbers.
+        int8: Products of two int8 codes that a multiprocessor adds up in a cycle.
+        bf16: The same of bfloat16 numbers.
     """
 
     copy: float
@@ -29,11 +31,13 @@ class Card:
     threads: int = 2048
     cache: float = 5.5e12
     product: float = 2.0
+    int8: float = 4096.0
+    bf16: float = 2048.0
 
 
 CARDS = {
     "H100": Card(3.0e12, 132, 1.7e9),
-    "A100": Card(1.35e12, 108, 1.4e9, shared_bytes=163840, cache=4.0e12),
+    "A100": Card(1.35e12, 108, 1.4e9, shared_bytes=163840, cache=4.0e12, int8=2048.0, bf16=1024.0),
 }
 
 

@@ -48,13 +48,17 @@ class Loop:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as it was compiled: its mangled name, resources and hot loops."""
+    """A kernel as it was compiled: its mangled name, resources, hot loops and length.
+
+    The length is in instructions up to the program's end; slow paths lie behind it.
+    """
 
     name: str
     registers: int
     shared_bytes: int
     loop: Loop | None
     product_loop: Loop | None = None
+    length: int = 0
 
 
 def _instructions(code: str) -> list[tuple[int, str]]:
@@ -130,6 +134,12 @@ def product_loop(code: str) -> Loop | None:
     return max(loops, key=lambda loop: (loop.products, -loop.instructions), default=None)
 
 
+def length(code: str) -> int:
+    """Returns the instructions of a kernel's disassembly up to its unconditional end."""
+    texts = [text for _, text in _instructions(code)]
+    return texts.index("EXIT") + 1 if "EXIT" in texts else len(texts)
+
+
 def _tool(name: str, *folders: Path) -> str:
     beside = (shutil.which(name, path=str(folder)) for folder in folders)
     found = shutil.which(name) or next((path for path in beside if path), None)
@@ -190,5 +200,5 @@ def read_kernels(cubin: Path, disassembler: str) -> list[Kernel]:
     for function in _output(disassembler, "-sass", cubin).split("Function : ")[1:]:
         name = function.split()[0]
         loops = hot_loop(function), product_loop(function)
-        kernels.append(Kernel(name, *usage[name], *loops))
+        kernels.append(Kernel(name, *usage[name], *loops, length(function)))
     return kernels

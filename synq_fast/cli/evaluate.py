@@ -31,13 +31,16 @@ def add(commands: Any) -> None:
     parser.add_argument("saved", nargs="?", type=user_path, help="run folder or saved model")
     model_options(parser)
     parser.add_argument("--data", metavar="SET", help="labelled images: a name or a path")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1; by default a GPU where there is one, for int8 the CPU"
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=256, metavar="N")
     parser.add_argument(
         "--execution",
         choices=["fake", "frozen", "int8"],
         default="fake",
-        help="of a saved model: fake-quantized (default), exact integers, or oneDNN's integers",
+        help="of a saved model: fake-quantized (default), exact integers, or integer products: "
+        "oneDNN's on a CPU, Triton's on a GPU",
     )
     parser.add_argument(
         "--precision", choices=["float32", "tf32", "bf16"], default="float32", help="of the network"
@@ -65,10 +68,11 @@ def run(options: argparse.Namespace) -> None:
     data = options.data or _OWN_SET.get(model.name)
     if data is None:
         raise RecipeError("name the labelled images to evaluate on with --data")
-    # Integer products are those of CPUs.
-    device = chosen_device("cpu" if options.execution == "int8" else options.device)
+    # Integer products are made for CPUs; a GPU is asked for them by name.
+    default = "cpu" if options.execution == "int8" else None
+    device = chosen_device(options.device or default)
     result = evaluate(
-        replace(model, module=executed(model.module, options.execution)),
+        replace(model, module=executed(model.module, options.execution, device)),
         data,
         batch_size=options.batch_size,
         device=device,

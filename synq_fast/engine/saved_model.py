@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from synq_fast.deployment.execution import int8_form, saturates
+from synq_fast.deployment.execution import int8_form, product_form, product_reason, saturates
 from synq_fast.deployment.freezing import freeze, is_frozen
 from synq_fast.deployment.packed_state import fill_packed, packed_state
 from synq_fast.engine.about import UNRECORDED, recorded
@@ -32,6 +33,7 @@ from synq_fast.quant.bits import AutoBits, Bits
 from synq_fast.quant.settings import Quantization
 from synq_fast.quant.widths import Widths, widths_of
 from synq_fast.recipes import Recipe, read_section
+from synq_fast.runtime.devices import chosen_device
 from synq_fast.runtime.memory_format import channels_last
 from synq_fast.runtime.out_of_memory import MORE_MEMORY, memory_errors, pass_on_memory_errors
 from synq_fast.storage.files import read_tensors, write_tensors
@@ -183,7 +185,13 @@ EXECUTIONS = ("fake", "frozen", "int8")
 
 
 @memory_errors("loading", MORE_MEMORY)
-def load(path: str | Path, model: nn.Module | None = None, *, execution: str = "fake") -> nn.Module:
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    execution: str = "fake",
+    device: torch.device | str | None = None,
+) -> nn.Module:
     """Load a quantized model that ``result.save`` or a run wrote.
 
     Args:
@@ -193,7 +201,9 @@ def load(path: str | Path, model: nn.Module | None = None, *, execution: str = "
         execution: ``fake``: quantized numbers in floating point, as it was trained; ``frozen``: the
             integer network that exported files hold, in exact arithmetic; ``int8``: that network
             in oneDNN's integer products, the fastest on x86 CPUs, best with
-            ``quantization.placement = integer``.
+            ``quantization.placement = integer``; on a GPU its linear layers and 1 x 1 convolutions
+            in Triton's.
+        device: where the model is to run, the CPU if not said. With ``int8`` it stays there.
 
     Returns:
         The model in eval mode. With ``fake`` outputs are identical to those of the saved one, with
@@ -204,21 +214,29 @@ def load(path: str | Path, model: nn.Module | None = None, *, execution: str = "
         CheckpointError: the file is missing, damaged, not a quantized model, or does not fit: it
             names the first call in which the saved network and the architecture part.
         ModelError: the model has no integer form, or this machine cannot run it.
+        SynqFastError: this machine has no such device.
     """
-    return executed(load_quantized(path, model).module, execution)
+    target = chosen_device(device or "cpu")
+    module = executed(load_quantized(path, model).module, execution, target)
+    return module if device is None else module.to(target)
 
 
-def executed(student: nn.Module, execution: str) -> nn.Module:
-    """A fake-quantized network as one of ``EXECUTIONS`` runs it; see ``load``."""
+def executed(student: nn.Module, execution: str, device: torch.device) -> nn.Module:
+    """A fake-quantized network as one of ``EXECUTIONS`` runs it on a device; see ``load``."""
     if execution not in EXECUTIONS:
         raise ArgumentError(f"execution is one of {', '.join(EXECUTIONS)}, got {execution!r}")
-    if isinstance(student, fx.GraphModule) and is_frozen(student):
-        return int8_form(student) if execution == "int8" else student
-    if execution == "fake":
+    on_cpu = device.type == "cpu"
+    if execution == "int8" and not on_cpu and (reason := product_reason(device)) is not None:
+        raise ModelError(f'execution="int8" does not run on {device}: {reason}')
+    if not (isinstance(student, fx.GraphModule) and is_frozen(student)):
+        if execution == "fake":
+            return student
+        if execution == "frozen":
+            return freeze(student)
+        student = freeze(student, reduce_range=on_cpu and saturates(), layer_inputs_only=True)
+    if execution != "int8":
         return student
-    if execution == "frozen":
-        return freeze(student)
-    return int8_form(freeze(student, reduce_range=saturates(), layer_inputs_only=True))
+    return int8_form(student) if on_cpu else product_form(student)
 
 
 def coverage(model: nn.Module | str | Path, architecture: nn.Module | None = None) -> Coverage:

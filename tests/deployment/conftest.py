@@ -49,6 +49,28 @@ class Residual(nn.Module):
         return self.head(functional.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
+class Bottleneck(nn.Module):
+    """A block of 1 x 1 convolutions with a stride and a sum, as ResNet-50 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.narrow = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 10, 1)
+        self.middle, self.wide = nn.Conv2d(10, 10, 3, padding=1), nn.Conv2d(10, 24, 1)
+        self.short, self.head = nn.Conv2d(24, 33, 1, stride=2), nn.Linear(33, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        y = torch.relu(self.middle(torch.relu(self.narrow(x))))
+        x = functional.relu6(self.wide(y) + x)
+        return self.head(torch.relu(self.short(x)).mean((2, 3)))
+
+
+@lru_cache
+def bottleneck() -> Teacher:
+    torch.manual_seed(0)
+    return Teacher(Bottleneck().eval(), "bottleneck", (3, 9, 11), (0.0,) * 3, (1.0,) * 3, 5)
+
+
 @lru_cache
 def residual() -> Teacher:
     torch.manual_seed(0)
