@@ -12,7 +12,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -40,9 +40,13 @@ LAYERS = (
     ("ResNet-50, batch 64: 7 px, narrow", 64 * 7**2, 512, 2048),
     ("ResNet-50, batch 64: 7 px, wide", 64 * 7**2, 2048, 512),
 )
-RESULTS = {"codes": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+CODES, SUM = "codes", "codes of a sum"
+RESULTS = {CODES: torch.int8, SUM: torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LENGTHS = (256, 512)
 """Depths of two compiled products, whose turns are all written out: their difference is turns."""
+
+
+Layer: TypeAlias = tuple[int, int, int]
 
 
 class Product(NamedTuple):
@@ -58,9 +62,7 @@ class Product(NamedTuple):
     limit: str
 
 
-def launched(
-    layer: tuple[int, int, int], result: torch.dtype | None, capability: int, folder: Path
-) -> Launched:
+def launched(layer: Layer, result: str, capability: int, folder: Path) -> Launched:
     """The launch of a layer's product, compiled.
 
     Raises:
@@ -71,33 +73,39 @@ def launched(
     rows, columns, depth = layer
     x, weight = (torch.empty(n, depth, dtype=torch.int8) for n in (rows, columns))
     bias, multiplier = torch.empty(columns, dtype=torch.int32), torch.empty(columns)
-    grid = (0.1, -128, 127, 0) if result is None else None
-    given = x, weight, bias, multiplier, grid, None, None, result or torch.float32
+    grid, dtype = (0.1, -128, 127, 0), RESULTS[result]
+    added = torch.empty(rows, columns, dtype=torch.int8) if result == SUM else None
+    given = x, weight, bias, multiplier, grid if dtype == torch.int8 else None, added, grid, dtype
     (found,) = launches_of(lambda: kernels.int8_product(*given), capability, folder)
     return found
 
 
-def product(
-    card: Card, layer: tuple[int, int, int], dtype: torch.dtype | None, arch: int, folder: Path
-) -> Product:
+def moved_bytes(layer: Layer, result: str) -> int:
+    """What a product reads and writes."""
+    rows, columns, depth = layer
+    of_value = RESULTS[result].itemsize + (result == SUM)
+    return (rows + columns) * depth + rows * columns * of_value
+
+
+def product(card: Card, layer: Layer, result: str, arch: int, folder: Path) -> Product:
     """What a tile of a product takes: the slowest of its parts, and of what waits for another.
 
     Raises:
         MachineCodeError: The code cannot be compiled or read here.
     """
-    from synq_fast.kernels.int8_product import DEPTH, tiles_of
+    from synq_fast.kernels.int8_product import DEPTH, tile_of
 
     rows, columns, depth = layer
-    tile = tiles_of(rows, columns, depth)
-    short, long = (launched((rows, columns, n), dtype, arch, folder) for n in LENGTHS)
+    tile = tile_of(rows, columns, depth, result == SUM)
+    short, long = (launched((rows, columns, n), result, arch, folder) for n in LENGTHS)
+    own = launched(layer, result, arch, folder).kernel
     of_turn = (long.kernel.length - short.kernel.length) * DEPTH / (LENGTHS[1] - LENGTHS[0])
     if of_turn <= 0:
         raise MachineCodeError(f"turns of {tile} are not written out: no instructions to count")
     after = long.kernel.length - of_turn * LENGTHS[1] / DEPTH
-    size = 1 if dtype is None else dtype.itemsize
     turns, warps, values = math.ceil(depth / DEPTH), long.threads / 32, tile[0] * tile[1]
-    blocks = resident_blocks(card, long.kernel, long.threads)
-    through_cache = sum(tile) * depth + values * size
+    blocks = resident_blocks(card, own, long.threads)
+    through_cache = sum(tile) * depth + values * (RESULTS[result].itemsize + (result == SUM))
     cache = through_cache * card.multiprocessors / card.cache * card.clock
     loop = {
         "tensor cores": values * turns * DEPTH / card.int8,
@@ -110,7 +118,7 @@ def product(
     parts["order"] = (max(loop.values()) + last) / blocks
     limit = max(parts, key=lambda name: parts[name])
     per_value = after * long.threads / values
-    return Product(tile, long.kernel.registers, blocks, per_value, parts[limit], limit)
+    return Product(tile, own.registers, blocks, per_value, parts[limit], limit)
 
 
 COLUMNS = (
@@ -120,7 +128,7 @@ COLUMNS = (
 
 
 def row(
-    card: Card, name: str, layer: tuple[int, int, int], result: str, arch: int, folder: Path
+    card: Card, name: str, layer: Layer, result: str, arch: int, folder: Path
 ) -> tuple[str | float | None, ...]:
     """One line of the table: a product, and bf16's by bytes and peak alone, which no kernel beats.
 
@@ -128,14 +136,13 @@ def row(
         MachineCodeError: As `product`.
     """
     rows, columns, depth = layer
-    dtype = RESULTS[result]
-    found = product(card, layer, dtype, arch, folder)
+    found = product(card, layer, result, arch, folder)
     tiles = math.ceil(rows / found.tile[0]) * math.ceil(columns / found.tile[1])
-    moved = (rows + columns) * depth + rows * columns * (1 if dtype is None else dtype.itemsize)
+    moved = moved_bytes(layer, result)
     memory = moved / card.copy
     computed = math.ceil(tiles / card.multiprocessors) * found.cycles / card.clock
     seconds = LAUNCH + max(memory, computed)
-    of_bf16 = 2 * (rows * depth + columns * depth + rows * columns) / card.copy
+    of_bf16 = 2 * moved_bytes(layer, SUM if result == SUM else CODES) / card.copy
     peak = rows * columns * depth / (card.multiprocessors * card.bf16 * card.clock)
     bound = LAUNCH + max(of_bf16, peak)
     return (

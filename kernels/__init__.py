@@ -2,8 +2,8 @@
 
 Each module holds one op's kernels and a launcher that takes and returns tensors. The launchers are
 behind `torch.ops.synq_fast.<op>.triton`; `synq_fast.ops` checks the arguments. `int8_codes` and
-`int8_product` are no ops: networks in integers (`synq_fast.deployment.execution`) call them. Tensors
-live on a GPU, or on the CPU when TRITON_INTERPRET=1 was set before Triton was imported.
+`int8_product` are no ops: networks in integers (`synq_fast.deployment.execution`) call them.
+Tensors live on a GPU, or on the CPU when TRITON_INTERPRET=1 was set before Triton was imported.
 """
 
 import importlib

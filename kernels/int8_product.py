@@ -18,7 +18,9 @@ TILES = (
     *((128, 128), (128, 64), (128, 32), (128, 16)),
     *((64, 64), (32, 64), (32, 32), (16, 32), (16, 16)),
 )  # fmt: skip
-LARGEST_ODD = 64 * 64  # where codes are read one by one
+# Values of a tile, whose registers leave room for a second program; fewer where what is added is
+# alive beside the sums, or codes are read one by one.
+MOST, MOST_ADDED, MOST_ODD = 128 * 128, 128 * 64, 64 * 64
 TARGET_PROGRAMS = 132  # at once
 
 
@@ -34,10 +36,10 @@ def product_kernel(
     program = tl.program_id(0)
     first_row = (program // tiles).to(tl.int64) * ROWS
     left = tl.minimum(rows - first_row, ROWS).to(tl.int32)
-    row = tl.arange(0, ROWS)  # within the tile: 32 bits reach all of it
+    row = tl.arange(0, ROWS)  # within the tile: 32 bits reach all of its result
     column = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
     # Beyond the edge the last row is read again and nothing is stored.
-    x_rows = x_ptr + first_row * stride + tl.minimum(row, left - 1)[:, None] * stride
+    x_rows = x_ptr + (first_row + tl.minimum(row, left - 1))[:, None] * stride
     w_rows = w_ptr + tl.minimum(column, columns - 1)[None, :].to(tl.int64) * K
     sums = tl.zeros((ROWS, COLUMNS), tl.int32)
     for first in range(0, K, DEPTH):
@@ -65,15 +67,15 @@ def product_kernel(
         tl.store(y_ptr + start + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def tiles_of(rows: int, columns: int, depth: int) -> tuple[int, int]:
+def tile_of(rows: int, columns: int, depth: int, adds: bool = False) -> tuple[int, int]:
     """Returns rows and columns of a tile: what is read through the cache decides."""
+    most = MOST_ODD if depth % 16 else MOST_ADDED if adds else MOST
 
     def cost(tile: tuple[int, int]) -> tuple[int, int]:
         programs = triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
         return triton.cdiv(programs, TARGET_PROGRAMS) * sum(tile), programs
 
-    aligned = depth % 16 == 0
-    return min((t for t in TILES if aligned or t[0] * t[1] <= LARGEST_ODD), key=cost)
+    return min((tile for tile in TILES if tile[0] * tile[1] <= most), key=cost)
 
 
 def int8_product(
@@ -93,7 +95,7 @@ def int8_product(
         return y
     if depth > 1 and x.stride(1) != 1:
         x = x.contiguous()
-    tile_rows, tile_columns = tiles_of(rows, columns, depth)
+    tile_rows, tile_columns = tile_of(rows, columns, depth, added is not None)
     programs = triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns)
     added_scale, _, _, added_offset = added_grid or (1.0, 0, 0, 0)
     with on_device_of(x):

@@ -6,7 +6,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from benchmarks import roofline_int8
 from benchmarks.gpu_model import CARDS, LAUNCH, Card
@@ -27,7 +26,7 @@ def test_the_length_ends_before_slow_paths():
 def pretended(monkeypatch, of_turn, after, registers=64, threads=256):
     from synq_fast.kernels.int8_product import DEPTH
 
-    def launched(layer, dtype, capability, folder):
+    def launched(layer, result, capability, folder):
         found = round(of_turn * layer[2] / DEPTH + after)
         return SimpleNamespace(threads=threads, kernel=Kernel("k", registers, 0, None, None, found))
 
@@ -81,8 +80,8 @@ def test_a_product_is_compiled_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     layer = (128 * 132, 128, 64)
     codes, numbers = (
-        roofline_int8.product(CARDS["H100"], layer, dtype, 90, tmp_path)
-        for dtype in (None, torch.float32)
+        roofline_int8.product(CARDS["H100"], layer, result, 90, tmp_path)
+        for result in ("codes", "float32")
     )
     assert codes.tile == (128, 128) and codes.blocks == numbers.blocks == 2
     # To be put on a grid costs a value ten instructions, not thirty as with a division.

@@ -21,7 +21,12 @@ pytestmark = [
 ]
 
 GRID = Grid.of(0.4, 131, 255)
-SMALL = [(1, 1, 1), (0, 4, 4), (3, 5, 0), (129, 257, 77), (17, 1000, 2048), (1000, 31, 80)]
+SHAPES = [(1, 1, 1), (0, 4, 4), (3, 5, 0), (129, 257, 77), (17, 1000, 2048), (1000, 31, 80)]
+# Each is compiled three times.
+SHAPES += [
+    pytest.param(layer[1:], marks=[pytest.mark.slow] * (i % 5 > 0))
+    for i, layer in enumerate(LAYERS)
+]
 # More results than 32 bits count.
 LONG = (2**31 // 64 + 100, 64, 16)
 
@@ -33,7 +38,7 @@ def kernels():
     return kernels
 
 
-@pytest.mark.parametrize("shape", [*SMALL, *(layer[1:] for layer in LAYERS)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products(kernels, shape) -> None:
     parts = [part.cuda() for part in operands(*shape, seed=0)]
     added = torch.randint(-128, 128, shape[:2], device="cuda", dtype=torch.int8)
@@ -64,6 +69,11 @@ def test_codes_of_the_hardest_quotients(kernels) -> None:
     for value, scale in (p for n in range(255) for toward in (1, -1) for p in hardest(n, toward)):
         x, grid = torch.tensor([value, -value], device="cuda"), Grid.of(scale, 0, 255)
         assert torch.equal(kernels.int8_codes(x, grid), plain.int8_codes(x, grid))
+
+
+def test_codes_of_nan_and_infinity(kernels) -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -0.0], device="cuda")
+    assert kernels.int8_codes(x, GRID).tolist() == [3, 127, -128, 127, 3]
 
 
 @pytest.mark.parametrize("bits", ["w4a4", "w8a8"])

@@ -57,7 +57,7 @@ def test_any_shape(kernels, rows, columns, depth, grid, adds, seed) -> None:
 @pytest.mark.parametrize("tile", [(128, 128), (128, 64), (64, 64), (16, 32)], ids=str)
 @pytest.mark.parametrize("shape", [(300, 150, 192), (129, 257, 80)], ids=str)
 def test_every_tile(kernels, monkeypatch, tile, shape) -> None:
-    monkeypatch.setitem(kernels.int8_product.__globals__, "tiles_of", lambda *_: tile)
+    monkeypatch.setitem(kernels.int8_product.__globals__, "tile_of", lambda *_: tile)
     compare(kernels, operands(*shape, seed=0), GRIDS[0])
 
 
