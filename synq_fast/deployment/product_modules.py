@@ -127,7 +127,7 @@ def fits_product(layer: FrozenLayer) -> bool:
             return False
     elif not isinstance(layer, FrozenLinear):
         return False
-    largest = layer.codes().long().abs().flatten(1).sum(1) * _MOST_OF_CODES
+    largest = layer.codes().short().abs().flatten(1).sum(1) * _MOST_OF_CODES
     return bool((largest + layer.bias.long().abs() <= _LARGEST_SUM).all())
 
 

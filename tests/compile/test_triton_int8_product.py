@@ -48,6 +48,7 @@ def test_launches(compiler: Compiler, request: pytest.FixtureRequest) -> None:
             # Remainders alone are fused, as they are written.
             assert set(inexact(instructions)) <= {"fma.rn.f32"}, name
             if name == "codes_kernel":
+                assert any(i.startswith("fma.rn.f32") for i in instructions)
                 assert widest_access(instructions, "ld") >= 128
                 continue
             assert PRODUCT.search(ptx)
