@@ -178,6 +178,7 @@ OTHER_SUITES = {
     "blocks": "whole steps",
     "bn_statistics_loss.bench_network": "the layers of a network in float32",
     "call_overhead": "the cost of a call",
+    "int8_product": "codes are int8 and lie in rows",
     "inter_head_similarity_loss.bench_peak_memory": "resident memory",
     "pack_codes": "codes are int8 and lie in rows",
     "patch_similarity_entropy.bench_peak_memory": "resident memory",
