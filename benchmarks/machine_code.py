@@ -2,7 +2,8 @@
 
 The hot loop is the innermost one that loads most from global memory. Loads in flight are those
 that it issues before the first instruction that reads what one of them brings. The product loop is
-the innermost one with most products of tensor cores among those that also add.
+the innermost one with most products of tensor cores among those that also add. Of a kernel without
+a hot loop the way through it counts that loads most, and of such ways the shortest.
 """
 
 from __future__ import annotations
@@ -48,13 +49,20 @@ class Loop:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as it was compiled: its mangled name, resources and hot loops."""
+    """A kernel as it was compiled: its mangled name, resources and hot loops.
+
+    Attributes:
+        loop: The hot loop.
+        product_loop: That with most products.
+        way: Through a kernel without a hot loop.
+    """
 
     name: str
     registers: int
     shared_bytes: int
     loop: Loop | None
     product_loop: Loop | None = None
+    way: Loop | None = None
 
 
 def _instructions(code: str) -> list[tuple[int, str]]:
@@ -130,6 +138,33 @@ def product_loop(code: str) -> Loop | None:
     return max(loops, key=lambda loop: (loop.products, -loop.instructions), default=None)
 
 
+def way_through(code: str) -> Loop | None:
+    """Returns the way through a kernel's disassembly that loads most; None if none loads."""
+    lines = _instructions(code)
+    places = {address: i for i, (address, _) in enumerate(lines)}
+    # From each instruction on: bytes loaded, minus the instructions, the next one's place.
+    best: list[tuple[int, int, int] | None] = [None] * (len(lines) + 1)
+    for i in reversed(range(len(lines))):
+        address, text = lines[i]
+        if text == "EXIT":
+            best[i] = (0, -1, -1)
+            continue
+        branch, access = _BRANCH.match(text), _ACCESS.match(text)
+        always = text.startswith("RET") or (branch and re.match(r"BRA(\.U)? 0x", text))
+        following = [] if always else [i + 1]
+        if branch and int(branch[1], 16) > address:
+            following.append(places[int(branch[1], 16)])
+        loaded = _access_bytes(access[2]) if access and access[1] == "LDG" else 0
+        ways = [(way[0] + loaded, way[1] - 1, j) for j in following if (way := best[j])]
+        best[i] = max(ways, default=None)
+    body, i = [], 0
+    while i >= 0 and (way := best[i]):
+        body.append(lines[i][1])
+        i = way[2]
+    found = _loop(body)
+    return found if found.loaded else None
+
+
 def _tool(name: str, *folders: Path) -> str:
     beside = (shutil.which(name, path=str(folder)) for folder in folders)
     found = shutil.which(name) or next((path for path in beside if path), None)
@@ -189,6 +224,7 @@ def read_kernels(cubin: Path, disassembler: str) -> list[Kernel]:
     kernels = []
     for function in _output(disassembler, "-sass", cubin).split("Function : ")[1:]:
         name = function.split()[0]
-        loops = hot_loop(function), product_loop(function)
-        kernels.append(Kernel(name, *usage[name], *loops))
+        loop = hot_loop(function)
+        way = None if loop else way_through(function)
+        kernels.append(Kernel(name, *usage[name], loop, product_loop(function), way))
     return kernels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def launches_of(call: Callable[[], object], capability: int, folder: Path) -> li
         (kernel,) = read_kernels(cubin, disassembler)
         # Triton asks for shared memory at the launch.
         shared = kernel.shared_bytes + compiled.metadata.shared
-        kernel = Kernel(name, kernel.registers, shared, kernel.loop, kernel.product_loop)
+        kernel = replace(kernel, name=name, shared_bytes=shared)
         found.append(Launched(name, programs, compiled.metadata.num_warps * 32, kernel))
 
     with _compiling(capability, launched):

@@ -127,6 +127,44 @@ def test_parts_are_joined_some_at_a_time(kernels, monkeypatch) -> None:
         torch.testing.assert_close(value, true, rtol=1e-6, atol=2e-6)
 
 
+def layers_of_all_kinds() -> list[torch.Tensor]:
+    """Layers that are read alike and not: two types, both layouts, wide ones, an odd address."""
+    shapes = [(3, 16, 9, 8), (2, 64, 5, 5), (70, 7, 3, 3), (4, 130, 2, 2), (5, 33), (1, 3, 4, 4)]
+    layers = [torch.randn(shape).add(0.3) for shape in shapes]
+    layers += [x.to(memory_format=torch.channels_last) for x in layers if x.ndim == 4]
+    layers += [x.bfloat16() for x in layers[::2]]
+    return [*layers, torch.randn(1 + 2 * 16 * 36)[1:].view(2, 16, 6, 6)]
+
+
+def test_a_layer_of_a_network_is_reduced_as_if_alone(kernels) -> None:
+    """To the bit: how a sum is divided does not depend on what shares its launch."""
+    layers = layers_of_all_kinds()
+    stored = [(torch.linspace(-1, 1, x.shape[1]), torch.rand(x.shape[1])) for x in layers]
+    weights = [0.1 * (i + 1) for i in range(len(layers))]
+    loss, statistics = kernels.bn_statistics_losses(
+        layers, *map(list, zip(*stored, strict=True)), weights
+    )
+    alone = [kernels.bn_statistics_loss(x, *s) for x, s in zip(layers, stored, strict=True)]
+    assert torch.equal(statistics, torch.cat([found for *_, found in alone], 1))
+    total = sum(w * (mean + var) for w, (mean, var, _) in zip(weights, alone, strict=True))
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)
+    slope = torch.tensor(1.25)
+    gradients = kernels.bn_statistics_losses_backward(slope, layers, statistics, weights)
+    for x, gradient, (*_, found), weight in zip(layers, gradients, alone, weights, strict=True):
+        lone = kernels.bn_statistics_losses_backward(slope, [x], found, [weight])
+        assert torch.equal(gradient, lone[0]) and gradient.stride() == x.stride()
+        half = kernels.bn_statistics_loss_backward(slope * 0.5, slope * 0.5, x, found)
+        alike = kernels.bn_statistics_losses_backward(slope, [x], found, [0.5])
+        assert torch.equal(half, alike[0])
+
+
+def test_a_table_of_words(kernels) -> None:
+    from synq_fast.kernels._layer_table import WORDS, table_of
+
+    rows = [(i, -i, 2**62 + i) for i in range(WORDS.value // 2)]
+    assert torch.equal(table_of(rows, torch.zeros(1)), torch.tensor(rows).T)
+
+
 def test_a_search_returns_to_its_sums(kernels, monkeypatch) -> None:
     module = sys.modules[kernels.search_range.__module__]
     monkeypatch.setattr(module, "MAXIMUM_PROGRAMS", 2)
