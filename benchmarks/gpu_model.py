@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .machine_code import Kernel, MachineCodeError
 
@@ -75,12 +76,17 @@ class Launch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one launch: what limits it and how long it takes, seconds."""
+    """Of one launch: what limits it and how long it takes, seconds.
+
+    Attributes:
+        rates: Bytes a second that each limit would allow; empty of products.
+    """
 
     seconds: float
     blocks: int
     kernel: Kernel
     limit: str
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def resident_blocks(card: Card, kernel: Kernel, threads: int, shared_bytes: int = 0) -> int:
@@ -133,7 +139,7 @@ def predict(card: Card, kernel: Kernel, launch: Launch) -> Prediction:
             seconds += launch.moved * items / launch.items / rate
     found = rates(active)
     limit = min(found, key=lambda name: found[name])
-    return Prediction(seconds * launch.times, blocks, kernel, limit)
+    return Prediction(seconds * launch.times, blocks, kernel, limit, found)
 
 
 def _predict_products(card: Card, kernel: Kernel, launch: Launch, blocks: int) -> Prediction:

@@ -18,7 +18,7 @@ from pathlib import Path
 FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;")
-_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:\d+ SHARED:(\d+)")
+_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 _ACCESS = re.compile(r"^(?:@!?U?P\w+ )?(LDG|STG)((?:\.\w+)*) (.*)")
 _BRANCH = re.compile(r"^(?:@!?U?P\w+ )?BRA(?:\.U)? (?:!?U?P\w+, )?0x([0-9a-f]+)$")
 _REGISTER = re.compile(r"\bR(\d+)\b")
@@ -55,6 +55,7 @@ class Kernel:
         loop: The hot loop.
         product_loop: That with most products.
         way: Through a kernel without a hot loop.
+        stack_bytes: Of a thread, where registers are spilled to.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Kernel:
     loop: Loop | None
     product_loop: Loop | None = None
     way: Loop | None = None
+    stack_bytes: int = 0
 
 
 def _instructions(code: str) -> list[tuple[int, str]]:
@@ -218,7 +220,7 @@ def read_kernels(cubin: Path, disassembler: str) -> list[Kernel]:
         MachineCodeError: The disassembler fails.
     """
     usage = {
-        m[1]: (int(m[2]), int(m[3]))
+        m[1]: (int(m[2]), int(m[3]), int(m[4]))
         for m in _USAGE.finditer(_output(disassembler, "-res-usage", cubin))
     }
     kernels = []
@@ -226,5 +228,7 @@ def read_kernels(cubin: Path, disassembler: str) -> list[Kernel]:
         name = function.split()[0]
         loop = hot_loop(function)
         way = None if loop else way_through(function)
-        kernels.append(Kernel(name, *usage[name], loop, product_loop(function), way))
+        registers, stack, shared = usage[name]
+        loops = loop, product_loop(function), way
+        kernels.append(Kernel(name, registers, shared, *loops, stack_bytes=stack))
     return kernels

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape, layout_name
 from synq_fast.kernels._layout import (
     Layout,
     dense,
@@ -32,7 +33,6 @@ from synq_fast.kernels._tiles import (
 MOST_DEPTH = 4  # as far as `reciprocal` goes
 PARTS = 256  # that a program puts together at a time
 TERMS = 1024
-GRADIENT_DEPTH = 4  # loads of 16 bytes of a lane that wait together
 GRADIENT_COLUMNS = 1024
 GRADIENT_TILES = 8  # of a program, which finds the slopes of its channels once
 GRADIENT_PROGRAMS = 512
@@ -299,7 +299,7 @@ def divide(layout: Layout, size: int) -> Division:
 class GradientDivision(NamedTuple):
     """Tiles of `tile_rows` by `tile_columns` of a matrix with rows of `units` times `unit`.
 
-    Programs are `groups` by `splits`.
+    Programs are `groups` by `splits`, of `warps` each.
     """
 
     rows: int
@@ -309,12 +309,13 @@ class GradientDivision(NamedTuple):
     tile_columns: int
     groups: int
     splits: int
+    warps: int
 
 
-def divide_gradient(layout: Layout, size: int) -> GradientDivision:
-    """Returns how a gradient of elements of `size` bytes is divided, which changes none of it."""
+def divide_gradient(layout: Layout, dtype: torch.dtype) -> GradientDivision:
+    """Returns how a gradient is divided, which changes no bit of it."""
     outer, channels, inner = layout
-    tile = GRADIENT_DEPTH * elements_at_once(size)
+    tile, warps = block_shape("gradient_kernel", dtype, layout_name(layout.by_column))
     if layout.by_column:
         # Rows of few channels lie side by side, so that layers of any width share a launch.
         fitting = max(MAXIMUM_COLUMNS // channels, 1)
@@ -322,15 +323,17 @@ def divide_gradient(layout: Layout, size: int) -> GradientDivision:
         rows, columns, tile_columns = outer // repeats, channels * repeats, MAXIMUM_COLUMNS
     else:
         rows, columns = outer * channels, inner
-        tile_columns = min(power_of_two(columns), GRADIENT_COLUMNS)
+        tile_columns = min(power_of_two(columns), tile, GRADIENT_COLUMNS)
     tile_rows = tile // tile_columns
     groups, tiles = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
     if layout.by_column:
         groups, tiles = tiles, groups
     # Where there are few, programs count for more than what each does once.
     splits = min(tiles, max(triton.cdiv(tiles, GRADIENT_TILES), GRADIENT_PROGRAMS // groups))
-    unit = math.gcd(columns, 16 // size)
-    return GradientDivision(rows, columns // unit, unit, tile_rows, tile_columns, groups, splits)
+    unit = math.gcd(columns, 16 // dtype.itemsize)
+    return GradientDivision(
+        rows, columns // unit, unit, tile_rows, tile_columns, groups, splits, warps
+    )
 
 
 def parts_of(channels: int, splits: int) -> int:
@@ -382,17 +385,16 @@ def bn_statistics_loss_backward(
     """Returns the gradient of `x`, given those of the losses."""
     x, layout = dense(x, 1)
     y = output_like(x)
-    rows, units, unit, tile_rows, tile_columns, groups, splits = divide_gradient(
-        layout, x.element_size()
-    )
+    division = divide_gradient(layout, x.dtype)
     with on_device_of(x):
-        gradient_kernel[(groups * splits,)](
+        gradient_kernel[(division.groups * division.splits,)](
             x, y, statistics,
             statistics if mean_loss is None else mean_loss.float(),
             statistics if var_loss is None else var_loss.float(),
-            1.0, rows, layout.channels, layout.outer * layout.inner, units, splits,
-            statistics.stride(0), MEAN=mean_loss is not None, VAR=var_loss is not None,
-            BY_COLUMN=layout.by_column, UNIT=unit, ROWS=tile_rows, COLUMNS=tile_columns,
-            num_warps=WARPS,
+            1.0, division.rows, layout.channels, layout.outer * layout.inner, division.units,
+            division.splits, statistics.stride(0),
+            MEAN=mean_loss is not None, VAR=var_loss is not None, BY_COLUMN=layout.by_column,
+            UNIT=division.unit, ROWS=division.tile_rows, COLUMNS=division.tile_columns,
+            num_warps=division.warps,
         )  # fmt: skip
     return finished(y, x)

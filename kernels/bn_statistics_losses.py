@@ -205,7 +205,7 @@ def bn_statistics_losses_backward(
     """Returns the gradient of each input, given that of the loss."""
     layers = [dense(x, 1) for x in inputs]
     results = [output_like(x) for x, _ in layers]
-    divisions = [divide_gradient(layout, x.element_size()) for x, layout in layers]
+    divisions = [divide_gradient(layout, x.dtype) for x, layout in layers]
     columns = before([layout.channels for _, layout in layers])
     likenesses, rows = [], []
     for (x, layout), y, division in zip(layers, results, divisions, strict=True):
@@ -226,6 +226,6 @@ def bn_statistics_losses_backward(
                 table, layers[layer][0], results[layer], statistics, loss.float(), start,
                 len(layers), statistics.stride(0), BY_COLUMN=like.by_column, UNIT=unit,
                 ROWS=tile_rows, COLUMNS=tile_columns, ALIGNED=like.aligned, NARROW=like.narrow,
-                LAYERS=searched(len(layers)), num_warps=WARPS,
+                LAYERS=searched(len(layers)), num_warps=divisions[layer].warps,
             )  # fmt: skip
     return [finished(y, x) for y, (x, _) in zip(results, layers, strict=True)]
