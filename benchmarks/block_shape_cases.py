@@ -151,7 +151,8 @@ def _channels(kernels: Any, dtype: torch.dtype, layout: str, device: torch.devic
     weights, coarse, maps = zeros((256, 2048)), zeros((256, 1, 7, 7)), zeros((256, 1, 224, 224))
     forward = kernels.affine_relu_fake_quantize
     backward = kernels.affine_relu_fake_quantize_backward
-    spread = partial(kernels.grad_cam_backward, maps, weights, coarse)
+    long = zeros((300, *ODD[1:3], 45), dtype=dtype).to(memory_format=LAYOUTS[layout])
+    spread, options = kernels.grad_cam_backward, (0, 1e-10, 1e-10, last, dtype)
     return {
         "channel_kernel": (
             (
@@ -173,7 +174,7 @@ def _channels(kernels: Any, dtype: torch.dtype, layout: str, device: torch.devic
         ),
         "ranges_kernel": (
             ((partial(kernels.fake_quantize_dynamic, x, 4, 1, None, False), nbytes),),
-            (),
+            (partial(kernels.fake_quantize_dynamic, long, 4, 1, None, False),),
         ),
         "gradient_kernel": (
             ((partial(kernels.bn_statistics_loss_backward, one, one, x, statistics), 2 * nbytes),),
@@ -184,7 +185,7 @@ def _channels(kernels: Any, dtype: torch.dtype, layout: str, device: torch.devic
             (),
         ),
         "spread_kernel": (
-            ((partial(spread, 0, 1e-10, 1e-10, last, dtype), 256 * 2048 * 49 * dtype.itemsize),),
-            (),
+            ((partial(spread, maps, weights, coarse, *options), 256 * 2048 * 49 * dtype.itemsize),),
+            (partial(spread, maps[:3], weights[:3, :5], zeros((3, 1, 7, 9)), *options),),
         ),
     }
