@@ -159,6 +159,8 @@ if [ -n "$everything" ]; then
     sanitize initcheck 1800
     sanitized
   fi
+  # Whether it takes the place of kernels/block_shapes.json is for those who read it to say.
+  attempt "block shapes" 3600 "$python" -m benchmarks.block_shapes --output "$(say block_shapes)"
   if "$python" -c 'import pytest_benchmark' 2>/dev/null; then
     # Suites apart, so that one that crashes does not take the others' results with it.
     for suite in benchmarks/bench_*.py; do

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .machine_code import Kernel, MachineCodeError
 
@@ -79,12 +80,17 @@ class Launch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one launch: what limits it and how long it takes, seconds."""
+    """Of one launch: what limits it and how long it takes, seconds.
+
+    Attributes:
+        rates: Bytes a second that each limit would allow; empty of products.
+    """
 
     seconds: float
     blocks: int
     kernel: Kernel
     limit: str
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def resident_blocks(card: Card, kernel: Kernel, threads: int, shared_bytes: int = 0) -> int:
@@ -96,6 +102,17 @@ def resident_blocks(card: Card, kernel: Kernel, threads: int, shared_bytes: int 
     return max(1, min(by_registers, by_shared, card.threads // threads, 32))
 
 
+def bytes_of_turn(kernel: Kernel, launch: Launch) -> float:
+    """Returns what a thread loads and stores in a turn of the hot loop.
+
+    On the way through a kernel without one it also loads what belongs to channels: there it is its
+    share of the bytes that the launch moves.
+    """
+    if kernel.loop is not None:
+        return kernel.loop.loaded + kernel.loop.stored
+    return launch.moved / (launch.items * launch.threads * launch.busy)
+
+
 def predict(card: Card, kernel: Kernel, launch: Launch) -> Prediction:
     """Returns the time by what is slowest: memory, loads that wait, issued instructions."""
     blocks = resident_blocks(card, kernel, launch.threads, launch.shared_bytes)
@@ -105,18 +122,18 @@ def predict(card: Card, kernel: Kernel, launch: Launch) -> Prediction:
         return Prediction(seconds * launch.times, blocks, kernel, "latency")
     if launch.turns:
         return _predict_products(card, kernel, launch, blocks)
-    if kernel.loop is None:
-        raise MachineCodeError(f"{kernel.name} has no loop that loads")
-    loop = kernel.loop
-    in_flight = launch.in_flight or loop.in_flight
+    loop = kernel.loop or kernel.way
+    if loop is None:
+        raise MachineCodeError(f"{kernel.name} has no loop that loads, and no way through it does")
+    in_flight, needed = launch.in_flight or loop.in_flight, bytes_of_turn(kernel, launch)
 
     def rates(running: int) -> dict[str, float]:
         waiting = running * launch.threads * launch.busy * in_flight
         issued = min(running, card.multiprocessors) * 4 * card.clock / loop.instructions
         return {
             "memory": card.copy,
-            "loads in flight": waiting / LATENCY * (1 + loop.stored / loop.loaded),
-            "instructions": issued * 32 * launch.busy * (loop.loaded + loop.stored),
+            "loads in flight": waiting / LATENCY * needed / loop.loaded,
+            "instructions": issued * 32 * launch.busy * needed,
         }
 
     # Whole waves of blocks, then those that are left over.
@@ -126,7 +143,7 @@ def predict(card: Card, kernel: Kernel, launch: Launch) -> Prediction:
             seconds += launch.moved * items / launch.items / rate
     found = rates(active)
     limit = min(found, key=lambda name: found[name])
-    return Prediction(seconds * launch.times, blocks, kernel, limit)
+    return Prediction(seconds * launch.times, blocks, kernel, limit, found)
 
 
 def _predict_products(card: Card, kernel: Kernel, launch: Launch, blocks: int) -> Prediction:

@@ -2,7 +2,8 @@
 
 The hot loop is the innermost one that loads most from global memory. Loads in flight are those
 that it issues before the first instruction that reads what one of them brings. The product loop is
-the innermost one with most products of tensor cores among those that also add.
+the innermost one with most products of tensor cores among those that also add. Of a kernel without
+a hot loop the way through it counts that loads most, and of such ways the shortest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 FLAGS = ("-std=c++17", "-O3", "--fmad=false")  # as in CMakeLists.txt
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;")
-_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:\d+ SHARED:(\d+)")
+_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 _ACCESS = re.compile(r"^(?:@!?U?P\w+ )?(LDG|STG)((?:\.\w+)*) (.*)")
 _BRANCH = re.compile(r"^(?:@!?U?P\w+ )?BRA(?:\.U)? (?:!?U?P\w+, )?0x([0-9a-f]+)$")
 _REGISTER = re.compile(r"\bR(\d+)\b")
@@ -48,9 +49,14 @@ class Loop:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as it was compiled: its mangled name, resources, hot loops and length.
+    """A kernel as it was compiled: its mangled name, resources and hot loops.
 
-    The length is in instructions up to the program's end; slow paths lie behind it.
+    Attributes:
+        loop: The hot loop.
+        product_loop: That with most products.
+        way: Through a kernel without a hot loop.
+        length: In instructions up to the program's end; slow paths lie behind it.
+        stack_bytes: Of a thread, where registers are spilled to.
     """
 
     name: str
@@ -58,7 +64,9 @@ class Kernel:
     shared_bytes: int
     loop: Loop | None
     product_loop: Loop | None = None
+    way: Loop | None = None
     length: int = 0
+    stack_bytes: int = 0
 
 
 def _instructions(code: str) -> list[tuple[int, str]]:
@@ -140,6 +148,33 @@ def length(code: str) -> int:
     return texts.index("EXIT") + 1 if "EXIT" in texts else len(texts)
 
 
+def way_through(code: str) -> Loop | None:
+    """Returns the way through a kernel's disassembly that loads most; None if none loads."""
+    lines = _instructions(code)
+    places = {address: i for i, (address, _) in enumerate(lines)}
+    # From each instruction on: bytes loaded, minus the instructions, the next one's place.
+    best: list[tuple[int, int, int] | None] = [None] * (len(lines) + 1)
+    for i in reversed(range(len(lines))):
+        address, text = lines[i]
+        if text == "EXIT":
+            best[i] = (0, -1, -1)
+            continue
+        branch, access = _BRANCH.match(text), _ACCESS.match(text)
+        always = text.startswith("RET") or (branch and re.match(r"BRA(\.U)? 0x", text))
+        following = [] if always else [i + 1]
+        if branch and int(branch[1], 16) > address:
+            following.append(places[int(branch[1], 16)])
+        loaded = _access_bytes(access[2]) if access and access[1] == "LDG" else 0
+        ways = [(way[0] + loaded, way[1] - 1, j) for j in following if (way := best[j])]
+        best[i] = max(ways, default=None)
+    body, i = [], 0
+    while i >= 0 and (way := best[i]):
+        body.append(lines[i][1])
+        i = way[2]
+    found = _loop(body)
+    return found if found.loaded else None
+
+
 def _tool(name: str, *folders: Path) -> str:
     beside = (shutil.which(name, path=str(folder)) for folder in folders)
     found = shutil.which(name) or next((path for path in beside if path), None)
@@ -193,12 +228,15 @@ def read_kernels(cubin: Path, disassembler: str) -> list[Kernel]:
         MachineCodeError: The disassembler fails.
     """
     usage = {
-        m[1]: (int(m[2]), int(m[3]))
+        m[1]: (int(m[2]), int(m[3]), int(m[4]))
         for m in _USAGE.finditer(_output(disassembler, "-res-usage", cubin))
     }
     kernels = []
     for function in _output(disassembler, "-sass", cubin).split("Function : ")[1:]:
         name = function.split()[0]
-        loops = hot_loop(function), product_loop(function)
-        kernels.append(Kernel(name, *usage[name], *loops, length(function)))
+        loop = hot_loop(function)
+        way = None if loop else way_through(function)
+        registers, stack, shared = usage[name]
+        loops = loop, product_loop(function), way
+        kernels.append(Kernel(name, registers, shared, *loops, length(function), stack))
     return kernels

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .gpu_model import CARDS, Card, Launch, predict
+from .gpu_model import CARDS, Card, Launch, bytes_of_turn, predict
 from .machine_code import Kernel, MachineCodeError, compile_kernels
 from .roofline_cases import Case, cases
 from .tables import Table
@@ -73,8 +73,8 @@ def row(
     main = max(range(len(launches)), key=lambda i: predictions[i].seconds)
     found, launch = predictions[main], launches[main]
     seconds = sum(prediction.seconds for prediction in predictions)
-    loop = None if launch.turns else found.kernel.loop
-    instructions = loop.instructions / ((loop.loaded + loop.stored) / 4) if loop else None
+    loop = None if launch.turns else found.kernel.loop or found.kernel.way
+    instructions = loop.instructions / (bytes_of_turn(found.kernel, launch) / 4) if loop else None
     if launch.turns and (product := found.kernel.product_loop):
         work = launch.turns * product.instructions + launch.beside
         instructions = 32 * work * launch.items / ((launch.moved + launch.cached) / 4)

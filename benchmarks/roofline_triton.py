@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,20 @@ from .triton_code import launches_of
 SHAPE = (256, 64, 56, 56)
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # Loads from the cache, one after another, of the kernels that put parts together.
-ROUNDS = {"finish_moments_kernel": 2.0, "finish_kernel": 2.0, "total_kernel": 1.0}
+ROUNDS = {
+    "finish_moments_kernel": 2.0, "finish_kernel": 2.0, "layers_finish_kernel": 4.0,
+    "total_kernel": 1.0,
+}  # fmt: skip
+# Channels, side and layers of the BatchNorm inputs of ResNet-20.
+RESNET20 = ((16, 32, 7), (32, 16, 6), (64, 8, 6))
 
 
 @dataclass(frozen=True)
 class Call:
-    """A launcher on one input: what it is called with, and the bytes that one kernel moves."""
+    """A launcher on one input: what it is called with, and the bytes that one kernel moves.
+
+    Of a kernel with several launches each program moves as much as any other.
+    """
 
     name: str
     run: Callable[[Any], object]
@@ -46,10 +55,14 @@ class Compiled:
     def __init__(self, call: Call, kernels: Any, capability: int, folder: Path) -> None:
         launched = launches_of(lambda: call.run(kernels), capability, folder)
         self._kernels = [launch.kernel for launch in launched]
+        programs = Counter[str]()
+        for launch in launched:
+            programs[launch.name] += launch.programs
         self.launches = tuple(
             Launch(
-                str(place), launch.name, call.moved.get(launch.name, 0), launch.programs,
-                launch.threads, rounds=ROUNDS.get(launch.name, 0.0),
+                str(place), launch.name,
+                call.moved.get(launch.name, 0) * launch.programs / programs[launch.name],
+                launch.programs, launch.threads, rounds=ROUNDS.get(launch.name, 0.0),
             )
             for place, launch in enumerate(launched)
         )  # fmt: skip
@@ -59,14 +72,41 @@ class Compiled:
         return self._kernels[int(launch.source)]
 
 
+def _network(dtype: torch.dtype, text: str, memory_format: torch.memory_format) -> list[Call]:
+    xs = [
+        torch.empty((256, channels, side, side), dtype=dtype, memory_format=memory_format)
+        for channels, side, layers in RESNET20
+        for _ in range(layers)
+    ]
+    stored, weights = [torch.zeros(x.shape[1]) for x in xs], [1.0] * len(xs)
+    statistics = torch.zeros(3, sum(x.shape[1] for x in xs), dtype=torch.float64)
+    nbytes = sum(x.numel() * x.element_size() for x in xs)
+    return [
+        Call(
+            f"bn_statistics_losses ResNet-20 at 256 {text}",
+            lambda kernels: kernels.bn_statistics_losses(xs, stored, stored, weights),
+            {"partials_kernel": nbytes, "layers_partials_kernel": nbytes},
+        ),
+        Call(
+            f"bn_statistics_losses backward ResNet-20 at 256 {text}",
+            lambda kernels: kernels.bn_statistics_losses_backward(
+                torch.zeros(()), xs, statistics, weights
+            ),
+            {"gradient_kernel": 2 * nbytes, "layers_gradient_kernel": 2 * nbytes},
+        ),
+    ]
+
+
 def calls() -> list[Call]:
-    """Returns what is predicted: the sums of whole activations."""
+    """Returns what is predicted: the sums of whole activations, and the losses' gradients."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         for layout, memory_format in LAYOUTS.items():
             x = torch.empty(SHAPE, dtype=dtype, memory_format=memory_format)
             stored, nbytes = torch.zeros(SHAPE[1]), x.numel() * x.element_size()
-            text = f"{SHAPE} {str(dtype).removeprefix('torch.')} {layout}".replace(", ", ",")
+            kind = f"{str(dtype).removeprefix('torch.')} {layout}"
+            text = f"{SHAPE} {kind}".replace(", ", ",")
+            statistics = torch.zeros(3, SHAPE[1], dtype=torch.float64)
             found += [
                 Call(
                     f"bn_statistics_loss {text}",
@@ -78,6 +118,14 @@ def calls() -> list[Call]:
                     lambda kernels, x=x: kernels.channel_moments(x),
                     {"moments_kernel": nbytes},
                 ),
+                Call(
+                    f"bn_statistics_loss backward {text}",
+                    lambda kernels, x=x, s=statistics: kernels.bn_statistics_loss_backward(
+                        s[0, 0], s[0, 0], x, s
+                    ),
+                    {"gradient_kernel": 2 * nbytes},
+                ),
+                *_network(dtype, kind, memory_format),
             ]
     return found
 

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape, layout_name
 from synq_fast.kernels._cam import (
     COLUMNS,
     HIRES_CAM,
@@ -25,6 +26,7 @@ COARSE_COLUMNS = 16
 SUMS = 8  # of d, d n, d^2, pixels at the minimum, pixels at the maximum; a power of two
 ARRAYS = 6  # gradient, minimum, maximum: of the upper and of the lower coarse row
 BLOCK = 256
+SPREAD_COLUMNS = 256
 
 
 @triton.jit
@@ -278,8 +280,9 @@ def spread(
         return result
     weights = weights.contiguous(memory_format=memory_format) if by_element else weights
     rows_per_image, length = (positions, channels) if channels_last else (channels, positions)
-    columns = min(power_of_two(length), 256)
-    rows = 2048 // columns
+    elements, warps = block_shape("spread_kernel", dtype, layout_name(channels_last))
+    columns = min(power_of_two(length), elements, SPREAD_COLUMNS)
+    rows = elements // columns
     grid = (triton.cdiv(images * rows_per_image, rows) * triton.cdiv(length, columns),)
     y = output_like(result)
     with on_device_of(slope):
@@ -288,6 +291,6 @@ def spread(
             slope if factor is None else factor, y, images * rows_per_image, length,
             rows_per_image, least_weight(kind, clamp), BY_ELEMENT=by_element,
             BY_COLUMN=channels_last, HAS_FACTOR=factor is not None, ROWS=rows, COLUMNS=columns,
-            num_warps=4, enable_fp_fusion=False,
+            num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
     return finished(y, result)

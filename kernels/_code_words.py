@@ -9,10 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._layout import on_device_of
 
 GROUP = tl.constexpr(8)
-WORDS, GROUPS = 512, 256
+GROUPS = 256
 
 
 @triton.jit
@@ -117,12 +118,13 @@ def launch(
     by_words, by_bytes = kernels
     codes, packed = codes.view(-1), packed.view(-1)
     groups = triton.cdiv(length, 8)
-    words = length // (8 * WORDS) * WORDS if rows == 1 else 0
+    block, warps = block_shape(by_words.fn.__name__, torch.int8)
+    words = length // (8 * block) * block if rows == 1 else 0
     views = word_views(codes, packed, bits, words)
     with on_device_of(codes):
         if words and views is not None:
-            by_words[(words // WORDS,)](
-                *views, BITS=bits, PIECES=bits // (bits & -bits), BLOCK=WORDS, num_warps=4
+            by_words[(words // block,)](
+                *views, BITS=bits, PIECES=bits // (bits & -bits), BLOCK=block, num_warps=warps
             )
         else:
             words = 0

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 
 from synq_fast.kernels._affine import maximum_of, minimum_of
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._layout import power_of_two
 from synq_fast.kernels.fake_quantize_dynamic import (
     MAXIMUM_SPLITS,
     TARGET_PROGRAMS,
-    TILE,
-    partials_kernel,
+    ranges_kernel,
 )
 
 # Up to here every element is a partial range of its own: one launch less.
@@ -47,10 +47,12 @@ def partial_ranges(x: torch.Tensor) -> Partials:
     count = x.numel()
     if count <= SMALL:
         return Partials(x, x, count)
-    splits = min(triton.cdiv(count, 4 * TILE), TARGET_PROGRAMS, MAXIMUM_SPLITS)
+    tile, warps = block_shape("ranges_kernel", x.dtype, "rows")
+    splits = min(triton.cdiv(count, 4 * tile), TARGET_PROGRAMS, MAXIMUM_SPLITS)
     low, high = torch.empty((2, splits), dtype=torch.float32, device=x.device)
-    partials_kernel[(splits,)](
+    ranges_kernel[(splits,)](
         x, low, high, 1, 1, count, splits,
-        SYMMETRIC=False, BY_COLUMN=False, ROWS=1, COLUMNS=TILE, num_warps=4, enable_fp_fusion=False,
+        SYMMETRIC=False, BY_COLUMN=False, ROWS=1, COLUMNS=tile,
+        num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     return Partials(low, high, splits)

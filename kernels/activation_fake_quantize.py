@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from synq_fast.kernels._affine import dequantize, quantize
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._channel_sums import MAXIMUM_SPLITS, finish_sums_kernel, learned_terms
 from synq_fast.kernels._layout import (
     dense,
@@ -21,7 +22,7 @@ from synq_fast.kernels._layout import (
 from synq_fast.kernels._minifloat_grid import largest_level, minifloat_level, minifloat_terms
 from synq_fast.kernels.fake_quantize import EQUAL_STEPS, load_grid
 
-BLOCK = 1024
+GRADIENT_BLOCK = 1024
 # In the order of csrc/activation_functions.h.
 GELU = tl.constexpr(0)
 SILU = tl.constexpr(1)
@@ -161,11 +162,12 @@ def activation_fake_quantize(
     x, _ = dense(x, None)
     y = output_like(x)
     if x.numel() > 0:
+        block, warps = block_shape("activation_kernel", x.dtype)
         with on_device_of(x):
-            activation_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+            activation_kernel[(triton.cdiv(x.numel(), block),)](
                 x, y, scale, zero_point, x.numel(), *grid_of(bits, minifloat),
                 ACTIVATION=activation, MANTISSA=bits - 3 if minifloat else EQUAL_STEPS,
-                BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+                BLOCK=block, num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip
     return finished(y, x)
 
@@ -187,14 +189,14 @@ def activation_fake_quantize_backward(
         return y, torch.zeros_like(scale), torch.zeros_like(zero_point)
     of_scale, of_zero_point = scale.new_empty(scale.shape), scale.new_empty(zero_point.shape)
     # A few blocks a program.
-    splits = min(triton.cdiv(x.numel(), 4 * BLOCK), MAXIMUM_SPLITS)
+    splits = min(triton.cdiv(x.numel(), 4 * GRADIENT_BLOCK), MAXIMUM_SPLITS)
     first, second = scale.new_empty(2, splits)
     with on_device_of(x):
         activation_gradient_kernel[(splits,)](
             x, laid_out_as(gradient, x), y, first, second, scale, zero_point, x.numel(), splits,
             *grid_of(bits, minifloat),
             ACTIVATION=activation, MANTISSA=bits - 3 if minifloat else EQUAL_STEPS,
-            BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+            BLOCK=GRADIENT_BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
         finish_sums_kernel[(1,)](
             first, second, scale, of_scale, of_zero_point, splits, gradient_scale, LEARNED=True,

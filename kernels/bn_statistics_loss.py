@@ -1,4 +1,4 @@
-"""Losses on batch-normalisation statistics, of one layer and of a network, and their gradients.
+"""Losses on the batch-normalisation statistics of one layer, and their gradient.
 
 Programs reduce parts of a channel; a program for each channel puts its parts together in a fixed
 order and compares with the running statistics, and one adds what the channels lose. Inside a
@@ -7,12 +7,13 @@ element, so neither a mean far from zero nor one far from the running mean costs
 """
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape, layout_name
 from synq_fast.kernels._layout import (
     Layout,
     dense,
@@ -29,10 +30,12 @@ from synq_fast.kernels._tiles import (
     splits_of,
 )
 
-TILE = 2048  # of the gradient
 MOST_DEPTH = 4  # as far as `reciprocal` goes
 PARTS = 256  # that a program puts together at a time
 TERMS = 1024
+GRADIENT_COLUMNS = 1024
+GRADIENT_TILES = 8  # of a program, which finds the slopes of its channels once
+GRADIENT_PROGRAMS = 512
 
 
 @triton.jit
@@ -43,8 +46,8 @@ def reciprocal(number):
 
 
 @triton.jit
-def partials_kernel(
-    x_ptr, partial_ptr, outer, channels, units, splits,
+def reduce_part(
+    x_ptr, partial_ptr, program, outer, channels, units, splits,
     BY_COLUMN: tl.constexpr, UNIT: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -52,9 +55,8 @@ def partials_kernel(
 
     A group is one channel, or COLUMNS of them when BY_COLUMN. What is innermost, channels or a
     piece of one, is `units` times UNIT long. Partials are (3, channels, splits): count, mean minus
-    the first element, sum of squared deviations.
+    the first element, sum of squared deviations; behind them are the first elements.
     """
-    program = tl.program_id(0).to(tl.int64)
     group = program // splits
     split = program % splits
     # Lanes are (ROWS, 1, COLUMNS): the compiler spreads the middle over threads last, if at all.
@@ -66,14 +68,15 @@ def partials_kernel(
         column_tiles = 1
         stride = columns
         channel = group * COLUMNS + tl.arange(0, COLUMNS)
-        origin = tl.load(x_ptr + tl.minimum(channel, channels - 1))[None, None, :]
+        first = tl.load(x_ptr + tl.minimum(channel, channels - 1)).to(tl.float32)
+        origin = first[None, None, :]
     else:
         column_tiles = tl.cdiv(columns, COLUMNS)
         stride = columns * channels
         channel = group
-        origin = tl.load(x_ptr + channel * columns)
+        first = tl.load(x_ptr + channel * columns).to(tl.float32)
+        origin = first
         x_ptr += channel * columns
-    origin = origin.to(tl.float32)
     tiles = tl.cdiv(outer, DEPTH * ROWS) * column_tiles
     # Channels side by side have their elements in the same rows: one count for all.
     count = tl.zeros((ROWS, 1, 1 if BY_COLUMN else COLUMNS), tl.float32)
@@ -119,19 +122,32 @@ def partials_kernel(
         deviation = tl.sum(deviation + count * difference * difference)
         valid = channel < channels
     target = partial_ptr + channel * splits + split
-    step = splits * channels
+    step = (split * 0 + splits) * channels
     tl.store(target, total, mask=valid)
     tl.store(target + step, centre, mask=valid)
     tl.store(target + 2 * step, deviation, mask=valid)
+    tl.store(partial_ptr + 3 * step + channel, first, mask=valid & (split == 0))
 
 
 @triton.jit
-def finish_kernel(
-    x_ptr, partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight,
-    channels, first_stride, splits, row_stride, total, PARTS: tl.constexpr,
+def partials_kernel(
+    x_ptr, partial_ptr, outer, channels, units, splits,
+    BY_COLUMN: tl.constexpr, UNIT: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The parts of one layer."""
+    reduce_part(
+        x_ptr, partial_ptr, tl.program_id(0).to(tl.int64), outer, channels, units, splits,
+        BY_COLUMN, UNIT, DEPTH, ROWS, COLUMNS,
+    )  # fmt: skip
+
+
+@triton.jit
+def finish_channel(
+    partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight, channel,
+    channels, splits, row_stride, total, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Statistics of one channel, in float64, and what it adds to each loss; `total` terms each."""
-    channel = tl.program_id(0).to(tl.int64)
     source = partial_ptr + channel * splits
     step = (channel * 0 + channels) * splits
     counts = tl.zeros((PARTS,), tl.float64)
@@ -158,13 +174,25 @@ def finish_kernel(
         first += PARTS
     deviation = tl.sum(squares, 0)
     var_error = deviation / number - tl.load(running_var_ptr + channel).to(tl.float64)
-    mean = tl.load(x_ptr + channel * first_stride).to(tl.float64) + centre
+    mean = tl.load(partial_ptr + 3 * step + channel).to(tl.float64) + centre
     mean_error = mean - tl.load(running_mean_ptr + channel).to(tl.float64)
     tl.store(statistics_ptr + channel, mean)
     tl.store(statistics_ptr + row_stride + channel, mean_error)
     tl.store(statistics_ptr + 2 * row_stride + channel, var_error)
     tl.store(terms_ptr + channel, mean_error * mean_error / channels * weight)
     tl.store(terms_ptr + total + channel, var_error * var_error / channels * weight)
+
+
+@triton.jit
+def finish_kernel(
+    partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight, channels,
+    splits, row_stride, total, PARTS: tl.constexpr,
+):  # fmt: skip
+    """A channel of one layer."""
+    finish_channel(
+        partial_ptr, running_mean_ptr, running_var_ptr, statistics_ptr, terms_ptr, weight,
+        tl.program_id(0).to(tl.int64), channels, splits, row_stride, total, PARTS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -187,21 +215,27 @@ def total_kernel(terms_ptr, mean_ptr, var_ptr, channels, APART: tl.constexpr, TE
 
 
 @triton.jit
-def gradient_kernel(
-    x_ptr, y_ptr, statistics_ptr, mean_scale_ptr, var_scale_ptr, weight, rows, columns, channels,
-    elements_per_channel, row_stride,
-    MEAN: tl.constexpr, VAR: tl.constexpr, BY_COLUMN: tl.constexpr,
+def write_gradient(
+    x_ptr, y_ptr, statistics_ptr, mean_scale_ptr, var_scale_ptr, weight, program, rows, channels,
+    elements_per_channel, units, splits, row_stride,
+    MEAN: tl.constexpr, VAR: tl.constexpr, BY_COLUMN: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Offset + slope * (x - mean) over a tile of the (rows, columns) matrix.
+    """Offset + slope * (x - mean) over every `splits`-th tile of a group of the matrix.
 
-    BY_COLUMN: rows = outer, columns = channels. Otherwise rows = outer * channels, columns = inner.
+    Its rows are `units` times UNIT long. A group is COLUMNS of them when BY_COLUMN, where channels
+    follow each other along a row, perhaps several times; otherwise ROWS, pieces of a channel each.
     """
-    program = tl.program_id(0).to(tl.int64)
-    tiles = tl.cdiv(columns, COLUMNS)
-    row = (program // tiles) * ROWS + tl.arange(0, ROWS)
-    column = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
-    channel = tl.minimum(column, columns - 1) if BY_COLUMN else row % channels
+    group = program // splits
+    split = program % splits
+    columns = units * UNIT
+    if BY_COLUMN:
+        place = group * COLUMNS + tl.arange(0, COLUMNS)
+        tiles = tl.cdiv(rows, ROWS)
+    else:
+        place = group * ROWS + tl.arange(0, ROWS)
+        tiles = tl.cdiv(columns, COLUMNS)
+    channel = place % channels
     mean = tl.load(statistics_ptr + channel)
     near = mean.to(tl.float32)
     factor = weight * 2.0 / channels / elements_per_channel
@@ -221,11 +255,31 @@ def gradient_kernel(
     slope = slope[None, :] if BY_COLUMN else slope[:, None]
     offset = offset[None, :] if BY_COLUMN else offset[:, None]
 
-    offsets = row[:, None] * columns + column[None, :]
-    mask = (row < rows)[:, None] & (column < columns)[None, :]
-    x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
-    y = (x - near) * slope + offset
-    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tile = split
+    while tile < tiles:  # the interpreter cannot run `range` over tensors with every NumPy
+        row = tile * ROWS + tl.arange(0, ROWS) if BY_COLUMN else place
+        column = place if BY_COLUMN else tile * COLUMNS + tl.arange(0, COLUMNS)
+        offsets = row[:, None] * columns + column[None, :]
+        mask = (row < rows)[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+        y = (x - near) * slope + offset
+        tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+        tile += splits
+
+
+@triton.jit
+def gradient_kernel(
+    x_ptr, y_ptr, statistics_ptr, mean_scale_ptr, var_scale_ptr, weight, rows, channels,
+    elements_per_channel, units, splits, row_stride,
+    MEAN: tl.constexpr, VAR: tl.constexpr, BY_COLUMN: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one layer."""
+    write_gradient(
+        x_ptr, y_ptr, statistics_ptr, mean_scale_ptr, var_scale_ptr, weight,
+        tl.program_id(0).to(tl.int64), rows, channels, elements_per_channel, units, splits,
+        row_stride, MEAN, VAR, BY_COLUMN, UNIT, ROWS, COLUMNS,
+    )  # fmt: skip
 
 
 def divide(layout: Layout, size: int) -> Division:
@@ -242,32 +296,73 @@ def divide(layout: Layout, size: int) -> Division:
     return Division(unit, depth, rows, columns, groups, splits_of(groups, tiles))
 
 
-def statistics_of(
-    x: torch.Tensor,
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
-    statistics: torch.Tensor,
-    terms: torch.Tensor,
-    weight: float,
-) -> None:
-    """Fills a layer's columns of `statistics` (3, channels of all layers) and `terms` (2, same)."""
+class GradientDivision(NamedTuple):
+    """Tiles of `tile_rows` by `tile_columns` of a matrix with rows of `units` times `unit`.
+
+    Programs are `groups` by `splits`, of `warps` each.
+    """
+
+    rows: int
+    units: int
+    unit: int
+    tile_rows: int
+    tile_columns: int
+    groups: int
+    splits: int
+    warps: int
+
+
+def divide_gradient(layout: Layout, dtype: torch.dtype) -> GradientDivision:
+    """Returns how a gradient is divided, which changes no bit of it."""
+    outer, channels, inner = layout
+    tile, warps = block_shape("gradient_kernel", dtype, layout_name(layout.by_column))
+    if layout.by_column:
+        # Rows of few channels lie side by side, so that layers of any width share a launch.
+        fitting = max(MAXIMUM_COLUMNS // channels, 1)
+        repeats = math.gcd(outer, 1 << fitting.bit_length() - 1)
+        rows, columns, tile_columns = outer // repeats, channels * repeats, MAXIMUM_COLUMNS
+    else:
+        rows, columns = outer * channels, inner
+        tile_columns = min(power_of_two(columns), tile, GRADIENT_COLUMNS)
+    tile_rows = tile // tile_columns
+    groups, tiles = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
+    if layout.by_column:
+        groups, tiles = tiles, groups
+    # Where there are few, programs count for more than what each does once.
+    splits = min(tiles, max(triton.cdiv(tiles, GRADIENT_TILES), GRADIENT_PROGRAMS // groups))
+    unit = math.gcd(columns, 16 // dtype.itemsize)
+    return GradientDivision(
+        rows, columns // unit, unit, tile_rows, tile_columns, groups, splits, warps
+    )
+
+
+def parts_of(channels: int, splits: int) -> int:
+    """Returns how many numbers describe a layer's parts: three each, and each first element."""
+    return channels * (3 * splits + 1)
+
+
+def bn_statistics_loss(
+    x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns `(mean_loss, var_loss, statistics)`."""
     x, layout = dense(x, 1)
     outer, channels, inner = layout
-    division = divide(layout, x.element_size())
-    unit, splits = division.unit, division.splits
-    partial = torch.empty(3, channels, splits, dtype=torch.float32, device=x.device)
+    unit, depth, rows, columns, groups, splits = divide(layout, x.element_size())
+    statistics = torch.empty(3, channels, dtype=torch.float64, device=x.device)
+    terms = torch.empty(2, channels, dtype=torch.float64, device=x.device)
+    partial = torch.empty(parts_of(channels, splits), dtype=torch.float32, device=x.device)
     means, variances = (value.float().contiguous() for value in (running_mean, running_var))
     with on_device_of(x):
-        partials_kernel[(division.groups * splits,)](
+        partials_kernel[(groups * splits,)](
             x, partial, outer, channels, (channels if layout.by_column else inner) // unit, splits,
-            BY_COLUMN=layout.by_column, UNIT=unit, DEPTH=division.depth, ROWS=division.rows,
-            COLUMNS=division.columns, num_warps=WARPS,
+            BY_COLUMN=layout.by_column, UNIT=unit, DEPTH=depth, ROWS=rows, COLUMNS=columns,
+            num_warps=WARPS,
         )  # fmt: skip
         finish_kernel[(channels,)](
-            x, partial, means, variances, statistics, terms, weight, channels,
-            1 if layout.by_column else inner, splits, statistics.stride(0), terms.stride(0),
-            PARTS=min(power_of_two(splits), PARTS), num_warps=1,
+            partial, means, variances, statistics, terms, 1.0, channels, splits,
+            statistics.stride(0), channels, PARTS=PARTS, num_warps=1,
         )  # fmt: skip
+    return *total_of(terms, apart=True), statistics
 
 
 def total_of(terms: torch.Tensor, *, apart: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -281,46 +376,6 @@ def total_of(terms: torch.Tensor, *, apart: bool) -> tuple[torch.Tensor, torch.T
     return first, second
 
 
-def gradient_of(
-    x: torch.Tensor,
-    statistics: torch.Tensor,
-    mean_scale: torch.Tensor | None,
-    var_scale: torch.Tensor | None,
-    weight: float,
-) -> torch.Tensor:
-    """Returns the gradient of one layer's input, given the gradients of its losses."""
-    x, layout = dense(x, 1)
-    y = output_like(x)
-    if layout.by_column:
-        rows, columns = layout.outer, layout.channels
-    else:
-        rows, columns = layout.outer * layout.channels, layout.inner
-    tile_columns = min(power_of_two(columns), 256 if layout.by_column else 1024)
-    tile_rows = TILE // tile_columns
-    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
-    with on_device_of(x):
-        gradient_kernel[grid](
-            x, y, statistics,
-            statistics if mean_scale is None else mean_scale.float(),
-            statistics if var_scale is None else var_scale.float(),
-            weight, rows, columns, layout.channels, layout.outer * layout.inner,
-            statistics.stride(0), MEAN=mean_scale is not None, VAR=var_scale is not None,
-            BY_COLUMN=layout.by_column, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=8,
-        )  # fmt: skip
-    return finished(y, x)
-
-
-def bn_statistics_loss(
-    x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns `(mean_loss, var_loss, statistics)`."""
-    statistics = torch.empty(3, x.shape[1], dtype=torch.float64, device=x.device)
-    terms = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device)
-    statistics_of(x, running_mean, running_var, statistics, terms, 1.0)
-    mean_loss, var_loss = total_of(terms, apart=True)
-    return mean_loss, var_loss, statistics
-
-
 def bn_statistics_loss_backward(
     mean_loss: torch.Tensor | None,
     var_loss: torch.Tensor | None,
@@ -328,35 +383,18 @@ def bn_statistics_loss_backward(
     statistics: torch.Tensor,
 ) -> torch.Tensor:
     """Returns the gradient of `x`, given those of the losses."""
-    return gradient_of(x, statistics, mean_loss, var_loss, 1.0)
-
-
-def bn_statistics_losses(
-    inputs: Sequence[torch.Tensor],
-    running_means: Sequence[torch.Tensor],
-    running_vars: Sequence[torch.Tensor],
-    weights: Sequence[float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `(loss, statistics)`; two launches per layer and one more."""
-    device, channels = inputs[0].device, [x.shape[1] for x in inputs]
-    statistics = torch.empty(3, sum(channels), dtype=torch.float64, device=device)
-    terms = torch.empty(2, sum(channels), dtype=torch.float64, device=device)
-    parts = statistics.split(channels, 1), terms.split(channels, 1)
-    layers = zip(inputs, running_means, running_vars, *parts, weights, strict=True)
-    for layer in layers:
-        statistics_of(*layer)
-    return total_of(terms, apart=False)[0], statistics
-
-
-def bn_statistics_losses_backward(
-    loss: torch.Tensor,
-    inputs: Sequence[torch.Tensor],
-    statistics: torch.Tensor,
-    weights: Sequence[float],
-) -> list[torch.Tensor]:
-    """Returns the gradient of each input, given that of the loss."""
-    parts = statistics.split([x.shape[1] for x in inputs], 1)
-    return [
-        gradient_of(x, part, loss, loss, weight)
-        for x, part, weight in zip(inputs, parts, weights, strict=True)
-    ]
+    x, layout = dense(x, 1)
+    y = output_like(x)
+    division = divide_gradient(layout, x.dtype)
+    with on_device_of(x):
+        gradient_kernel[(division.groups * division.splits,)](
+            x, y, statistics,
+            statistics if mean_loss is None else mean_loss.float(),
+            statistics if var_loss is None else var_loss.float(),
+            1.0, division.rows, layout.channels, layout.outer * layout.inner, division.units,
+            division.splits, statistics.stride(0),
+            MEAN=mean_loss is not None, VAR=var_loss is not None, BY_COLUMN=layout.by_column,
+            UNIT=division.unit, ROWS=division.tile_rows, COLUMNS=division.tile_columns,
+            num_warps=division.warps,
+        )  # fmt: skip
+    return finished(y, x)

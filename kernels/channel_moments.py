@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape, layout_name
 from synq_fast.kernels._layout import (
     ImageLayout,
     finished,
@@ -26,7 +27,7 @@ from synq_fast.kernels._tiles import (
     splits_of,
 )
 
-TILE = 1024  # of the gradient
+GRADIENT_COLUMNS = 1024
 PARTS = 128  # that a program puts together at a time
 
 
@@ -245,15 +246,17 @@ def channel_moments_backward(
     x, shape = image_layout(x)
     y = output_like(x)
     rows, columns = shape.samples * shape.rows, shape.columns
-    tile_columns = min(power_of_two(columns), 256 if shape.innermost else TILE)
-    tile_rows = TILE // tile_columns
+    elements, warps = block_shape("moments_backward_kernel", x.dtype, layout_name(shape.innermost))
+    most = min(elements, 256 if shape.innermost else GRADIENT_COLUMNS)
+    tile_columns = min(power_of_two(columns), most)
+    tile_rows = elements // tile_columns
     programs = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
     gradients = [x if value is None else value.contiguous() for value in (of_mean, of_variance)]
     with on_device_of(x):
         moments_backward_kernel[programs](
             x, mean.contiguous(), *gradients, y, rows, columns, shape.rows, float(shape.positions),
             HAS_MEAN=of_mean is not None, HAS_VARIANCE=of_variance is not None,
-            INNERMOST=shape.innermost, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=4,
+            INNERMOST=shape.innermost, ROWS=tile_rows, COLUMNS=tile_columns, num_warps=warps,
         )  # fmt: skip
     y = finished(y, x)
     return y if y.stride() == result.stride() else result.copy_(y)

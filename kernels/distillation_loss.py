@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._layout import finished, on_device_of, output_like, power_of_two
 
 BLOCK = 1024
@@ -206,10 +207,11 @@ def distillation_loss_backward(
     elements = logits.numel()
     if elements > 0:
         nothing = gradients  # a pointer that is not read
+        block, warps = block_shape("combine_kernel", logits.dtype)
         with on_device_of(logits):
-            combine_kernel[(triton.cdiv(elements, BLOCK),)](
+            combine_kernel[(triton.cdiv(elements, block),)](
                 nothing if kl is None else kl.float(), nothing if ce is None else ce.float(),
                 gradients.contiguous(), result, elements,
-                KL=kl is not None, CE=ce is not None, BLOCK=BLOCK, num_warps=4,
+                KL=kl is not None, CE=ce is not None, BLOCK=block, num_warps=warps,
             )  # fmt: skip
     return finished(result, logits)

@@ -19,6 +19,7 @@ from synq_fast.kernels._affine import (
     relu,
     relu_gradient,
 )
+from synq_fast.kernels._block_shapes import block_shape, layout_name
 from synq_fast.kernels._layout import (
     Layout,
     dense,
@@ -30,7 +31,6 @@ from synq_fast.kernels._layout import (
 )
 from synq_fast.kernels._minifloat_grid import largest_level, minifloat_gradient, minifloat_level
 
-BLOCK = 2048
 MAXIMUM_COLUMNS = 1024
 NO_BOUND = float("nan")
 # In place of bits of a mantissa: the levels of the grid are equal steps.
@@ -219,23 +219,25 @@ def launch(
     upper = NO_BOUND if upper is None else upper
     options = {
         "RESULT": int(result), "BEFORE": int(before), "LEARNED": learned,
-        "MANTISSA": bits - 3 if minifloat else EQUAL_STEPS,
-        # Sixteen elements of a residual too would leave a thread too few registers.
-        "num_warps": 4 if residual is None else 8, "enable_fp_fusion": False,
+        "MANTISSA": bits - 3 if minifloat else EQUAL_STEPS, "enable_fp_fusion": False,
     }  # fmt: skip
     with on_device_of(x):
         if layout.channels == 1 and affine_map is None:
-            programs = (triton.cdiv(x.numel(), BLOCK),)
-            tensor_kernel[programs](
-                x, gradient, y, *pair, x.numel(), levels, half, upper, BLOCK=BLOCK, **options
-            )
+            block, warps = block_shape("tensor_kernel", x.dtype)
+            tensor_kernel[(triton.cdiv(x.numel(), block),)](
+                x, gradient, y, *pair, x.numel(), levels, half, upper, BLOCK=block, num_warps=warps,
+                **options,
+            )  # fmt: skip
             return
         if layout.by_column:
             rows, columns = layout.outer, layout.channels
         else:
             rows, columns = layout.outer * layout.channels, layout.inner
-        tile_columns = min(power_of_two(columns), 256 if layout.by_column else MAXIMUM_COLUMNS)
-        tile_rows = BLOCK // tile_columns
+        kernel = "channel_kernel" if residual is None else "channel_kernel with residual"
+        elements, warps = block_shape(kernel, x.dtype, layout_name(layout.by_column))
+        most = min(elements, 256 if layout.by_column else MAXIMUM_COLUMNS)
+        tile_columns = min(power_of_two(columns), most)
+        tile_rows = elements // tile_columns
         programs = (triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)
         factors = pair if affine_map is None else [value.contiguous() for value in affine_map]
         channel_kernel[programs](
@@ -243,7 +245,7 @@ def launch(
             y if of_residual is None else of_residual,
             rows, columns, layout.channels, levels, half, upper,
             OF_RESIDUAL=of_residual is not None, BY_COLUMN=layout.by_column,
-            ROWS=tile_rows, COLUMNS=tile_columns, **options,
+            ROWS=tile_rows, COLUMNS=tile_columns, num_warps=warps, **options,
         )  # fmt: skip
 
 

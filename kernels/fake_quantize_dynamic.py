@@ -20,6 +20,7 @@ from synq_fast.kernels._affine import (
     quantize,
     symmetric_range,
 )
+from synq_fast.kernels._block_shapes import block_shape, layout_name
 from synq_fast.kernels._layout import (
     Layout,
     dense,
@@ -32,7 +33,6 @@ from synq_fast.kernels.fake_quantize import Result, launch
 
 FUSED_ELEMENTS = 16384
 FUSED_CHANNELS = 16  # side by side, when channels are the fastest dimension
-TILE = 2048
 TARGET_PROGRAMS = 1024
 MAXIMUM_SPLITS = 512
 
@@ -74,7 +74,7 @@ def fused_kernel(
 
 
 @triton.jit
-def partials_kernel(
+def ranges_kernel(
     x_ptr, low_ptr, high_ptr, outer, channels, inner, splits,
     SYMMETRIC: tl.constexpr, BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -153,25 +153,26 @@ def find_range(
 ) -> None:
     """Writes each channel's range, in two stages where that helps."""
     outer, channels, inner = layout
+    tile, warps = block_shape("ranges_kernel", x.dtype, layout_name(layout.by_column))
     if layout.by_column:
         columns = min(power_of_two(channels), 64)
         groups = triton.cdiv(channels, columns)
-        rows = min(power_of_two(outer), TILE // columns)
+        rows = min(power_of_two(outer), tile // columns)
         tiles = triton.cdiv(outer, rows)
     else:
-        columns = min(power_of_two(inner), TILE)
+        columns = min(power_of_two(inner), tile)
         groups = channels
-        rows = min(power_of_two(outer), TILE // columns)
+        rows = min(power_of_two(outer), tile // columns)
         tiles = triton.cdiv(outer, rows) * triton.cdiv(inner, columns)
     wanted = triton.cdiv(TARGET_PROGRAMS, groups)
     splits = max(1, min(triton.cdiv(tiles, 4), wanted, MAXIMUM_SPLITS))
     low, high = range_min, range_max
     if splits > 1:
         low, high = range_min.new_empty(2, channels * splits)
-    partials_kernel[(groups * splits,)](
+    ranges_kernel[(groups * splits,)](
         x, low, high, outer, channels, inner, splits,
         SYMMETRIC=symmetric and splits == 1, BY_COLUMN=layout.by_column, ROWS=rows, COLUMNS=columns,
-        num_warps=4, enable_fp_fusion=False,
+        num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     if splits > 1:
         finish_kernel[(channels,)](

@@ -5,12 +5,11 @@ import triton
 import triton.language as tl
 
 from synq_fast.kernels._affine import dequantize, quantize
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._channel_sums import launch_sums
 from synq_fast.kernels._layout import dense, finished, laid_out_as, on_device_of, output_like
 from synq_fast.kernels._philox import Chance, kept_block
 from synq_fast.kernels.fake_quantize import Result, launch, load_grid
-
-BLOCK = 1024
 
 
 @triton.jit
@@ -103,12 +102,13 @@ def fake_quantize_learned_dropped(
     y = output_like(x)
     if x.numel() > 0:
         chance = Chance(seed, keep, offset)
+        block, warps = block_shape("dropped_kernel", x.dtype)
         with on_device_of(x):
-            dropped_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+            dropped_kernel[(triton.cdiv(x.numel(), block),)](
                 x, y, scale.contiguous(), zero_point.contiguous(), chance.seed, x.numel(),
                 layout.channels, layout.inner, float(2 ** (bits - 1)), chance.threshold,
-                chance.offset, CHANNELS=layout.channels > 1, QUADS=chance.by_quads, BLOCK=BLOCK,
-                num_warps=4, enable_fp_fusion=False,
+                chance.offset, CHANNELS=layout.channels > 1, QUADS=chance.by_quads, BLOCK=block,
+                num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip
     return finished(y, x)
 

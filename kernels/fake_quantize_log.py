@@ -4,11 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._channel_sums import launch_sums
 from synq_fast.kernels._layout import dense, finished, laid_out_as, on_device_of, output_like
 from synq_fast.kernels._log_grid import least_ratio, log_level
-
-BLOCK = 1024
 
 
 @triton.jit
@@ -42,10 +41,11 @@ def fake_quantize_log(
     x, layout = dense(x, axis)
     y = output_like(x)
     if x.numel() > 0:
+        block, warps = block_shape("log_kernel", x.dtype)
         with on_device_of(x):
-            log_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+            log_kernel[(triton.cdiv(x.numel(), block),)](
                 x, y, scale.contiguous(), x.numel(), layout.channels, layout.inner,
-                least_ratio(bits), CHANNELS=layout.channels > 1, BLOCK=BLOCK, num_warps=4,
+                least_ratio(bits), CHANNELS=layout.channels > 1, BLOCK=block, num_warps=warps,
                 enable_fp_fusion=False,
             )  # fmt: skip
     return finished(y, x)

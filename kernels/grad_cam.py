@@ -4,11 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._cam import COLUMNS, find_stretch, make_coarse, make_tap
 from synq_fast.kernels._cam_gradient import pull_back, spread
 from synq_fast.kernels._layout import on_device_of, power_of_two
-
-ROWS = 8
 
 
 @triton.jit
@@ -62,11 +61,13 @@ def grad_cam(
     if result.numel() == 0:
         return result, weights, coarse
     stretch = find_stretch(coarse, height, width, eps)
-    columns = min(power_of_two(width), COLUMNS)
+    elements, warps = block_shape("map_kernel", torch.float32)
+    columns = min(power_of_two(width), elements, COLUMNS)
+    rows = elements // columns
     with on_device_of(coarse):
-        map_kernel[(images * triton.cdiv(height, ROWS) * triton.cdiv(width, columns),)](
+        map_kernel[(images * triton.cdiv(height, rows) * triton.cdiv(width, columns),)](
             coarse, stretch, result, *small, height, width,
-            ROWS=ROWS, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+            ROWS=rows, COLUMNS=columns, num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
     return result, weights, coarse
 

@@ -4,10 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._layout import dense, laid_out_as, on_device_of
 from synq_fast.kernels._philox import Chance, kept_block
 
-BLOCK = 1024
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -65,10 +65,13 @@ def parts_kernel(
 def _launch(kernel, tensors: tuple[torch.Tensor, ...], chance: Chance, **options: bool) -> None:
     count = tensors[0].numel()
     if count > 0:
+        words = [as_words(x) for x in tensors]
+        block, warps = block_shape(kernel.fn.__name__, words[0].dtype)
         with on_device_of(tensors[0]):
-            kernel[(triton.cdiv(count, BLOCK),)](
-                *map(as_words, tensors), chance.seed, count, chance.threshold, chance.offset,
-                **options, QUADS=chance.by_quads, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+            kernel[(triton.cdiv(count, block),)](
+                *words, chance.seed, count, chance.threshold, chance.offset,
+                **options, QUADS=chance.by_quads, BLOCK=block, num_warps=warps,
+                enable_fp_fusion=False,
             )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import block_shape
 from synq_fast.kernels._heads import finished_heads, heads_of, output_of_heads
 from synq_fast.kernels._layout import on_device_of, power_of_two
 
@@ -119,10 +120,10 @@ def similarity_gradient_kernel(
     tl.store(target, y.to(result_ptr.dtype.element_ty), mask=mask)
 
 
-def _sides(positions: int, channels: int) -> tuple[int, int]:
+def _sides(positions: int, channels: int, elements: int) -> tuple[int, int]:
     """Returns positions and channels of a tile."""
     columns = min(power_of_two(channels), CHANNELS)
-    return min(power_of_two(positions), TILE // columns), columns
+    return min(power_of_two(positions), elements // columns), columns
 
 
 def _weights(weight: torch.Tensor | None, student: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -146,7 +147,7 @@ def structural_similarity_loss(
         return statistics.new_zeros(()), statistics
     teacher, student = heads_of(teacher), heads_of(student)
     memory, steps = _weights(weight, student)
-    rows, columns = _sides(positions, channels)
+    rows, columns = _sides(positions, channels, TILE)
     tiles = triton.cdiv(channels, columns)
     partial = statistics.new_empty(batch * heads * tiles)
     with on_device_of(student):
@@ -173,13 +174,14 @@ def structural_similarity_loss_backward(
     batch, heads, positions, channels = student.shape
     teacher, student = heads_of(teacher), heads_of(student)
     memory, steps = _weights(weight, student)
-    rows, columns = _sides(positions, channels)
+    elements, warps = block_shape("similarity_gradient_kernel", student.dtype)
+    rows, columns = _sides(positions, channels, elements)
     row_tiles, tiles = triton.cdiv(positions, rows), triton.cdiv(channels, columns)
     with on_device_of(student):
         similarity_gradient_kernel[(batch * heads * row_tiles * tiles,)](
             grad.float(), teacher, student, memory, statistics.contiguous(), y,
             heads, positions, channels, row_tiles, tiles,
             *teacher.stride()[:3], *student.stride()[:3], *steps, *y.stride()[:3],
-            WEIGHTED=weight is not None, ROWS=rows, COLUMNS=columns, num_warps=4,
+            WEIGHTED=weight is not None, ROWS=rows, COLUMNS=columns, num_warps=warps,
         )  # fmt: skip
     return finished_heads(y, given)

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from synq_fast.kernels._block_shapes import BlockShape, block_shape
 from synq_fast.kernels._layout import (
     PlaneLayout,
     finished,
@@ -13,7 +14,7 @@ from synq_fast.kernels._layout import (
     power_of_two,
 )
 
-TILE = 1024
+SUMS = BlockShape(1024, 4)
 
 
 @triton.jit
@@ -84,20 +85,22 @@ def variation_backward_kernel(
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
-def _tiles(rows: int, length: int) -> tuple[int, int, int, int]:
+def _tiles(rows: int, length: int, elements: int) -> tuple[int, int, int, int]:
     """Returns rows and columns of a tile, and how many tiles rows and columns make."""
-    columns = min(power_of_two(length), TILE)
-    height = min(power_of_two(rows), TILE // columns)
+    columns = min(power_of_two(length), elements)
+    height = min(power_of_two(rows), elements // columns)
     return height, columns, triton.cdiv(rows, height), triton.cdiv(length, columns)
 
 
-def _launch(kernel, images: PlaneLayout, groups: int, *tensors: torch.Tensor) -> None:
+def _launch(
+    kernel, images: PlaneLayout, groups: int, shape: BlockShape, *tensors: torch.Tensor
+) -> None:
     rows, length = images.planes // groups * images.height, images.width * images.step
-    height, columns, row_tiles, column_tiles = _tiles(rows, length)
+    height, columns, row_tiles, column_tiles = _tiles(rows, length, shape.elements)
     with on_device_of(tensors[0]):
         kernel[(groups * row_tiles * column_tiles,)](
             *tensors, rows, length, images.height, images.step, row_tiles, column_tiles,
-            ROWS=height, COLUMNS=columns, num_warps=4,
+            ROWS=height, COLUMNS=columns, num_warps=shape.warps,
         )  # fmt: skip
 
 
@@ -109,9 +112,10 @@ def total_variation(x: torch.Tensor, per_image: bool) -> tuple[torch.Tensor, tor
         value, norms = (x.new_zeros(size, dtype=torch.float32) for size in (shape, (groups, 4)))
         return value, norms
     x, images = plane_layout(x)
-    tiles = _tiles(images.planes // groups * images.height, images.width * images.step)
+    rows, length = images.planes // groups * images.height, images.width * images.step
+    tiles = _tiles(rows, length, SUMS.elements)
     partial = x.new_empty((groups, tiles[2] * tiles[3], 4), dtype=torch.float32)
-    _launch(squares_kernel, images, groups, x, partial)
+    _launch(squares_kernel, images, groups, SUMS, x, partial)
     norms = partial.sum(1, dtype=torch.float64).sqrt()
     return norms.sum(1).float().reshape(shape), norms.float()
 
@@ -126,6 +130,7 @@ def total_variation_backward(
     factors = torch.where(norms == 0, 0.0, grad.float().reshape(-1, 1) / norms).contiguous()
     x, images = plane_layout(x)
     y = output_like(x)
-    _launch(variation_backward_kernel, images, norms.shape[0], x, factors, y)
+    shape = block_shape("variation_backward_kernel", x.dtype)
+    _launch(variation_backward_kernel, images, norms.shape[0], shape, x, factors, y)
     y = finished(y, x)
     return y if y.stride() == result.stride() else result.copy_(y)

@@ -75,3 +75,13 @@ def test_a_build_that_falls_back_records_why(build, monkeypatch, variable, value
     monkeypatch.setenv("SYNQ_FAST_REQUIRE_NATIVE", "1")
     with pytest.raises(SystemExit, match=reason):
         build["build_native"]()
+
+
+def test_what_kernels_read_is_packaged():
+    text = (ROOT / "pyproject.toml").read_text()
+    patterns = re.search(r'^"synq_fast.kernels" = \[(.*)\]$', text, re.MULTILINE)
+    packaged = {pattern.strip(' "') for pattern in patterns[1].split(",")}
+    manifest = (ROOT / "MANIFEST.in").read_text()
+    archived = re.search(r"^recursive-include kernels (.*)$", manifest, re.MULTILINE)[1].split()
+    suffixes = {f"*{path.suffix}" for path in (ROOT / "kernels").iterdir() if path.is_file()}
+    assert suffixes == packaged | {"*.py"} == set(archived)

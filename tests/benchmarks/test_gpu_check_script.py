@@ -223,6 +223,9 @@ def test_everything_on_request(machine):
     assert done.returncode == 1 and done.stdout.endswith("failed: targets\n")
     assert begun(done)[: len(STAGES)] == begun(machine())
     assert "-m cuda tests" in done.stdout
+    # Beside the other results, not over the tree's own table.
+    shapes = f"{machine.results}/block_shapes-nvidia-h100-80gb-hbm3.json"
+    assert f"ran: -m benchmarks.block_shapes --output {shapes}" in done.stdout
     for suite in (ROOT / "benchmarks").glob("bench_*.py"):
         assert f"ran: -m pytest benchmarks/{suite.name}" in done.stdout
     for batch in (16, 256):

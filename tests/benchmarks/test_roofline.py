@@ -44,6 +44,30 @@ PRODUCTS = """
         /*0080*/                   FADD R4, R4, -R5 ;
         /*0090*/               @P0 BRA 0x80 ;
 """
+# One way in wide loads and one in narrow ones, a division's slow path, and a way that loads less.
+STRAIGHT = """
+        /*0000*/                   LDG.E R9, desc[UR4][R2.64] ;
+        /*0010*/               @P1 BRA 0x110 ;
+        /*0020*/               @P0 BRA 0xa0 ;
+        /*0030*/                   LDG.E R4, desc[UR4][R2.64] ;
+        /*0040*/                   LDG.E R5, desc[UR4][R2.64+0x4] ;
+        /*0050*/                   LDG.E R6, desc[UR4][R2.64+0x8] ;
+        /*0060*/                   LDG.E R7, desc[UR4][R2.64+0xc] ;
+        /*0070*/                   FADD R4, R4, R9 ;
+        /*0080*/                   STG.E desc[UR4][R16.64], R4 ;
+        /*0090*/                   BRA 0x110 ;
+        /*00a0*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*00b0*/               @P2 BRA 0xe0 ;
+        /*00c0*/                   MOV R8, 0xe0 ;
+        /*00d0*/                   CALL.REL.NOINC 0x120 ;
+        /*00e0*/                   FADD R4, R4, R9 ;
+        /*00f0*/                   STG.E.128 desc[UR4][R16.64], R4 ;
+        /*0100*/                   EXIT ;
+        /*0110*/                   EXIT ;
+        /*0120*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0130*/                   RET.REL.NODEC R8 0x0 ;
+        /*0140*/                   BRA 0x140;
+"""
 CARD = Card(copy=1e12, multiprocessors=100, clock=1e9)
 
 
@@ -60,6 +84,28 @@ def test_the_hot_loop():
 def test_the_product_loop():
     assert machine_code.product_loop(PRODUCTS) == Loop(4, 16, 0, 16, products=1)
     assert machine_code.product_loop(CODE) is None
+
+
+def test_the_way_through():
+    # The first load, three branches and all of the wide block that is no slow path.
+    assert machine_code.way_through(STRAIGHT) == Loop(8, loaded=20, stored=16, in_flight=20)
+    assert machine_code.way_through(STRAIGHT.replace("LDG", "LDS")) is None
+    # It ends where the kernel does.
+    assert machine_code.way_through(STRAIGHT.replace("@P1 BRA", "BRA")) == Loop(3, 4, 0, 4)
+
+
+def test_a_kernel_without_a_loop():
+    # Of 80 bytes loaded 16 belong to channels: a launch says what its threads need.
+    code = dataclasses.replace(kernel(64), way=Loop(100, loaded=80, stored=64, in_flight=80))
+    launch = Launch("s", "k", moved=400 * 256 * 128, items=400)
+    assert gpu_model.bytes_of_turn(code, launch) == 128
+    found = predict(CARD, code, launch)
+    waiting = 400 * 256 * 80 / gpu_model.LATENCY * 128 / 80
+    issued = 100 * 4e9 / 100 * 32 * 128
+    assert min(1e12, waiting, issued) == 1e12 and found.limit == "memory"
+    slow = dataclasses.replace(code, way=Loop(10_000, 80, 64, 80))
+    seconds = predict(CARD, slow, launch).seconds - gpu_model.LAUNCH
+    assert seconds == pytest.approx(launch.moved / (issued / 100))
 
 
 def test_what_limits_products():

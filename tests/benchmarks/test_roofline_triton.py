@@ -47,8 +47,36 @@ def test_a_call_is_compiled_and_not_run(tmp_path, monkeypatch) -> None:
 
 def test_the_calls() -> None:
     found = calls()
-    assert len({call.name for call in found}) == len(found) == 8
-    assert {name for call in found for name in call.moved} == {"partials_kernel", "moments_kernel"}
+    assert len({call.name for call in found}) == len(found) == 20
+    names = {"partials_kernel", "moments_kernel", "gradient_kernel"}
+    names |= {"layers_partials_kernel", "layers_gradient_kernel"}
+    assert {name for call in found for name in call.moved} == names
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: nothing is compiled"
+)
+def test_layers_share_launches(tmp_path, monkeypatch) -> None:
+    from synq_fast import kernels
+
+    try:
+        disassembler_of()
+    except MachineCodeError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    forward, backward = (call for call in calls() if "ResNet-20 at 256 float32 ch" in call.name)
+    compiled = Compiled(forward, kernels, 90, tmp_path)
+    # Widths of 16, 32 and 64 channels are reduced by tiles of their own.
+    names = [launch.kernel for launch in compiled.launches]
+    reading = ["layers_partials_kernel"] * 3
+    assert names == ["words_kernel"] * 2 + [*reading, "layers_finish_kernel", "total_kernel"]
+    nbytes = 4 * 256 * (7 * 16 * 32**2 + 6 * 32 * 16**2 + 6 * 64 * 8**2)
+    assert sum(launch.moved for launch in compiled.launches) == pytest.approx(nbytes)
+    assert compiled.launches[2].moved == pytest.approx(4 * 256 * 7 * 16 * 32**2)
+    compiled = Compiled(backward, kernels, 90, tmp_path)
+    assert [launch.kernel for launch in compiled.launches][2:] == ["layers_gradient_kernel"]
+    loop = compiled.kernel(compiled.launches[-1]).loop
+    assert loop is not None and (loop.loaded, loop.stored) == (64, 64)
 
 
 def test_the_command() -> None:

@@ -26,8 +26,9 @@ def launch_all(dtype: torch.dtype) -> None:
             _, _, statistics = kernels.bn_statistics_loss(x, stored, stored)
             kernels.bn_statistics_loss_backward(scale, scale, x, statistics)
             kernels.bn_statistics_loss_backward(None, scale, x, statistics)
-    loss, statistics = kernels.bn_statistics_losses([x, x], [stored] * 2, [stored] * 2, [1.0, 0.5])
-    kernels.bn_statistics_losses_backward(loss, [x, x], statistics, [1.0, 0.5])
+            layers, weights = [x, x, x[:2]], [1.0, 0.5, 0.5]
+            loss, rows = kernels.bn_statistics_losses(layers, [stored] * 3, [stored] * 3, weights)
+            kernels.bn_statistics_losses_backward(loss, layers, rows, weights)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -36,22 +37,29 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
     assert {name for name, _ in compiler.ptx} == {
         "finish_kernel",
         "gradient_kernel",
+        "layers_finish_kernel",
+        "layers_gradient_kernel",
+        "layers_partials_kernel",
         "partials_kernel",
         "total_kernel",
+        "words_kernel",
     }
     kernels = resources(compiler.log.getvalue())
     assert kernels
     assert [kernel for kernel in kernels if kernel.spilled_bytes > 0] == []
     assert [kernel for kernel in kernels if kernel.registers > MAXIMUM_REGISTERS] == []
-    wide, waiting = set(), []
+    wide, waiting = set(), {"partials_kernel": [], "layers_partials_kernel": []}
     for name, ptx in compiler.ptx:
         for instructions in entries(ptx).values():
-            if name == "partials_kernel":
-                waiting.append(wide_accesses(instructions, "ld"))
+            if name in waiting:
+                waiting[name].append(wide_accesses(instructions, "ld"))
             wrong = inexact(instructions)
             assert not [w for w in wrong if w.startswith(("atom", "red"))], name
             if widest_access(instructions, "ld") >= 128:
-                wide.add(name)
-    assert wide >= {"gradient_kernel", "partials_kernel"}
+                wide.add((name, "ld"))
+            if widest_access(instructions, "st") >= 128:
+                wide.add((name, "st"))
+    gradients = {"gradient_kernel", "layers_gradient_kernel"}
+    assert wide >= {(name, kind) for name in gradients for kind in ("ld", "st")}
     # Of large images, four rows of a lane at a time in both layouts.
-    assert sum(count >= 4 for count in waiting) >= 2
+    assert all(sum(count >= 4 for count in counts) >= 2 for counts in waiting.values())

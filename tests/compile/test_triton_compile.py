@@ -166,7 +166,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
         "channel_kernel",
         "finish_kernel",
         "fused_kernel",
-        "partials_kernel",
+        "ranges_kernel",
         "tensor_kernel",
     }
     assert compiler.fused == []

@@ -42,7 +42,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
         "choose_kernel",
         "errors_kernel",
         "finish_kernel",
-        "partials_kernel",
+        "ranges_kernel",
         "total_kernel",
         "update_kernel",
     }
@@ -61,7 +61,7 @@ def test_launches(compiler: Compiler, dtype: torch.dtype) -> None:
                 assert divisions(instructions) > 0
                 assert any(SUMS.fullmatch(instruction) for instruction in instructions)
                 wide += widest_access(instructions, "ld") >= 128
-            if name == "partials_kernel":
+            if name == "ranges_kernel":
                 assert widest_access(instructions, "ld") >= 128
     # All but channels in pieces.
     assert wide >= 3

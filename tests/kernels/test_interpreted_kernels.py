@@ -127,6 +127,92 @@ def test_parts_are_joined_some_at_a_time(kernels, monkeypatch) -> None:
         torch.testing.assert_close(value, true, rtol=1e-6, atol=2e-6)
 
 
+def layers_of_all_kinds() -> list[torch.Tensor]:
+    """Layers that are read alike and not: two types, both layouts, wide ones, an odd address."""
+    shapes = [(3, 16, 9, 8), (2, 64, 5, 5), (70, 7, 3, 3), (4, 130, 2, 2), (5, 33), (1, 3, 4, 4)]
+    layers = [torch.randn(shape).add(0.3) for shape in shapes]
+    layers += [x.to(memory_format=torch.channels_last) for x in layers if x.ndim == 4]
+    layers += [x.bfloat16() for x in layers[::2]]
+    return [*layers, torch.randn(1 + 2 * 16 * 36)[1:].view(2, 16, 6, 6)]
+
+
+def test_a_layer_of_a_network_is_reduced_as_if_alone(kernels) -> None:
+    """To the bit: how a sum is divided does not depend on what shares its launch."""
+    layers = layers_of_all_kinds()
+    stored = [(torch.linspace(-1, 1, x.shape[1]), torch.rand(x.shape[1])) for x in layers]
+    weights = [0.1 * (i + 1) for i in range(len(layers))]
+    loss, statistics = kernels.bn_statistics_losses(
+        layers, *map(list, zip(*stored, strict=True)), weights
+    )
+    alone = [kernels.bn_statistics_loss(x, *s) for x, s in zip(layers, stored, strict=True)]
+    assert torch.equal(statistics, torch.cat([found for *_, found in alone], 1))
+    total = sum(w * (mean + var) for w, (mean, var, _) in zip(weights, alone, strict=True))
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)
+    slope = torch.tensor(1.25)
+    gradients = kernels.bn_statistics_losses_backward(slope, layers, statistics, weights)
+    for x, gradient, (*_, found), weight in zip(layers, gradients, alone, weights, strict=True):
+        lone = kernels.bn_statistics_losses_backward(slope, [x], found, [weight])
+        assert torch.equal(gradient, lone[0]) and gradient.stride() == x.stride()
+        half = kernels.bn_statistics_loss_backward(slope * 0.5, slope * 0.5, x, found)
+        alike = kernels.bn_statistics_losses_backward(slope, [x], found, [0.5])
+        assert torch.equal(half, alike[0])
+
+
+def test_a_table_of_words(kernels) -> None:
+    from synq_fast.kernels._layer_table import WORDS, table_of
+
+    rows = [(i, -i, 2**62 + i) for i in range(WORDS.value // 2)]
+    assert torch.equal(table_of(rows, torch.zeros(1)), torch.tensor(rows).T)
+
+
+def results_by_shape(kernels, x: torch.Tensor) -> list[torch.Tensor]:
+    """What kernels whose shapes are chosen give, each in one call."""
+    one, each = torch.tensor(1.5), torch.linspace(0.5, 2, x.shape[1])
+    low, seed = -each, torch.tensor(7)
+    grid, statistics = (-one, one, 4), torch.rand(3, x.shape[1]).double()
+    moments = torch.rand(2, *x.shape[:2]).unbind()
+    maps = torch.rand(3, 1, 20, 8), torch.rand(3, x.shape[1]), torch.rand(3, 1, 9, 5)
+    last = not x.is_contiguous()
+    codes = torch.arange(9000).to(torch.int8).view(1, -1)
+    return [
+        kernels.fake_quantize(x, -one, one, 4, None, None),
+        kernels.fake_quantize_backward(x, x, low, each, 4, 1, None),
+        kernels.affine_relu_fake_quantize(x, each, low, x, *grid, 6.0),
+        *kernels.fake_quantize_dynamic(x, 4, None, None, False),
+        *kernels.fake_quantize_dynamic(x, 4, 1, None, True),
+        kernels.fake_quantize_learned_dropped(x, each, low, seed, 4, 1, 0.5, 1.0, 3),
+        kernels.fake_quantize_log(x, each, 4, 1),
+        kernels.activation_fake_quantize(x, one, one, 1, 4, False),
+        kernels.random_mix(x, -x, seed, 0.5),
+        *kernels.random_mix_backward(x, seed, x.stride(), 0.5, True, True),
+        kernels.bn_statistics_loss_backward(one, one, x, statistics),
+        *kernels.bn_statistics_losses_backward(one, [x, x[:2]], statistics.repeat(1, 2), [1, 2]),
+        kernels.channel_moments_backward(*moments, x, moments[0]),
+        kernels.total_variation_backward(one, x, torch.ones(1, 4)),
+        kernels.structural_similarity_loss_backward(one, x, x, None, torch.ones(3, 70, 4, 5)),
+        kernels.grad_cam_backward(*maps, 0, 0.1, 0.1, last, torch.float32),
+        kernels.grad_cam(x, x, None, 0, 30, 20, 0.1, 0.1)[0],
+        kernels.distillation_loss_backward(one, one, torch.rand(2, 40, 60), torch.zeros(40, 60)),
+        (packed := kernels.pack_codes(codes, 4)),
+        kernels.unpack_codes(packed, 4, 9000),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_chosen_shapes_change_no_bit(kernels, monkeypatch, layout) -> None:
+    from synq_fast.kernels import _block_shapes
+
+    x = torch.randn(3, 70, 9, 5).to(memory_format=layout)
+    results = []
+    for elements, warps in ((256, 4), (4096, 8)):
+        shape = _block_shapes.BlockShape(elements, warps)
+        monkeypatch.setattr(_block_shapes, "SHAPES", dict.fromkeys(_block_shapes.SHAPES, shape))
+        torch.manual_seed(0)
+        results.append(results_by_shape(kernels, x))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+
+
 def test_a_search_returns_to_its_sums(kernels, monkeypatch) -> None:
     module = sys.modules[kernels.search_range.__module__]
     monkeypatch.setattr(module, "MAXIMUM_PROGRAMS", 2)
