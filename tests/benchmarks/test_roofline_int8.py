@@ -28,7 +28,8 @@ def pretended(monkeypatch, of_turn, after, registers=64, threads=256):
 
     def launched(layer, result, capability, folder):
         found = round(of_turn * layer[2] / DEPTH + after)
-        return SimpleNamespace(threads=threads, kernel=Kernel("k", registers, 0, None, length=found))
+        kernel = Kernel("k", registers, 0, None, length=found)
+        return SimpleNamespace(threads=threads, kernel=kernel)
 
     monkeypatch.setattr(roofline_int8, "launched", launched)
 
