@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,9 +36,7 @@ class CodeQuantizer(FullPrecision):
         """Codes of the shape of ``x``."""
         if not _has_kernels(x):
             return plain.int8_codes(x, self.grid)
-        from synq_fast import kernels
-
-        codes: Tensor = kernels.int8_codes(x, self.grid)
+        codes: Tensor = _kernels().int8_codes(x, self.grid)
         return codes
 
 
@@ -110,9 +111,9 @@ class ProductLayer(FullPrecision):
             return plain.int8_product(
                 *given, grid=self.grid, added=added, added_grid=self.added_grid
             )
-        from synq_fast import kernels
-
-        y: Tensor = kernels.int8_product(*given, self.grid, added, self.added_grid, torch.float32)
+        y: Tensor = _kernels().int8_product(
+            *given, self.grid, added, self.added_grid, torch.float32
+        )
         return y
 
     def extra_repr(self) -> str:
@@ -129,6 +130,11 @@ def fits_product(layer: FrozenLayer) -> bool:
         return False
     largest = layer.codes().short().abs().flatten(1).sum(1) * _MOST_OF_CODES
     return bool((largest + layer.bias.long().abs() <= _LARGEST_SUM).all())
+
+
+def _kernels() -> Any:
+    # As late as it can be: they need Triton.
+    return importlib.import_module("synq_fast.kernels")
 
 
 def _has_kernels(x: Tensor) -> bool:
