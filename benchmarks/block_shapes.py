@@ -5,6 +5,7 @@ python -m benchmarks.block_shapes [--output FILE] [--predict]
 Lanes of a candidate take 16, 32 or 64 bytes of each tensor. On a GPU candidates are timed, and the
 fastest is taken. Without one, or with --predict, they are compiled and predicted by the rules of
 docs/gpu.md: the shortest time is taken, and of equal ones that whose other limits are farthest.
+What spills on another architecture is not.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ ROUNDS = 5
 NOISE, FAR = 0.01, 0.05
 # What tests/compile allow, and of the usual calls: other sizes and architectures need more.
 MOST_REGISTERS, USUAL_REGISTERS = 128, 104
+# On which what is chosen must not spill.
+ARCHITECTURES = (80, 90, 100, 120)
 
 Shape = tuple[int, int]
 
@@ -73,19 +77,20 @@ def measured(case: Case, shape: Shape) -> Outcome:
     return Outcome(shape, seconds)
 
 
+def launched(case: Case, call: Callable[[], object], arch: int, folder: Path) -> list[Launched]:
+    """Compiles what a call launches of the case's kernel."""
+    name = case.kernel.split()[0]
+    found = [launch for launch in launches_of(call, arch, folder) if launch.name == name]
+    if not found:
+        raise MachineCodeError(f"a call for {case.kernel} did not launch it")
+    return found
+
+
 def predicted(case: Case, shape: Shape, card: Card, arch: int, folder: Path) -> Outcome:
     """Compiles the case's calls and predicts the kernel's time."""
-
-    def launched(call: Callable[[], object]) -> list[Launched]:
-        name = case.kernel.split()[0]
-        found = [launch for launch in launches_of(call, arch, folder) if launch.name == name]
-        if not found:
-            raise MachineCodeError(f"a call for {case.kernel} did not launch it")
-        return found
-
     predictions, crowded = [], 0.0
     for call, moved in case.calls:
-        launches = launched(call)
+        launches = launched(case, call, arch, folder)
         programs = sum(launch.programs for launch in launches)
         for launch in launches:
             part = moved * launch.programs / programs
@@ -94,7 +99,8 @@ def predicted(case: Case, shape: Shape, card: Card, arch: int, folder: Path) -> 
             crowded += sum(part / rate for rate in predictions[-1].rates.values())
     seconds = sum(found.seconds for found in predictions)
     usual = [found.kernel for found in predictions]
-    every = [*usual, *(launch.kernel for call in case.rare for launch in launched(call))]
+    rare = (launch for call in case.rare for launch in launched(case, call, arch, folder))
+    every = [*usual, *(launch.kernel for launch in rare)]
     registers = max(kernel.registers for kernel in usual)
     return Outcome(
         shape,
@@ -116,6 +122,24 @@ def choose(outcomes: Sequence[Outcome]) -> Outcome:
     return next(outcome for outcome in equal if outcome.crowded <= least * (1 + FAR))
 
 
+def spills(case: Case, archs: Iterable[int], folder: Path, shape: Shape) -> bool:
+    """Whether the kernel keeps registers in memory on some architecture."""
+    from synq_fast.kernels import _block_shapes
+
+    calls = [*(call for call, _ in case.calls), *case.rare]
+    with _block_shapes.tried(case.key, _block_shapes.BlockShape(*shape)):
+        found = [launched(case, call, arch, folder) for arch in archs for call in calls]
+    return any(launch.kernel.stack_bytes for launches in found for launch in launches)
+
+
+def without_spills(outcomes: Sequence[Outcome], spilling: Callable[[Shape], bool]) -> list[Outcome]:
+    """Returns the outcomes, of which none fits that would be chosen and spills."""
+    kept = list(outcomes)
+    while (best := choose(kept)).fits and spilling(best.shape):
+        kept[kept.index(best)] = replace(best, fits=False)
+    return kept
+
+
 def search(
     options: argparse.Namespace, device: torch.device, folder: Path
 ) -> Iterator[tuple[Case, list[Outcome]]]:
@@ -134,6 +158,9 @@ def search(
                     outcomes.append(predicted(case, shape, card, options.arch, folder))
                 else:
                     outcomes.append(measured(case, shape))
+        if options.predict:
+            others = [arch for arch in ARCHITECTURES if arch != options.arch]
+            outcomes = without_spills(outcomes, partial(spills, case, others, folder))
         yield case, outcomes
 
 

@@ -11,7 +11,14 @@ import torch
 
 from benchmarks import block_shapes, cuda_timing
 from benchmarks.block_shape_cases import Case
-from benchmarks.block_shapes import Outcome, candidates, choose, main, written
+from benchmarks.block_shapes import (
+    Outcome,
+    candidates,
+    choose,
+    main,
+    without_spills,
+    written,
+)
 from benchmarks.cuda_timing import Sample
 from benchmarks.machine_code import MachineCodeError, disassembler_of
 
@@ -45,6 +52,22 @@ def test_candidates():
 )
 def test_the_choice(outcomes, place):
     assert choose(outcomes) is outcomes[place]
+
+
+def test_what_spills_on_another_architecture_is_not_chosen():
+    outcomes = [Outcome((512, 4), 3.0), Outcome((1024, 4), 1.0), Outcome((2048, 4), 2.0)]
+    asked = []
+
+    def spilling(shape):
+        asked.append(shape)
+        return shape == (1024, 4)
+
+    kept = without_spills(outcomes, spilling)
+    assert choose(kept).shape == (2048, 4) and asked == [(1024, 4), (2048, 4)]
+    assert [outcome.fits for outcome in kept] == [True, False, True]
+    # Where nothing fits, the fastest is taken all the same.
+    kept = without_spills(outcomes, lambda shape: True)
+    assert choose(kept).shape == (1024, 4) and not any(outcome.fits for outcome in kept)
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
