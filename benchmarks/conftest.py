@@ -87,12 +87,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("allocator", harness.allocator_settings(), indirect=True)
 
 
+def _has_layout(given: Mapping[str, object]) -> bool:
+    shape = given.get("shape")
+    return given.get("layout") != "channels_last" or not isinstance(shape, tuple) or len(shape) == 4
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the benchmarks that the options ask for."""
+    """Keep what the options ask for, and one layout of what has fewer dimensions than images."""
     wanted = {option for option in _ASKED if config.getoption(f"--{option}")}
 
     def kept(item: pytest.Item) -> bool:
         mark = item.get_closest_marker("asked")
+        given = getattr(item, "callspec", None)
+        if given is not None and not _has_layout(given.params):
+            return False
         return (mark.args[0] in wanted) if mark is not None else not wanted
 
     left = [item for item in items if kept(item)]

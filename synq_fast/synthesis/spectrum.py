@@ -34,20 +34,17 @@ class SpectrumImages:
 
     drawn: ClassVar[int] = 0
 
-    def __init__(self, start: Tensor, labels: Tensor) -> None:
-        """Begin at white images (B, C, H, W), float32, under the envelope; labels (B,) int64."""
+    def __init__(self, start: Tensor, labels: Tensor, *, white: bool = True) -> None:
+        """Begin at images (B, C, H, W), float32; put under the envelope if ``white``.
+
+        Labels (B,) are int64.
+        """
         self.size = start.shape[2], start.shape[3]
         self.envelope = envelope(*self.size).to(start.device)
-        white = torch.fft.rfft2(start, norm="ortho")
-        self.coefficients = torch.view_as_real(white).contiguous().requires_grad_()
+        spectrum = torch.fft.rfft2(start, norm="ortho")
+        white_spectrum = spectrum if white else spectrum / self.envelope
+        self.coefficients = torch.view_as_real(white_spectrum).contiguous().requires_grad_()
         self.labels, self.batch_size = labels, len(labels)
-
-    @classmethod
-    def going_on(cls, images: Tensor, labels: Tensor) -> SpectrumImages:
-        """Begin at these images (B, C, H, W), float32."""
-        falling = envelope(*images.shape[2:]).to(images.device)
-        white = torch.fft.rfft2(images, norm="ortho") / falling
-        return cls(torch.fft.irfft2(white, s=images.shape[2:], norm="ortho"), labels)
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """The coefficients, at the plateau's rate."""

@@ -143,10 +143,8 @@ class Synthesizer:
             start = start.to(self.device)
             if recipe.parametrization == "pixels":
                 images = Pixels(start, labels, self.valid)
-            elif before is None:
-                images = SpectrumImages(start, labels)
             else:
-                images = SpectrumImages.going_on(start, labels)
+                images = SpectrumImages(start, labels, white=before is None)
         shapes = self.teacher.attention_shapes
         begins = Start(labels, generator, *self._earlier(), shapes, places)
         held = {name: loss.begin(begins) for name, loss in self.losses.items()}

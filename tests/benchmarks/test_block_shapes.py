@@ -90,8 +90,8 @@ def test_a_gpu_is_asked(monkeypatch, tmp_path, capsys):
     key, seen = case().key, []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
-    asked = lambda *_: [case(calls=((lambda: _block_shapes.block_shape(*key), 0),))]  # noqa: E731
-    monkeypatch.setattr(block_shapes, "cases", asked)
+    asked = [case(calls=((lambda: _block_shapes.block_shape(*key), 0),))]
+    monkeypatch.setattr(block_shapes, "cases", lambda *_: asked)
     ticks = count(10, -1)
 
     def samples(columns):

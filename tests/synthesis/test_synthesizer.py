@@ -211,9 +211,11 @@ def test_images_that_no_label_asked_for_are_of_the_class_that_the_teacher_sees()
     assert torch.equal(labels, maker.teacher(images, labels).logits.argmax(1))
 
 
-def test_latent_images_do_not_depend_on_the_defaults_of_the_process():
-    expected = synthesizer(LATENT).batch(0, 5)[0]
-    maker = synthesizer(LATENT)
+@pytest.mark.parametrize("parametrization", ["pixels", "spectrum", "latent"])
+def test_images_do_not_depend_on_the_defaults_of_the_process(parametrization):
+    recipe = dataclasses.replace(LATENT, parametrization=parametrization)
+    expected = synthesizer(recipe).batch(0, 5)[0]
+    maker = synthesizer(recipe)
     torch.set_default_dtype(torch.float64)
     try:
         found = maker.batch(0, 5)[0]
