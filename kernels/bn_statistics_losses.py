@@ -218,14 +218,14 @@ def bn_statistics_losses_backward(
             first[i], columns[i], layout.channels, division.splits, x.data_ptr(), y.data_ptr(),
             division.rows, division.units, layout.outer * layout.inner, float_word(weights[i]),
         ))  # fmt: skip
-    table = table_of(rows, loss)
+    table, places, scale = table_of(rows, loss), searched(len(layers)), loss.float()
     with on_device_of(loss):
         for like, layer, start, programs in shares:
             unit, tile_rows, tile_columns = like.shapes
             layers_gradient_kernel[(programs,)](
-                table, layers[layer][0], results[layer], statistics, loss.float(), start,
+                table, layers[layer][0], results[layer], statistics, scale, start,
                 len(layers), statistics.stride(0), BY_COLUMN=like.by_column, UNIT=unit,
                 ROWS=tile_rows, COLUMNS=tile_columns, ALIGNED=like.aligned, NARROW=like.narrow,
-                LAYERS=searched(len(layers)), num_warps=divisions[layer].warps,
+                LAYERS=places, num_warps=divisions[layer].warps,
             )  # fmt: skip
     return [finished(y, x) for y, (x, _) in zip(results, layers, strict=True)]

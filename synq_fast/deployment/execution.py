@@ -239,7 +239,7 @@ class _Builder(ABC):
         absorbed: list[fx.Node] | None = None,
         added: fx.Node | None = None,
     ) -> None:
-        """Let ``node`` call a layer of oneDNN and what it joins."""
+        """Let ``node`` call a layer that takes codes, and what it joins."""
         source = layer.all_input_nodes[0]
         place = self.order[node]
         later = added is not None and any(self.order[user] > place for user in added.users)
