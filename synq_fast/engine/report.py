@@ -22,6 +22,7 @@ from synq_fast.graph.norm_folding import folded_like
 from synq_fast.models import Teacher
 from synq_fast.ops import _installation
 from synq_fast.quant import held_weights
+from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.quant.sensitivity import divergence
 from synq_fast.quant.widths import widths_of
 from synq_fast.recipes import Recipe
@@ -302,6 +303,8 @@ def _layers(
     if floats is None:
         return measure_layers(student, seen)
     plain = build_student(floats.graph, widths_of(student), recipe.quantization, floats.leaves)
+    if recipe.quantization.weight_rounding == BALANCED:
+        balance_weights(plain)
     with torch.no_grad():
         costs = sensitivities(floats.graph, plain.eval(), few)
     return measure_layers(student, seen, floats.graph, costs, len(few))

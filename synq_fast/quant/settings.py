@@ -59,6 +59,13 @@ class Quantization:
         "asymmetric",
         "symmetric",
     )
+    weight_rounding: str = choice(
+        "nearest",
+        "codes of weights before any training: the nearest, or (balanced) those whose errors add "
+        "up to nothing over each kernel and each output channel (SQuant)",
+        "nearest",
+        "balanced",
+    )
     symmetric_activations: bool = flag(
         False,
         "make 8-bit activation ranges symmetric about zero, as TensorRT needs them: a bit less "

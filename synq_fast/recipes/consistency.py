@@ -5,6 +5,7 @@ from __future__ import annotations
 from synq_fast.errors import RecipeError
 from synq_fast.finetune.losses import LOSSES
 from synq_fast.finetune.settings import Finetune
+from synq_fast.quant.balance import BALANCED
 from synq_fast.recipes.schema import STAGES, Recipe
 from synq_fast.synthesis.losses import (
     GENERATOR_LOSSES,
@@ -114,7 +115,13 @@ def _problems(recipe: Recipe) -> list[str]:
             '= "always" cannot fold; set one of quantization.rotate and quantization.fold_norms to '
             '"never"'
         )
-    learned = recipe.quantization.weight_range == "learned" and recipe.quantization.learn_ranges
+    fixed = recipe.quantization.weight_range == "learned"
+    if recipe.quantization.weight_rounding == BALANCED and not fixed:
+        problems.append(
+            'quantization.weight_rounding = "balanced" moves weights within ranges that stay; set '
+            'quantization.weight_range = "learned"'
+        )
+    learned = fixed and recipe.quantization.learn_ranges
     if "blocks" in recipe.stages and not learned:
         problems.append(
             'the stage blocks trains ranges: set quantization.weight_range = "learned" and '

@@ -63,6 +63,7 @@ RECIPES["synq-fast-vit, rewritten"] = {
     "quantization.rotate": "never",
     "quantization.fold_norms": "auto",
     "quantization.ridge": 0.1,
+    "quantization.weight_rounding": "balanced",
     "blocks.curvature": True,
 }
 # Images and model in turns, on and on or from noise.

@@ -18,6 +18,7 @@ from synq_fast.finetune.probabilities import fit_probabilities
 from synq_fast.finetune.ridge import apply_corrections, ridge_corrections
 from synq_fast.graph.norm_folding import foldable_norms
 from synq_fast.optimize.loop import Report
+from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.storage.checkpoint_file import CheckpointFile
 
 if TYPE_CHECKING:
@@ -28,11 +29,16 @@ def calibration(run: Run, made: Made) -> Made:
     """Find the ranges, and measure the model as it is then."""
     recipe = run.recipe.quantization
     folds = _folded(run, made) if recipe.fold_norms != "never" else []
+    balanced = recipe.weight_rounding == BALANCED
+    if balanced and not recipe.ridge:
+        _balance(run, made)
     with run.phase("calibration", recipe.calibration_batches) as phase:
         checkpoint = run.checkpoint("calibration")
         find_ranges(run, made.student, made.source, phase.show, checkpoint, folds)
     if recipe.ridge:
         _correct(run, made)
+        if balanced:
+            _balance(run, made)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
         run.write_metrics()
@@ -107,3 +113,9 @@ def _correct(run: Run, made: Made) -> None:
     found = run.ranks.from_first(lambda: {name: v.cpu() for name, v in found.items()})
     apply_corrections(made.student, found)
     run.reporter.line(f"ridge: weights of {len(found)} linear layers corrected")
+
+
+def _balance(run: Run, made: Made) -> None:
+    """Let the rounding errors of weights cancel."""
+    turned = balance_weights(made.student)
+    run.reporter.line(f"weight_rounding: {turned} weights turned to their other neighbour")

@@ -12,6 +12,7 @@ from synq_fast.engine.stages.stage import Made
 from synq_fast.finetune.sensitivity import SensitivityLoop
 from synq_fast.quant import BitWidths, coverage_of
 from synq_fast.quant.allocation import averages, choose
+from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.quant.bits import HIGHEST, LOWEST, AutoBits
 from synq_fast.quant.sensitivity import Sensitivity
 from synq_fast.quant.widths import widths_of
@@ -52,7 +53,10 @@ def sensitivity_of(run: Run, source: ImageSource) -> Sensitivity:
     quantization = replace(run.recipe.quantization, end_bits=0, layer_bits=())
 
     def build(bits: int) -> fx.GraphModule:
-        return run.build_student(BitWidths(bits, bits), quantization)
+        student = run.build_student(BitWidths(bits, bits), quantization)
+        if quantization.weight_rounding == BALANCED:
+            balance_weights(student)
+        return student
 
     count, size = quantization.calibration_batches, quantization.calibration_batch_size
     loop = SensitivityLoop(
