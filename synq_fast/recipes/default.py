@@ -14,6 +14,7 @@ _BY_SIZE = (
     ("synq-fast-cifar", 84),
     ("synq-fast-imagenet", math.inf),
 )
+_LARGEST = _BY_SIZE[-1][0]
 
 
 def default_recipe(
@@ -30,8 +31,8 @@ def default_recipe(
     ========  ======================  ==========================
 
     These are for convolutional networks, best with BatchNorm. Transformers without it get
-    ``synq-fast-vit``, and ``synq-fast-vit-8bit``, which trains nothing, where all is to have 8
-    bits.
+    ``synq-fast-vit``. Where all is to have 8 bits, transformers and networks above 84 pixels get
+    ``synq-fast-vit-8bit`` and ``synq-fast-imagenet-8bit``, which train nothing.
 
     Args:
         input_shape: (C, H, W) of one image.
@@ -47,4 +48,7 @@ def default_recipe(
         return "synq-fast-vit", "for a transformer"
     _, height, width = input_shape
     name = next(name for name, longest in _BY_SIZE if max(height, width) <= longest)
-    return name, f"for images of {height} x {width} pixels"
+    reason = f"for images of {height} x {width} pixels"
+    if name == _LARGEST and lowest >= HIGHEST:
+        return f"{name}-8bit", f"{reason} at {HIGHEST} bits"
+    return name, reason

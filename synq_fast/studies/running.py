@@ -43,6 +43,7 @@ _SYNQ = {
     "synq-fast-digits": "synq-digits",
     "synq-fast-cifar": "synq-cifar",
     "synq-fast-imagenet": "synq-imagenet",
+    "synq-fast-imagenet-8bit": "synq-imagenet",
 }
 """SynQ's own recipe for networks to which another one suits better."""
 

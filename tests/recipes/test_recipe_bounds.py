@@ -243,3 +243,19 @@ def test_default_recipe_follows_the_image_size(shape, name):
     found, reason = default_recipe(shape)
     assert found == name and name in list_recipes()
     assert reason == f"for images of {shape[1]} x {shape[2]} pixels"
+
+
+def test_eight_bits_of_large_networks_need_no_training():
+    name, reason = default_recipe((3, 224, 224), lowest=8)
+    assert (name, reason) == ("synq-fast-imagenet-8bit", "for images of 224 x 224 pixels at 8 bits")
+    one, other = load_recipe(name), load_recipe("synq-fast-imagenet")
+    assert one.stages == ("synthesis", "calibration")
+    # The widths of one command share their images.
+    assert one.synthesis == other.synthesis and one.filter == other.filter
+    assert default_recipe((3, 224, 224), lowest=7)[0] == other.name
+    assert default_recipe((3, 32, 32), lowest=8)[0] == "synq-fast-cifar"
+
+
+def test_balanced_weights_need_ranges_that_stay():
+    with pytest.raises(RecipeError, match=r'balanced" moves weights.*weight_range = "learned"'):
+        load_recipe("synq-digits", {"quantization.weight_rounding": "balanced"})
