@@ -16,8 +16,11 @@ from synq_fast.finetune.linear_inputs import fit_linear_inputs
 from synq_fast.finetune.norm_folds import Fold, apply_folds, measure_folds, take_ranges
 from synq_fast.finetune.probabilities import fit_probabilities
 from synq_fast.finetune.ridge import apply_corrections, ridge_corrections
+from synq_fast.graph import called_module
 from synq_fast.graph.norm_folding import foldable_norms
+from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Report
+from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.storage.checkpoint_file import CheckpointFile
 
@@ -66,6 +69,7 @@ def find_ranges(
         ranks=run.ranks,
     )
     take_ranges(student, folds)
+    take_image_range(student, run.teacher)
     if attentions or recipe.range == "output":
         with closing(source.batches(recipe.calibration_batch_size)) as batches:
             images, _ = batches(0)
@@ -73,6 +77,20 @@ def find_ranges(
             fit_linear_inputs(student, images)
             fit_attention_operands(student, attentions, images)
         fit_probabilities(student, attentions, images)
+
+
+def take_image_range(student: fx.GraphModule, teacher: Teacher) -> None:
+    """Give the image the range of valid pixels, where the network's normalisation is known.
+
+    Synthetic images leave it by far, which takes steps from the pixels that there are.
+    """
+    if set(teacher.mean) == {0.0} and set(teacher.std) == {1.0}:
+        return
+    low, high = teacher.valid_range()
+    for node in student.graph.nodes:
+        quantizer = called_module(student, node)
+        if isinstance(quantizer, ActivationQuantizer) and node.args[0].op == "placeholder":
+            quantizer.take(low.min(), high.max())
 
 
 def _images(run: Run, made: Made) -> Sequence[Tensor]:
