@@ -12,6 +12,7 @@ from synq_fast import ops
 from synq_fast.bank.crops import crop, random_crops
 from synq_fast.bank.images import Bank
 from synq_fast.bank.prefetch import Prefetcher, Tensors
+from synq_fast.bank.variety import ALIKE, Variety, drawn_looks, varied
 from synq_fast.fields import choice, number
 from synq_fast.runtime.memory import send
 from synq_fast.runtime.precision import tensor_float32
@@ -95,6 +96,10 @@ class BatchSource:
     seed: int
     part: slice = field(default_factory=lambda: slice(None))
     """Which images of each batch; ranks that work together take one part each."""
+    variety: Variety = ALIKE
+    """What the images look like in each batch."""
+    valid: tuple[Tensor, Tensor] | None = None
+    """Least and largest value of each channel (C, 1, 1), on the bank's device."""
     prefetch: int = 2
     """Batches that are read ahead from a streamed bank; 0 reads each when it is needed."""
     _ahead: Prefetcher | None = field(default=None, init=False, repr=False)
@@ -108,8 +113,8 @@ class BatchSource:
 
     def made(self, *inputs: Tensor) -> tuple[Tensor, Tensor, None]:
         """Images (B, C, H, W) and labels (B,) of what ``inputs`` gave."""
-        images, labels, crops = inputs
-        return self.transformed(images, crops), labels, None
+        images, labels, crops, *looks = inputs
+        return self.transformed(images, crops, *looks), labels, None
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: a batch follows from seed and number."""
@@ -138,10 +143,18 @@ class BatchSource:
         return chosen[self.part], maps[self.part]
 
     def read(self, step: int) -> Tensors:
-        """Images as they are in the bank, labels and crops (B, 2, 3) of a step, on its device."""
-        chosen, crops = self.draw(step)
-        return *self.bank.take(chosen), send(crops, self.bank.device)
+        """Images as they are in the bank, labels, crops (B, 2, 3) and looks (B, 3) of a step.
 
-    def transformed(self, images: Tensor, crops: Tensor) -> Tensor:
-        """Images (B, C, H, W) cropped and filtered, on their device."""
-        return filtered(crop(images, crops), self.filter)
+        On the bank's device; looks only where images vary.
+        """
+        chosen, crops = self.draw(step)
+        given = *self.bank.take(chosen), send(crops, self.bank.device)
+        if not self.variety.changes:
+            return given
+        looks = drawn_looks(self.batch_size, self.seed, step)[self.part]
+        return *given, send(looks, self.bank.device)
+
+    def transformed(self, images: Tensor, crops: Tensor, looks: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) cropped, filtered and varied, on their device."""
+        images = filtered(crop(images, crops), self.filter)
+        return images if looks is None else varied(images, looks, self.variety, self.valid)

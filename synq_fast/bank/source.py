@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from synq_fast.bank.batches import Batches, BatchSource, Filter
 from synq_fast.bank.images import Bank, spread
+from synq_fast.bank.variety import ALIKE, Variety
 
 WHOLE = slice(None)
 
@@ -47,6 +48,9 @@ class BankSource:
     bank: Bank
     filter: Filter
     seed: int
+    variety: Variety = ALIKE
+    valid: tuple[Tensor, Tensor] | None = None
+    """Least and largest value of each channel (C, 1, 1), on the bank's device."""
 
     def batches(
         self,
@@ -55,8 +59,17 @@ class BankSource:
         part: slice = WHOLE,
         student: nn.Module | None = None,
     ) -> Batches:
-        """Crops of the bank's images, filtered."""
-        return BatchSource(self.bank, size, crop_scale, self.filter, self.seed, part)
+        """Crops of the bank's images, filtered and varied."""
+        return BatchSource(
+            self.bank,
+            size,
+            crop_scale,
+            self.filter,
+            self.seed,
+            part,
+            variety=self.variety,
+            valid=self.valid,
+        )
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Images from all over the bank."""

@@ -19,6 +19,8 @@ _CONVOLUTIONS: dict[object, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     functional.conv2d: nn.Conv2d,
     functional.conv3d: nn.Conv3d,
 }
+_RELUS = (torch.relu, functional.relu, functional.relu6, "relu")
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _DIMENSIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
 
@@ -55,9 +57,31 @@ def plain_layers(graph: fx.Graph, root: nn.Module) -> Layers:
             )  # fmt: skip
             if arguments.get("running_mean") is not None and not arguments.get("training", False):
                 found.layer(node, arguments, _batch_norm)
+    _join_relus(graph, root)
     # Nothing but the values counts: what is written to lies in private copies.
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     return found.named()
+
+
+def _join_relus(graph: fx.Graph, root: nn.Module) -> None:
+    """Let ReLUs read what is before them, where a module that does nothing lies between.
+
+    timm's normalisations with an activation have such a place for a dropout, and what looks for a
+    ReLU behind a BatchNorm must not stumble over it.
+    """
+    own = {name for name, _ in root.named_modules()}
+
+    def module(node: fx.Node) -> nn.Module | None:
+        called = node.op == "call_module" and str(node.target) in own
+        return root.get_submodule(str(node.target)) if called else None
+
+    def is_relu(node: fx.Node) -> bool:
+        return node.target in _RELUS or type(module(node)) in (nn.ReLU, nn.ReLU6)
+
+    for node in reversed(list(graph.nodes)):
+        if type(module(node)) in _IDLE and node.users and all(map(is_relu, node.users)):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
 
 
 class _Calls(NamedTuple):

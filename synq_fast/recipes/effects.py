@@ -62,6 +62,11 @@ _IDLE = (
         'filter.kind = "none" filters nothing',
     ),
     _Idle(
+        ("variety.sharpest",),
+        lambda r: r.variety.softest == 0,
+        "variety.softest = 0 blurs nothing",
+    ),
+    _Idle(
         ("quantization.ste",),
         lambda r: r.quantization.learn_ranges and r.quantization.ste == "identity",
         "outside a learned range the gradient is always zeroed (quantization.learn_ranges)",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from synq_fast.bank.batches import Filter
+from synq_fast.bank.variety import Variety
 from synq_fast.fields import items, section
 from synq_fast.finetune.norms import NormStatistics
 from synq_fast.finetune.reconstruction.settings import Blocks
@@ -38,6 +39,7 @@ class Recipe:
     blocks: Blocks = section(Blocks, "training block by block")
     norms: NormStatistics = section(NormStatistics, "BatchNorm statistics, estimated again")
     filter: Filter = section(Filter, "low-pass filter on images of a bank")
+    variety: Variety = section(Variety, "what a bank's images look like in each batch")
     finetune: Finetune = section(Finetune, "training of the quantized model")
 
 

@@ -88,7 +88,8 @@ class Workbench:
 
     def source(self, seed: int, filter: Filter | None = None) -> BankSource:
         """The images of a seed, filtered as the recipe says or otherwise."""
-        return BankSource(self.bank(seed), filter or self.recipe.filter, seed)
+        recipe, valid = self.recipe, self.teacher.valid_range()
+        return BankSource(self.bank(seed), filter or recipe.filter, seed, recipe.variety, valid)
 
     def stages(self, run: Run, source: BankSource) -> Iterator[tuple[str, fx.GraphModule]]:
         """What a run's recipe does after its images are there: the student after each stage."""

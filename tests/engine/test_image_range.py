@@ -15,9 +15,7 @@ def image_range(mean, std, placement="integer"):
     torch.manual_seed(0)
     teacher = Teacher(TinyNet().eval(), "tiny", SHAPE, mean, std, CLASSES)
     overrides = {**TINY_OVERRIDES, "quantization.placement": placement}
-    work = Run(
-        teacher, load_recipe("synq-digits", overrides), BitWidths(4, 4), torch.device("cpu")
-    )
+    work = Run(teacher, load_recipe("synq-digits", overrides), BitWidths(4, 4), torch.device("cpu"))
     made = Made(work.build_student())
     for stage in ("synthesis", "calibration"):
         made = STAGES[stage](work, made)

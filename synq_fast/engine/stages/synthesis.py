@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def synthesis(run: Run, made: Made) -> Made:
     """Make the bank in the run's bank folder, or in memory."""
     bank = image_bank(run, run.bank_folder)
-    source = BankSource(bank, run.recipe.filter, run.seed)
+    recipe, valid = run.recipe, run.teacher.valid_range()
+    source = BankSource(bank, recipe.filter, run.seed, recipe.variety, valid)
     return replace(made, images=in_turns(run, source))
 
 
