@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from synq_fast import ops
+from synq_fast.reference._affine import MINIMUM_WIDTH
 
 _CANDIDATES = 80
 _NORM = 2.4
+# The ops widen narrower ranges to that, from the lower end, which moves the zero point away from 0:
+# those of channels that a network has given up.
+_SMALLEST = MINIMUM_WIDTH
 
 
 def symmetric_ends(largest: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -17,10 +21,11 @@ def symmetric_ends(largest: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     The grid has one code more below zero, -2^(k-1).
 
     Args:
-        largest: of any shape, float32, the largest absolute value.
+        largest: of any shape, float32, the largest absolute value; at least 1e-8 is taken.
         bits: width, 2 to 8.
     """
     half = 2 ** (bits - 1)
+    largest = largest.clamp_min(_SMALLEST)
     return -largest * (half / (half - 1)), largest
 
 

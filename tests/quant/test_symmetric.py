@@ -33,6 +33,19 @@ def test_the_zero_point_is_zero(largest, bits):
 
 @pytest.mark.parametrize("range", ["minmax", "mse", "learned"])
 @pytest.mark.parametrize("bits", [2, 3, 8])
+def test_channels_that_are_given_up_have_the_zero_point_too(bits, range):
+    """EfficientNet-Lite0 has dozens of them, of weights such as 1e-20."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 32, generator=g) * torch.tensor([[0.0], [1e-30], [1e-9], [6e-9], [1.0]])
+    net = layer(bits, range, weight)
+    assert net.grid().zero_point.tolist() == [0.0] * 5
+    assert (net.quantized_weight().detach()[:4].abs() < 2e-8).all()
+    codes = torch.round(net.quantized_weight().detach() * net.grid().scale[:, None])
+    assert codes.abs().max() <= 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("range", ["minmax", "mse", "learned"])
+@pytest.mark.parametrize("bits", [2, 3, 8])
 def test_no_code_is_the_lowest(bits, range):
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     weight[:, 0] = -9.0  # an outlier that searched ranges cut off
