@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from synq_fast.bank.variety import Variety
 from synq_fast.finetune.losses import (
     Cam,
     Disagreement,
@@ -60,6 +61,11 @@ _IDLE = (
         ("filter.cutoff",),
         lambda r: r.filter.kind == "none",
         'filter.kind = "none" filters nothing',
+    ),
+    _Idle(
+        tuple(f"variety.{f.name}" for f in fields(Variety)),
+        lambda r: "generator" in r.stages,
+        "a generator makes other images for each batch",
     ),
     _Idle(
         ("variety.sharpest",),

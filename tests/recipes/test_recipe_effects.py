@@ -26,6 +26,10 @@ IMAGE_LOSS_VALUES = {
     "generator": [("classes", "gamma"), ("disagreement", "low")],
 }
 IDLE = [
+    (
+        {"stages": ["generator", "calibration", "finetune"], "variety.contrast": 0.3},
+        {"stages": ["synthesis", "calibration", "finetune"]},
+    ),
     ({"variety.softest": 0.0, "variety.sharpest": 50.0}, {"variety.softest": 4.0}),
     ({"filter.order": 3}, {"filter.kind": "butterworth"}),
     ({"filter.kind": "none", "filter.cutoff": 5.0}, {"filter.kind": "gaussian"}),

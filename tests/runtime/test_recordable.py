@@ -77,7 +77,13 @@ def step(reduce: Reduction | None = None, **choice: object) -> Callable[[], obje
     recipe = tiny_recipe(**choice)
     teacher, student, points = tiny_pair(recipe)
     source: Batches = BatchSource(
-        ImageBank(tiny_images(10), tiny_labels(10)), 4, (0.5, 1.0), recipe.filter, 0
+        ImageBank(tiny_images(10), tiny_labels(10)),
+        4,
+        (0.5, 1.0),
+        recipe.filter,
+        0,
+        variety=recipe.variety,
+        valid=(torch.full((2, 1, 1), -2.0), torch.full((2, 1, 1), 2.0)),
     )
     if recipe.finetune.mixup:
         source = MixedBatches(source, 4, recipe.finetune.mixup, 0)
@@ -170,6 +176,7 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
         finetune__disagreement__temperature=5.0,
     ),
     "reconstruction": reconstruction,
+    "step on images in many looks": lambda: step(variety__softest=2.0, variety__contrast=0.3),
     "step in bf16": lambda: step(finetune__precision="bf16"),
     "step of one process of several": lambda: step(reduce=lambda terms: terms),
 }
