@@ -34,10 +34,10 @@ class Variety:
     )
     sharpest: float = number(120.0, "largest of these cut-offs", 1, 1e6, "cycles per image")
     contrast: float = number(
-        0.0, "each image is multiplied by 1 plus or minus up to this, at random", 0, 0.9
+        0.0, "of each image, multiplied by 1 plus or minus up to this, at random", 0, 0.9
     )
     brightness: float = factor(
-        0.0, "up to this is added to each image or taken from it, in deviations of the pixels"
+        0.0, "up to so many of its deviations are added to each image or taken from it, at random"
     )
 
     @property
@@ -71,8 +71,11 @@ def varied(
     if recipe.softest:
         low, high = math.log(recipe.softest), math.log(max(recipe.softest, recipe.sharpest))
         images = _blurred(images, torch.exp(low + (high - low) * sharp))
-    images = images * (1 + recipe.contrast * (2 * contrast - 1))
-    images = images + recipe.brightness * (2 * brightness - 1)
+    # By the image's own mean and deviation, so that it does not matter how pixels are normalised.
+    mean = images.mean((1, 2, 3), keepdim=True)
+    deviation = images.std((1, 2, 3), correction=0, keepdim=True)
+    images = mean + (images - mean) * (1 + recipe.contrast * (2 * contrast - 1))
+    images = images + deviation * (recipe.brightness * (2 * brightness - 1))
     if valid is not None:
         images = images.clamp(*valid)
     return images.contiguous(memory_format=torch.channels_last)
@@ -86,6 +89,6 @@ def _blurred(images: Tensor, cutoff: Tensor) -> Tensor:
     response = torch.exp(-(rows.square() + columns.square()) / (2 * cutoff.square()))
     blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * response, s=(height, width))
     mean: Tensor = blurred.mean((2, 3), keepdim=True)
-    before, after = (v.std((1, 2, 3), keepdim=True) for v in (images, blurred))
+    before, after = (v.std((1, 2, 3), correction=0, keepdim=True) for v in (images, blurred))
     gain = (before / after.clamp_min(1e-12)).clamp(1.0, _MOST_GAIN)
     return (blurred - mean) * gain + mean

@@ -73,6 +73,14 @@ class Teacher:
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1)
         return lambda images: (images.float() - mean) / std
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether a normalisation is known, and with it what valid pixels are.
+
+        A module of one's own of which nothing was said may read anything.
+        """
+        return set(self.mean) != {0.0} or set(self.std) != {1.0}
+
     def valid_range(self) -> tuple[Tensor, Tensor]:
         """What `normalize` makes of 0 and of 1 in each channel: (C, 1, 1) each, on the device."""
         ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device=self.device)

@@ -37,8 +37,19 @@ def test_contrast_and_brightness_are_affine():
     recipe = Variety(contrast=0.4, brightness=0.5)
     y = varied(x, looks([0, 0.5, 0.5], [0, 1, 0.5], [0, 0, 1]), recipe)
     assert torch.allclose(y[0], x[0])
-    assert torch.allclose(y[1], 1.4 * x[1])
-    assert torch.allclose(y[2], 0.6 * x[2] + 0.5)
+    assert torch.allclose(y[1], x[1].mean() + 1.4 * (x[1] - x[1].mean()), atol=1e-6)
+    deviation = x[2].std(correction=0)
+    assert torch.allclose(
+        y[2], x[2].mean() + 0.6 * (x[2] - x[2].mean()) + 0.5 * deviation, atol=1e-6
+    )
+
+
+def test_it_does_not_matter_how_pixels_are_normalised():
+    x = images()
+    drawn = drawn_looks(len(x), 0, 0)
+    assert torch.allclose(
+        varied(0.25 * x + 0.5, drawn, ALL), 0.25 * varied(x, drawn, ALL) + 0.5, atol=1e-5
+    )
 
 
 def test_a_wave_is_damped_as_a_gaussian_damps_it():
