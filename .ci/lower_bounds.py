@@ -6,7 +6,8 @@ from pathlib import Path
 
 try:
     import tomllib
-except ImportError:  # Python 3.10; pip brings a copy
+except ImportError:
+    # Python 3.10, where pip brings a copy; mypy takes the second import for a redefinition.
     from pip._vendor import tomli as tomllib  # type: ignore[no-redef]
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"

@@ -69,7 +69,7 @@ def varied(
     """
     sharp, contrast, brightness = looks.view(-1, 3, 1, 1, 1).unbind(1)
     if recipe.softest:
-        low, high = math.log(recipe.softest), math.log(max(recipe.softest, recipe.sharpest))
+        low, high = math.log(recipe.softest), math.log(recipe.sharpest)
         images = _blurred(images, torch.exp(low + (high - low) * sharp))
     # By the image's own mean and deviation, so that it does not matter how pixels are normalised.
     mean = images.mean((1, 2, 3), keepdim=True)

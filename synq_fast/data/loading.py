@@ -100,6 +100,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     f"{path} needs the arrays 'images' and 'labels', it has {arrays.files}"
                 )
             return arrays["images"], arrays["labels"]
+    # zipfile raises NotImplementedError for a compression that it does not know.
     except (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file ({error})") from error
     except ValueError as error:

@@ -15,14 +15,13 @@ from synq_fast.bank.batches import Filter, filtered
 from synq_fast.bank.images import spread
 from synq_fast.engine.real_images import real_images
 from synq_fast.engine.reported import FloatNetwork, RunFiles
-from synq_fast.engine.student import build_student
+from synq_fast.engine.student import build_student, round_weights
 from synq_fast.errors import ArgumentError, RunFolderError
 from synq_fast.finetune.losses import Distillation
 from synq_fast.graph.norm_folding import folded_like
 from synq_fast.models import Teacher
 from synq_fast.ops import _installation
 from synq_fast.quant import held_weights
-from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.quant.sensitivity import divergence
 from synq_fast.quant.widths import widths_of
 from synq_fast.recipes import Recipe
@@ -303,8 +302,7 @@ def _layers(
     if floats is None:
         return measure_layers(student, seen)
     plain = build_student(floats.graph, widths_of(student), recipe.quantization, floats.leaves)
-    if recipe.quantization.weight_rounding == BALANCED:
-        balance_weights(plain)
+    round_weights(plain, recipe.quantization)
     with torch.no_grad():
         costs = sensitivities(floats.graph, plain.eval(), few)
     return measure_layers(student, seen, floats.graph, costs, len(few))

@@ -18,6 +18,7 @@ from synq_fast.quant import (
     quantized_copy,
     trace,
 )
+from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.quant.bits import HIGHEST
 from synq_fast.quant.log_quantizer import LogQuantizer
 from synq_fast.quant.minifloat_quantizer import LEAST_BITS, MinifloatQuantizer
@@ -116,3 +117,8 @@ def build_student(
         special={"softmax": make_probabilities, "gelu": make_after_gelu},
         leaves=leaves,
     )
+
+
+def round_weights(student: fx.GraphModule, recipe: Quantization) -> int:
+    """Choose codes of weights as the recipe says, in place; how many are not the nearest."""
+    return balance_weights(student) if recipe.weight_rounding == BALANCED else 0

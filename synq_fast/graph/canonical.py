@@ -19,8 +19,8 @@ _CONVOLUTIONS: dict[object, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     functional.conv2d: nn.Conv2d,
     functional.conv3d: nn.Conv3d,
 }
-_RELUS = (torch.relu, functional.relu, functional.relu6, "relu")
-_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_RELUS = (torch.relu, functional.relu, functional.relu6)
+_DROPOUTS = (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
 _DIMENSIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
 
@@ -57,29 +57,43 @@ def plain_layers(graph: fx.Graph, root: nn.Module) -> Layers:
             )  # fmt: skip
             if arguments.get("running_mean") is not None and not arguments.get("training", False):
                 found.layer(node, arguments, _batch_norm)
-    _join_relus(graph, root)
     # Nothing but the values counts: what is written to lies in private copies.
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     return found.named()
 
 
-def _join_relus(graph: fx.Graph, root: nn.Module) -> None:
-    """Let ReLUs read what is before them, where a module that does nothing lies between.
+def without_gaps(graph: fx.Graph, root: nn.Module, layers: Layers) -> None:
+    """Take out what does nothing before BatchNorms and ReLUs, whose neighbours are looked for.
 
-    timm's normalisations with an activation have such a place for a dropout, and what looks for a
-    ReLU behind a BatchNorm must not stumble over it.
+    timm's normalisations with an activation have a place for a dropout between the two. What other
+    operations read stays, under the name that it has.
+
+    Args:
+        graph: changed in place.
+        root: holds the modules that it calls.
+        layers: of ``plain_layers``, which it calls instead.
     """
-    own = {name for name, _ in root.named_modules()}
 
-    def module(node: fx.Node) -> nn.Module | None:
-        called = node.op == "call_module" and str(node.target) in own
-        return root.get_submodule(str(node.target)) if called else None
+    def called(node: fx.Node) -> nn.Module | None:
+        name = str(node.target)
+        if node.op != "call_module":
+            return None
+        return layers[name] if name in layers else root.get_submodule(name)
 
-    def is_relu(node: fx.Node) -> bool:
-        return node.target in _RELUS or type(module(node)) in (nn.ReLU, nn.ReLU6)
+    def joins(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(called(node), nn.ReLU | nn.ReLU6 | nn.BatchNorm2d)
+        return node.target in (_RELUS if node.op == "call_function" else ("relu",))
+
+    def does_nothing(node: fx.Node) -> bool:
+        if node.target in _DROPOUTS:
+            return _named(node, "input", "p", "training").get("training", True) is False
+        module = called(node)
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+        return dropout or type(module) is nn.Identity
 
     for node in reversed(list(graph.nodes)):
-        if type(module(node)) in _IDLE and node.users and all(map(is_relu, node.users)):
+        if node.users and all(map(joins, node.users)) and does_nothing(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import TraceError
-from synq_fast.graph.canonical import plain_layers
+from synq_fast.graph.canonical import plain_layers, without_gaps
 from synq_fast.graph.nodes import attribute, is_foreign, note_shape
 from synq_fast.graph.tracer import ConcreteTracer
 from synq_fast.graph.writes import layout_decides, without_writes
@@ -51,6 +51,7 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str] = ()) -> fx.
             # torch.fx marks what a function gave that was opened, and would wrap torch's own.
             node.meta.pop("is_wrapped", None)
     layers = plain_layers(graph, module)
+    without_gaps(graph, module, layers)
     # A graph module names its tracer when it is pickled; ours cannot be made without an example.
     graph._tracer_cls = fx.Tracer
     targets = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}

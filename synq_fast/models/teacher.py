@@ -73,19 +73,19 @@ class Teacher:
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1)
         return lambda images: (images.float() - mean) / std
 
-    @property
-    def is_normalized(self) -> bool:
-        """Whether a normalisation is known, and with it what valid pixels are.
-
-        A module of one's own of which nothing was said may read anything.
-        """
-        return set(self.mean) != {0.0} or set(self.std) != {1.0}
-
     def valid_range(self) -> tuple[Tensor, Tensor]:
         """What `normalize` makes of 0 and of 1 in each channel: (C, 1, 1) each, on the device."""
         ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device=self.device)
         low, high = self.normalize(ends.view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1))
         return low, high
+
+    def known_range(self) -> tuple[Tensor, Tensor] | None:
+        """`valid_range` where a normalisation was given, else None.
+
+        A module of one's own of which nothing was said may read anything.
+        """
+        given = set(self.mean) != {0.0} or set(self.std) != {1.0}
+        return self.valid_range() if given else None
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Undo `normalize`; the result is not clipped to 0..1."""

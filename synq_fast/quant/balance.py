@@ -12,8 +12,8 @@ from synq_fast.quant.layers import WeightQuantized
 _WITHIN = 0.49
 # Beyond that, float32 does not tell a hundredth of a step: a range of (nearly) one value.
 _FARTHEST = 2**16
-
-
+# Weights that are looked at together, in float64: the largest layers have a hundred million.
+_AT_ONCE = 1 << 22
 BALANCED = "balanced"
 
 
@@ -50,16 +50,23 @@ def balance_weights(model: nn.Module) -> int:
 
 
 def _balance(layer: WeightQuantized) -> int:
-    grid, weight = layer.grid(), layer.weight.double()
-    shape = (-1, *(1,) * (weight.dim() - 1))
-    scale, zero_point = (v.double().view(shape) for v in (grid.scale, grid.zero_point))
-    at = weight * scale - zero_point
-    nearest = (layer.derive().double() * scale - zero_point).round()
-    codes = balanced_codes(at, nearest, grid.low, grid.high)
-    turned = (codes != nearest) & (zero_point.abs() <= _FARTHEST)
-    moved = (codes + _WITHIN * (at - codes).sign() + zero_point) / scale
-    layer.weight.copy_(torch.where(turned, moved, weight))
-    return int(turned.sum())
+    grid, weight, quantized = layer.grid(), layer.weight, layer.derive()
+    rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
+    turned = 0
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        scale, zero_point = (
+            v[part].double().view(-1, *(1,) * (weight.dim() - 1))
+            for v in (grid.scale, grid.zero_point)
+        )
+        at = weight[part].double() * scale - zero_point
+        nearest = (quantized[part].double() * scale - zero_point).round()
+        codes = balanced_codes(at, nearest, grid.low, grid.high)
+        turns = (codes != nearest) & (zero_point.abs() <= _FARTHEST)
+        moved = (codes + _WITHIN * (at - codes).sign() + zero_point) / scale
+        weight[part] = torch.where(turns, moved.to(weight.dtype), weight[part])
+        turned += int(turns.sum())
+    return turned
 
 
 def balanced_codes(at: Tensor, nearest: Tensor, low: int, high: int) -> Tensor:
@@ -85,9 +92,7 @@ def balanced_codes(at: Tensor, nearest: Tensor, low: int, high: int) -> Tensor:
         """(C, C_in) what the errors of a kernel add up to."""
         return torch.where(inside, codes - kernels, 0.0).sum(2)
 
-    if kernels.shape[2] > 1:
-        wanted = rest()
-        codes -= _turns(errors(), wanted)
+    codes -= _turns(errors(), rest())
     sums = rest()
     wanted = sums.sum(1)
     towards = wanted.sign()[:, None]

@@ -115,6 +115,12 @@ def _problems(recipe: Recipe) -> list[str]:
             '= "always" cannot fold; set one of quantization.rotate and quantization.fold_norms to '
             '"never"'
         )
+    if recipe.variety.softest > recipe.variety.sharpest:
+        problems.append(
+            "each image's cut-off lies between variety.softest and variety.sharpest: lower "
+            f"variety.softest = {recipe.variety.softest:g}, or raise variety.sharpest = "
+            f"{recipe.variety.sharpest:g}"
+        )
     fixed = recipe.quantization.weight_range == "learned"
     if recipe.quantization.weight_rounding == BALANCED and not fixed:
         problems.append(

@@ -88,8 +88,7 @@ class Workbench:
 
     def source(self, seed: int, filter: Filter | None = None) -> BankSource:
         """The images of a seed, filtered as the recipe says or otherwise."""
-        recipe, network = self.recipe, self.teacher
-        valid = network.valid_range() if network.is_normalized else None
+        recipe, valid = self.recipe, self.teacher.known_range()
         return BankSource(self.bank(seed), filter or recipe.filter, seed, recipe.variety, valid)
 
     def stages(self, run: Run, source: BankSource) -> Iterator[tuple[str, fx.GraphModule]]:

@@ -66,7 +66,7 @@ def test_the_model_is_saved_and_loaded(tmp_path, overrides):
 
 def test_widths_are_found_before_norms_are_folded():
     pytest.importorskip("scipy")
-    result = small(uneven(), overrides={**FOLDED, **RIDGE}, bits="auto:5.0")
+    result = small(uneven(), overrides={**FOLDED, **RIDGE, **BALANCED}, bits="auto:5.0")
     assert result.recipe.quantization.fold_norms == "always"
     assert any((m.fold[0] != 1).any() for m in result.model.modules() if hasattr(m, "fold"))
 

@@ -79,6 +79,8 @@ RECIPES["psaq-v2"] = RECIPES["maskaq"] = IN_TURNS
 RECIPES["synq-digits, by the spectrum"] = {
     **IN_TURNS,
     "synthesis.augment_roll": 0,
+    "variety.softest": 2.0,
+    "variety.brightness": 0.5,
     "synthesis.parametrization": "spectrum",
     "synthesis.refresh.restart": False,
     "synthesis.discrepancy.weight": 1.0,

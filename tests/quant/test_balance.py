@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from synq_fast.errors import ModelError
+from synq_fast.quant import balance
 from synq_fast.quant.balance import balance_weights, balanced_codes
 from synq_fast.quant.layers import quantize_layers
 
@@ -27,17 +28,16 @@ def in_steps(layer):
     return kernels * scale - zero, (given * scale - zero).round(), grid
 
 
-def one_by_one(at, codes, low, high):
+def one_by_one(at, codes):
     """SQuant's flips as the paper tells them, an element at a time; all within the range."""
     codes = codes.clone()
     for kernels, mine in zip(at, codes, strict=True):
-        if kernels.shape[1] > 1:
-            for kernel, own in zip(kernels, mine, strict=True):
-                total = float((own - kernel).sum())
-                sign = 1 if total > 0 else -1
-                by_error = sorted(range(len(own)), key=lambda i: -sign * float(own[i] - kernel[i]))
-                for i in by_error[: round(abs(total))]:
-                    own[i] -= sign
+        for kernel, own in zip(kernels, mine, strict=True):
+            total = float((own - kernel).sum())
+            sign = 1 if total > 0 else -1
+            by_error = sorted(range(len(own)), key=lambda i: -sign * float(own[i] - kernel[i]))
+            for i in by_error[: round(abs(total))]:
+                own[i] -= sign
         sums = (mine - kernels).sum(1)
         total = float(sums.sum())
         sign = 1 if total > 0 else -1
@@ -53,7 +53,7 @@ def test_codes_are_those_of_a_plain_loop(shape):
     g = torch.Generator().manual_seed(0)
     at = 3 * torch.randn(shape, generator=g, dtype=torch.float64)
     kernels = at.flatten(2) if at.dim() > 2 else at.unsqueeze(2)
-    wanted = one_by_one(kernels, kernels.round(), -100, 100).view(shape)
+    wanted = one_by_one(kernels, kernels.round()).view(shape)
     found = balanced_codes(at, at.round(), -100, 100)
     assert torch.equal(found, wanted)
     assert not torch.equal(found, at.round())
@@ -104,6 +104,16 @@ def test_an_edge_kernel_stays_blind_to_brightness():
     nearest = layer(surface).abs().mean()
     balance_weights(layer)
     assert layer(surface).abs().mean() < 0.5 * nearest
+
+
+def test_layers_of_many_weights_are_balanced_in_parts(monkeypatch):
+    torch.manual_seed(0)
+    whole, parts = (quantized(nn.Conv2d(5, 7, 3), 4) for _ in range(2))
+    parts.load_state_dict(whole.state_dict())
+    turned = balance_weights(whole)
+    monkeypatch.setattr(balance, "_AT_ONCE", 100)  # two of seven rows of 45
+    assert balance_weights(parts) == turned > 0
+    assert torch.equal(parts.weight, whole.weight)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3, 3), (3, 0, 3, 3), (2, 0)])

@@ -256,6 +256,11 @@ def test_eight_bits_of_large_networks_need_no_training():
     assert default_recipe((3, 32, 32), lowest=8)[0] == "synq-fast-cifar"
 
 
+def test_the_softest_look_is_no_sharper_than_the_sharpest():
+    with pytest.raises(RecipeError, match=r"lower variety.softest = 30, or raise .* = 20"):
+        load_recipe("synq-digits", {"variety": {"softest": 30.0, "sharpest": 20.0}})
+
+
 def test_balanced_weights_need_ranges_that_stay():
     with pytest.raises(RecipeError, match=r'balanced" moves weights.*weight_range = "learned"'):
         load_recipe("synq-digits", {"quantization.weight_rounding": "balanced"})

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from synq_fast.bank.source import ImageSource
 from synq_fast.engine.stages.stage import Made
+from synq_fast.engine.student import round_weights
 from synq_fast.finetune.attention_operands import fit_attention_operands
 from synq_fast.finetune.calibration import calibrate
 from synq_fast.finetune.linear_inputs import fit_linear_inputs
@@ -21,7 +22,6 @@ from synq_fast.graph.norm_folding import foldable_norms
 from synq_fast.models import Teacher
 from synq_fast.optimize.loop import Report
 from synq_fast.quant.activations import ActivationQuantizer
-from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.storage.checkpoint_file import CheckpointFile
 
 if TYPE_CHECKING:
@@ -32,16 +32,14 @@ def calibration(run: Run, made: Made) -> Made:
     """Find the ranges, and measure the model as it is then."""
     recipe = run.recipe.quantization
     folds = _folded(run, made) if recipe.fold_norms != "never" else []
-    balanced = recipe.weight_rounding == BALANCED
-    if balanced and not recipe.ridge:
-        _balance(run, made)
+    if not recipe.ridge:
+        _round(run, made)
     with run.phase("calibration", recipe.calibration_batches) as phase:
         checkpoint = run.checkpoint("calibration")
         find_ranges(run, made.student, made.source, phase.show, checkpoint, folds)
     if recipe.ridge:
         _correct(run, made)
-        if balanced:
-            _balance(run, made)
+        _round(run, made)
     if "post-training" not in run.metrics:
         run.measure("post-training", made.student)
         run.write_metrics()
@@ -69,7 +67,7 @@ def find_ranges(
         ranks=run.ranks,
     )
     take_ranges(student, folds)
-    take_image_range(student, run.teacher)
+    _take_image_range(student, run.teacher)
     if attentions or recipe.range == "output":
         with closing(source.batches(recipe.calibration_batch_size)) as batches:
             images, _ = batches(0)
@@ -79,14 +77,15 @@ def find_ranges(
         fit_probabilities(student, attentions, images)
 
 
-def take_image_range(student: fx.GraphModule, teacher: Teacher) -> None:
+def _take_image_range(student: fx.GraphModule, teacher: Teacher) -> None:
     """Give the image the range of valid pixels, where the network's normalisation is known.
 
     Synthetic images leave it by far, which takes steps from the pixels that there are.
     """
-    if not teacher.is_normalized:
+    known = teacher.known_range()
+    if known is None:
         return
-    low, high = teacher.valid_range()
+    low, high = known
     for node in student.graph.nodes:
         quantizer = called_module(student, node)
         if isinstance(quantizer, ActivationQuantizer) and node.args[0].op == "placeholder":
@@ -133,7 +132,8 @@ def _correct(run: Run, made: Made) -> None:
     run.reporter.line(f"ridge: weights of {len(found)} linear layers corrected")
 
 
-def _balance(run: Run, made: Made) -> None:
-    """Let the rounding errors of weights cancel."""
-    turned = balance_weights(made.student)
-    run.reporter.line(f"weight_rounding: {turned} weights turned to their other neighbour")
+def _round(run: Run, made: Made) -> None:
+    """Choose the codes of weights, once these are what they are."""
+    turned = round_weights(made.student, run.recipe.quantization)
+    if turned:
+        run.reporter.line(f"weight_rounding: {turned} weights turned to their other neighbour")

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 def synthesis(run: Run, made: Made) -> Made:
     """Make the bank in the run's bank folder, or in memory."""
     bank = image_bank(run, run.bank_folder)
-    recipe, network = run.recipe, run.teacher
-    valid = network.valid_range() if network.is_normalized else None
+    recipe, valid = run.recipe, run.teacher.known_range()
     source = BankSource(bank, recipe.filter, run.seed, recipe.variety, valid)
     return replace(made, images=in_turns(run, source))
 

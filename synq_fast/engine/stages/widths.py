@@ -9,10 +9,10 @@ from torch import fx
 
 from synq_fast.bank.source import ImageSource
 from synq_fast.engine.stages.stage import Made
+from synq_fast.engine.student import round_weights
 from synq_fast.finetune.sensitivity import SensitivityLoop
 from synq_fast.quant import BitWidths, coverage_of
 from synq_fast.quant.allocation import averages, choose
-from synq_fast.quant.balance import BALANCED, balance_weights
 from synq_fast.quant.bits import HIGHEST, LOWEST, AutoBits
 from synq_fast.quant.sensitivity import Sensitivity
 from synq_fast.quant.widths import widths_of
@@ -54,8 +54,7 @@ def sensitivity_of(run: Run, source: ImageSource) -> Sensitivity:
 
     def build(bits: int) -> fx.GraphModule:
         student = run.build_student(BitWidths(bits, bits), quantization)
-        if quantization.weight_rounding == BALANCED:
-            balance_weights(student)
+        round_weights(student, quantization)
         return student
 
     count, size = quantization.calibration_batches, quantization.calibration_batch_size
