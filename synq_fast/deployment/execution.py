@@ -25,11 +25,10 @@ from synq_fast.deployment.product_modules import (
 )
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module, shape_of
-from synq_fast.graph.nodes import copied
+from synq_fast.graph.nodes import copied, relu_bound
 from synq_fast.graph.structure import is_addition
 from synq_fast.ops import available_backends
 from synq_fast.quant.grid import operation, origins
-from synq_fast.quant.placement import relu_bound
 
 _POOLS = frozenset({"MaxPool2d", "max_pool2d"})
 _CODES_ALIKE = """

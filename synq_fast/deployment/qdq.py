@@ -12,9 +12,8 @@ from torch.nn import functional
 from synq_fast.deployment.frozen import FrozenLayer, FrozenLinear, FrozenQuantizer
 from synq_fast.deployment.targets import Target
 from synq_fast.graph import called_module
-from synq_fast.graph.nodes import copied
+from synq_fast.graph.nodes import copied, relu_bound
 from synq_fast.quant.grid import operation, origins
-from synq_fast.quant.placement import relu_bound
 
 _NAMESPACE = "synq_fast_export"
 _PARTS = frozenset({"getitem", "chunk", "split", "narrow", "select", "tensor_split", "unbind"})

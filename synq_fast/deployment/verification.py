@@ -14,7 +14,7 @@ from synq_fast.deployment.frozen import FrozenQuantizer
 from synq_fast.deployment.onnx_file import OUTPUT
 from synq_fast.deployment.runtimes import OnnxRuntime, OpenVino, Operator
 from synq_fast.graph import called_module
-from synq_fast.quant.placement import relu_bound
+from synq_fast.graph.nodes import relu_bound
 
 LEAST_AGREEMENT = 0.999
 MEDIAN = 1e-5

@@ -33,6 +33,7 @@ from synq_fast.errors import ModelError
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
+from synq_fast.graph.equalization import equalizable
 from synq_fast.graph.norm_folding import foldable_norms, folded_like, has_foldable_norms
 from synq_fast.graph.rotation import is_rotated
 from synq_fast.models import Teacher
@@ -130,13 +131,22 @@ class Run:
         self.graph = rewritten(self.traced, recipe.quantization)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
         rotate = "always" if is_rotated(self.graph) else "never"
+        equalize = recipe.quantization.equalize
+        pairs = [] if equalize == "never" else equalizable(self.traced)
+        equalize = "always" if pairs else "never"
         given = recipe.quantization.fold_norms
         fold_norms = given if has_foldable_norms(self.graph) else "never"
         quantization = replace(
-            recipe.quantization, placement=placement, rotate=rotate, fold_norms=fold_norms
+            recipe.quantization,
+            placement=placement,
+            rotate=rotate,
+            equalize=equalize,
+            fold_norms=fold_norms,
         )
         self.recipe = recipe = replace(recipe, quantization=quantization)
         self._say_without_folds(given)
+        if pairs:
+            self.reporter.line(f"equalize: channels before {len(pairs)} depthwise convolutions")
         self.structure = find_structure(self.graph, example)
         made = "synthesis" in recipe.stages
         # As the user gave it: images do not depend on how it is quantized, and widths share them.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 _SHAPE = "shape"
+_RELU_FUNCTIONS: dict[object, float] = {
+    torch.relu: math.inf,
+    functional.relu: math.inf,
+    functional.relu6: 6.0,
+}
+_RELU_MODULES: dict[type, float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 TRACED_IMAGES = 2
 """What noted shapes are of; a value with another first dimension has no rows of single images."""
 
@@ -26,6 +34,11 @@ def own_modules(module: fx.GraphModule) -> fx.GraphModule:
     for name, child in list(module.named_children()):
         setattr(module, name, copy.deepcopy(child, known))
     return module
+
+
+def parameter_like(value: Tensor, like: Tensor) -> nn.Parameter:
+    """A value as a parameter of the type of another, trained where that is."""
+    return nn.Parameter(value.detach().to(like.dtype).contiguous(), like.requires_grad)
 
 
 def attribute(module: nn.Module, name: str) -> Any:
@@ -46,6 +59,16 @@ def called_name(node: fx.Node) -> str:
     if node.op not in ("call_function", "call_method"):
         return ""
     return str(getattr(node.target, "__name__", node.target))
+
+
+def relu_bound(graph_module: fx.GraphModule, node: fx.Node) -> float | None:
+    """Where a ReLU's output ends: 6 for ReLU6, infinity for ReLU; None if it is no ReLU."""
+    kind = type(called_module(graph_module, node))
+    if kind in _RELU_MODULES:
+        return _RELU_MODULES[kind]
+    if node.op == "call_method" and node.target == "relu":
+        return math.inf
+    return _RELU_FUNCTIONS.get(node.target) if node.op == "call_function" else None
 
 
 def is_foreign(node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ from synq_fast.graph.nodes import (
     is_foreign,
     is_shape,
     own_modules,
+    parameter_like,
     shape_of,
 )
 
@@ -100,7 +101,9 @@ def with_foldable_norms(graph_module: fx.GraphModule, *, all_of_them: bool) -> f
             layer = result.get_submodule(name)
             assert isinstance(layer, nn.Linear)
             if layer._parameters["bias"] is None:
-                layer.bias = _parameter(layer.weight.new_zeros(layer.out_features), layer.weight)
+                layer.bias = parameter_like(
+                    layer.weight.new_zeros(layer.out_features), layer.weight
+                )
     for node in reversed(result.graph.nodes):
         if node.op == "get_attr" and not node.users:
             result.graph.erase_node(node)
@@ -135,14 +138,14 @@ def fold(graph_module: fx.GraphModule, norm: FoldableNorm, scale: Tensor, shift:
     scale, shift = (v.to(kept).double() for v in (scale, shift))
     before = kept.double()
     kept.copy_(torch.stack([before[0] * scale, before[1] / scale + shift]))
-    module.weight = _parameter(module.weight.double() / scale, module.weight)
-    module.bias = _parameter(module.bias.double() / scale - shift, module.bias)
+    module.weight = parameter_like(module.weight.double() / scale, module.weight)
+    module.bias = parameter_like(module.bias.double() / scale - shift, module.bias)
     for name in norm.readers:
         layer = graph_module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         weight = layer.weight.double() * scale
-        layer.bias = _parameter(layer.bias.double() + weight @ shift, layer.bias)
-        layer.weight = _parameter(weight, layer.weight)
+        layer.bias = parameter_like(layer.bias.double() + weight @ shift, layer.bias)
+        layer.weight = parameter_like(weight, layer.weight)
 
 
 def folded_like(teacher: fx.GraphModule, student: nn.Module) -> fx.GraphModule:
@@ -211,18 +214,14 @@ def _make_module(graph_module: fx.GraphModule, node: fx.Node, name: str) -> None
     shape = shape_of(node)
     assert shape is not None
     made = nn.LayerNorm(shape[-1], eps, device=like.device, dtype=like.dtype)
-    made.weight = _parameter(made.weight if weight is None else weight, made.weight)
-    made.bias = _parameter(made.bias if bias is None else bias, made.bias)
+    made.weight = parameter_like(made.weight if weight is None else weight, made.weight)
+    made.bias = parameter_like(made.bias if bias is None else bias, made.bias)
     neutral = torch.stack([torch.ones_like(made.weight), torch.zeros_like(made.weight)])
     made.register_buffer(_FOLD, neutral.detach())
     made.train(graph_module.training)
     graph_module.add_submodule(name, made)
     node.op, node.target = "call_module", name
     node.args, node.kwargs = (node.all_input_nodes[0],), {}
-
-
-def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().to(like.dtype).contiguous(), like.requires_grad)
 
 
 def _readers(graph_module: fx.GraphModule, norm: fx.Node) -> tuple[str, ...]:

@@ -15,13 +15,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from synq_fast import ops
 from synq_fast.graph import called_module, shape_of
-from synq_fast.graph.nodes import copied
+from synq_fast.graph.nodes import copied, relu_bound
 from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.held import Held
 from synq_fast.quant.layers import QuantizedConv2d
 from synq_fast.quant.learned_fusion import fuse_learned
-from synq_fast.quant.placement import relu_bound
 from synq_fast.quant.stem import FrozenStem
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -11,15 +10,13 @@ from operator import is_not
 from types import MappingProxyType
 from typing import Protocol
 
-import torch
 from torch import fx, nn
-from torch.nn import functional
 
 from synq_fast.errors import ModelError
 from synq_fast.graph import called_module, shape_of
 from synq_fast.graph.attention import find_attentions, is_softmax, products, stacking
 from synq_fast.graph.leaves import is_kept
-from synq_fast.graph.nodes import constants
+from synq_fast.graph.nodes import constants, relu_bound
 from synq_fast.graph.structure import is_addition
 from synq_fast.quant.activations import ActivationQuantizer
 from synq_fast.quant.auto_placement import only_relu
@@ -29,12 +26,6 @@ from synq_fast.quant.integer_placement import kept_values
 from synq_fast.quant.layers import WeightQuantized, is_quantizable, quantize_layers
 
 IMAGE_BITS = 8
-_RELU_FUNCTIONS: dict[object, float] = {
-    torch.relu: math.inf,
-    functional.relu: math.inf,
-    functional.relu6: 6.0,
-}
-_RELU_MODULES: dict[type, float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 _GELU_LIKE = {"gelu", "GELU", "silu", "SiLU", "hardswish", "Hardswish"}
 FUNCTIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "softmax": is_softmax,
@@ -49,16 +40,6 @@ class QuantizerFactory(Protocol):
     def __call__(self, bits: int, /, *, heads: int | None) -> ActivationQuantizer:
         """Of a width, with one range or one for each head."""
         ...
-
-
-def relu_bound(graph_module: fx.GraphModule, node: fx.Node) -> float | None:
-    """Where a ReLU's output ends: 6 for ReLU6, infinity for ReLU; None if it is no ReLU."""
-    kind = type(called_module(graph_module, node))
-    if kind in _RELU_MODULES:
-        return _RELU_MODULES[kind]
-    if node.op == "call_method" and node.target == "relu":
-        return math.inf
-    return _RELU_FUNCTIONS.get(node.target) if node.op == "call_function" else None
 
 
 def after_relu(graph_module: fx.GraphModule) -> list[fx.Node]:

@@ -90,6 +90,15 @@ class Quantization:
         "auto",
         "always",
     )
+    equalize: str = choice(
+        "never",
+        "bring the channels that depthwise convolutions read to one range, by factors that the "
+        "layers around them take up, at no cost when it runs (cross-layer equalization); auto: "
+        "where the network has any",
+        "never",
+        "auto",
+        "always",
+    )
     fold_norms: str = choice(
         "never",
         "give the channels of LayerNorms that linear layers alone read ranges alike, exactly, by "
