@@ -312,7 +312,10 @@ def _refuse(checks: tuple[Check, ...]) -> None:
 
 def _refuse_loss(accuracy: Accuracy) -> None:
     values = [v for v in (accuracy.frozen, accuracy.exported) if v is not None]
-    if accuracy.fake_quantized - min(values) > _ERRORS * accuracy.standard_error:
+    lost = accuracy.fake_quantized - min(values)
+    # Of few images that turned, the number itself has an error of its root.
+    turned = 100 * math.sqrt(max(lost, 0) / 100 * accuracy.images) / accuracy.images
+    if lost > _ERRORS * max(accuracy.standard_error, turned):
         raise ExportError(
             f"the integer model is worse than the fake-quantized one by more than chance, and was "
             f"not written: {accuracy}"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -137,3 +138,24 @@ def test_a_missing_extra_is_named(finished, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"needs onnxscript.*synq-fast\[export\]"):
         synq_fast.export(finished[0], tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "count", "refused"),
+    [
+        (100.0, 100 * 358 / 360, 360, False),  # two of 360 images turned
+        (100.0, 100 * 354 / 360, 360, True),
+        (60.0, 61.0, 360, False),
+        (60.0, 59.7, 50_000, False),
+        (60.0, 59.0, 50_000, True),
+        (10.0, 0.0, 10, False),
+        (90.0, 40.0, 10, True),
+    ],
+)
+def test_a_loss_beyond_chance_is_refused(before, after, count, refused):
+    share = (before / 100 * count + 1) / (count + 2)
+    error = 100 * (share * (1 - share) / count) ** 0.5
+    accuracy = exporting.Accuracy(before, after, None, count, error)
+    message = "worse than the fake-quantized one by more than chance"
+    with pytest.raises(ExportError, match=message) if refused else nullcontext():
+        exporting._refuse_loss(accuracy)
