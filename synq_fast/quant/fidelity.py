@@ -39,7 +39,11 @@ _COPIES = 4
 
 @torch.no_grad()
 def check_forms(
-    module: nn.Module, graph: fx.GraphModule, student: fx.GraphModule, points: Structure
+    module: nn.Module,
+    graph: fx.GraphModule,
+    student: fx.GraphModule,
+    points: Structure,
+    traced: fx.GraphModule | None = None,
 ) -> None:
     """Compare a traced network, and the forms that training runs, with the module on noise.
 
@@ -49,9 +53,11 @@ def check_forms(
 
     Args:
         module: the user's module in evaluation mode; stays as it is.
-        graph: what ``trace`` made of it.
+        graph: what ``trace`` made of it, or a rewritten form.
         student: what ``quantized_copy`` made of the graph.
         points: the graph's tap points.
+        traced: what ``trace`` made of it, where the graph is rewritten from that into what computes
+            nearly the same; by default the graph.
 
     Raises:
         TraceError: a form computes something else; names the first node where it does.
@@ -64,22 +70,25 @@ def check_forms(
         raise TraceError(
             f"the model does not run on {_IMAGES} images at once, as training needs it"
         )
-    reference = own.converted(graph)
+    asked = graph if traced is None else traced
+    reference = own.converted(asked)
     try:
-        traced = own.is_traced_as(reference)
+        is_right = own.is_traced_as(reference)
     except RuntimeError as error:
         pass_on_memory_errors(error)
         if own.dtype == torch.float32:
             raise
         # A type that tracing wrote down, such as that of a weight, meets weights of another.
         own = _Own(module, images, torch.float32)
-        reference = own.converted(graph)
-        traced = own.is_traced_as(reference)
-    if not traced:
+        reference = own.converted(asked)
+        is_right = own.is_traced_as(reference)
+    if not is_right:
         # A type that tracing wrote down, such as that of the images, rounds in float64 alone.
         narrow = _Own(module, images, torch.float32)
-        if own.dtype == torch.float32 or not narrow.is_traced_as(narrow.converted(graph)):
+        if own.dtype == torch.float32 or not narrow.is_traced_as(narrow.converted(asked)):
             raise TraceError(_parted("The traced network", _first_in_trace(own, reference)))
+    if traced is not None:
+        reference = own.converted(graph)
     features = points.bodies
     keep = {*points.maps}
     # Made one after the other: each may be a copy of the whole network.

@@ -7,6 +7,7 @@ import torch
 
 import synq_fast
 from synq_fast.engine.run import Run
+from synq_fast.engine.stages import STAGES, Made
 from synq_fast.errors import ModelError
 from synq_fast.models import Teacher
 from synq_fast.quant import BitWidths
@@ -73,6 +74,23 @@ def test_layers_are_compared_with_equalized_ones():
     assert min(row.noise_db for row in rows) > 30
     unlike = measure_layers(made.build_student(), images, made.traced).weights
     assert min(row.noise_db for row in unlike) < 10
+
+
+def test_noise_that_relu6_ends_is_no_reason_to_refuse():
+    """Statistics that say little of what noise brings, as in pre-trained networks."""
+    teacher = uneven()
+    teacher.module.norm1.running_var *= 1e-4
+    said: list[str] = []
+    recipe = load_recipe("synq-digits", {**TINY_OVERRIDES, **ALWAYS})
+    made = Run(teacher, recipe, BitWidths(8, 8), torch.device("cpu"))
+    made.reporter.line = said.append
+    stage = Made(made.build_student())
+    STAGES["calibration"](made, STAGES["synthesis"](made, stage))
+    (line,) = (line for line in said if line.startswith("equalize: the float"))
+    moved = float(line.split(" by ")[1].split("%")[0])
+    assert moved > 0.1
+    images = torch.randn(4, *SHAPE)
+    assert not torch.allclose(made.graph(images), made.traced(images), rtol=1e-3)
 
 
 def test_a_network_without_such_channels_is_left_alone_or_refused():

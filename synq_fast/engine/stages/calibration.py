@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx
 
 from synq_fast.bank.source import ImageSource
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 def calibration(run: Run, made: Made) -> Made:
     """Find the ranges, and measure the model as it is then."""
     recipe = run.recipe.quantization
+    if recipe.equalize != "never":
+        _say_what_equalizing_moves(run, made)
     folds = _folded(run, made) if recipe.fold_norms != "never" else []
     if not recipe.ridge:
         _round(run, made)
@@ -90,6 +93,20 @@ def _take_image_range(student: fx.GraphModule, teacher: Teacher) -> None:
         quantizer = called_module(student, node)
         if isinstance(quantizer, ActivationQuantizer) and node.args[0].op == "placeholder":
             quantizer.take(low.min(), high.max())
+
+
+@torch.no_grad()
+def _say_what_equalizing_moves(run: Run, made: Made) -> None:
+    """Tell how far the float network's logits are from the equalized one's, which ends ReLU6."""
+    with closing(made.source.batches(run.recipe.quantization.calibration_batch_size)) as batches:
+        images, _ = batches(0)
+    before, after = run.traced(images), run.graph(images)
+    moved = (after - before).norm() / before.norm()
+    same = (after.argmax(1) == before.argmax(1)).float().mean()
+    run.reporter.line(
+        f"equalize: the float network's logits move by {moved:.2%}, "
+        f"{same:.0%} of {len(images)} images keep their class"
+    )
 
 
 def _images(run: Run, made: Made) -> Sequence[Tensor]:
