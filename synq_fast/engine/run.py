@@ -33,7 +33,7 @@ from synq_fast.errors import ModelError
 from synq_fast.finetune.data_parallel import batch_mean, part_of_batch
 from synq_fast.finetune.step import Step
 from synq_fast.finetune.training import Training, training_loop
-from synq_fast.graph.equalization import equalizable
+from synq_fast.graph.equalization import equalized_readers
 from synq_fast.graph.norm_folding import foldable_norms, folded_like, has_foldable_norms
 from synq_fast.graph.rotation import is_rotated
 from synq_fast.models import Teacher
@@ -131,9 +131,8 @@ class Run:
         self.graph = rewritten(self.traced, recipe.quantization)
         placement = chosen_placement(recipe.quantization.placement, self.graph, self.leaves)
         rotate = "always" if is_rotated(self.graph) else "never"
-        equalize = recipe.quantization.equalize
-        pairs = [] if equalize == "never" else equalizable(self.traced)
-        equalize = "always" if pairs else "never"
+        readers = equalized_readers(self.graph)
+        equalize = "always" if readers else "never"
         given = recipe.quantization.fold_norms
         fold_norms = given if has_foldable_norms(self.graph) else "never"
         quantization = replace(
@@ -145,8 +144,8 @@ class Run:
         )
         self.recipe = recipe = replace(recipe, quantization=quantization)
         self._say_without_folds(given)
-        if pairs:
-            self.reporter.line(f"equalize: channels before {len(pairs)} depthwise convolutions")
+        if readers:
+            self.reporter.line(f"equalize: channels before {readers} depthwise convolutions")
         self.structure = find_structure(self.graph, example)
         made = "synthesis" in recipe.stages
         # As the user gave it: images do not depend on how it is quantized, and widths share them.
@@ -160,7 +159,7 @@ class Run:
         self.recipe = recipe = with_image_losses(recipe, self.image_teacher, self.teacher)
         student = self.build_student()
         # An equalized network differs where ReLU6 ends, on noise more than on images.
-        as_traced = self.traced if pairs else None
+        as_traced = self.traced if readers else None
         check_forms(self.teacher.module, self.graph, student, self.structure, as_traced)
         self.coverage = coverage_of(student)
         if isinstance(bits, AutoBits):

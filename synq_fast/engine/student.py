@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, fx, nn
 
 from synq_fast.errors import ModelError
-from synq_fast.graph.equalization import equalizable, equalized
+from synq_fast.graph.equalization import equalized, equalized_readers
 from synq_fast.graph.norm_folding import with_foldable_norms
 from synq_fast.graph.rotation import rotated
 from synq_fast.quant import (
@@ -53,12 +53,12 @@ def rewritten(graph: fx.GraphModule, recipe: Quantization) -> fx.GraphModule:
             if recipe.rotate == "always":
                 raise
     if recipe.equalize != "never":
-        if recipe.equalize == "always" and not equalizable(graph):
+        graph = equalized(graph)
+        if recipe.equalize == "always" and not equalized_readers(graph):
             raise ModelError(
                 "no depthwise convolution alone reads a BatchNorm that could be equalized with it; "
                 'set quantization.equalize = "never" or "auto"'
             )
-        graph = equalized(graph)
     if recipe.fold_norms == "never":
         return graph
     return with_foldable_norms(graph, all_of_them=recipe.fold_norms == "always")

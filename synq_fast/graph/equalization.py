@@ -14,6 +14,7 @@ from synq_fast.graph.nodes import called_module, copied, own_modules, parameter_
 DEVIATIONS = 8.0
 """Standard deviations above a BatchNorm's mean in which a channel's values are taken to lie."""
 _SMALLEST = 2.0**-10
+_EQUALIZED = "equalized"
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def equalized(graph_module: fx.GraphModule) -> fx.GraphModule:
     behind it are multiplied with, channel by channel, as cross-layer equalization does (Nagel et
     al., ICCV 2019, section 4.1). Each of these weights has a grid of its own, and each of these
     channels one weight kernel: quantizing the weights costs what it did, and one range serves all
-    channels. The range of a channel is what its BatchNorm says, ``mean + 8 deviations``; no image
-    is needed.
+    channels. The range of a channel is what its BatchNorm says, ``mean + DEVIATIONS * deviation``;
+    no image is needed.
 
     The outputs are those of the network up to rounding behind ReLU. ReLU6 ends each channel where
-    its range does if that is below 6: values of more than eight deviations are cut.
+    its range does if that is below 6: values beyond it are cut.
 
     Args:
         graph_module: a traced float network; stays as it is, and is the result where it has
@@ -91,7 +92,13 @@ def equalized(graph_module: fx.GraphModule) -> fx.GraphModule:
         each = scale.repeat_interleave(reader.out_channels // reader.in_channels)
         reader.weight = parameter_like(reader.weight * each[:, None, None, None], reader.weight)
     result.train(graph_module.training)
+    result.meta[_EQUALIZED] = len(pairs)
     return result
+
+
+def equalized_readers(graph_module: fx.GraphModule) -> int:
+    """How many depthwise convolutions ``equalized`` has changed."""
+    return int(graph_module.meta.get(_EQUALIZED, 0))
 
 
 def channel_scales(deviation: Tensor, mean: Tensor, bound: float | None) -> Tensor:
